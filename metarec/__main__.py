@@ -1,0 +1,7 @@
+"""`python -m metarec`."""
+
+import sys
+
+from metarec.cli import main
+
+sys.exit(main())

@@ -1,0 +1,268 @@
+"""The `metarec` command: take the verb, check everything, hand over to Hydra, run, turn failures into exit codes.
+
+    metarec train residual=off seed=3        one run in OUTPUT_DIR/train/<timestamp>_<random>/
+    metarec train -m residual=off,on         a sweep: each job in a directory of its own below such a one
+    metarec train resume=RUN_DIR             carry on; no configuration is composed
+
+Exit codes: 0 ok; 2 usage or config; 3 data; 4 checkpoint; 5 environment; 6 diverged; 130, 143 signals; 1 is a bug.
+Nothing heavy is imported before a run starts (help, completion and refusals need neither torch nor pandas).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from metarec.config.schema import VERBS
+from metarec.errors import ConfigError, MetarecError, nearest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from omegaconf import DictConfig
+
+    from metarec.config.schema import Config
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def run_verb(verb: str, config: Config, run_dir: Path, resume: bool) -> dict[str, Any]:
+    """Build and run; torch is first imported here. Returns {"run_dir", "headline": {name: value}}."""
+    from metarec.verbs import run_verb as build_and_run
+
+    return build_and_run(verb, config, run_dir, resume)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return guarded(lambda: dispatch(words))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The exit code of `action`; what it raises is told on stderr, with a traceback only where it is a bug."""
+    try:
+        return action()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output (head, less) left; nothing can be told to it any more
+        sys.stderr.close()
+        return 0
+    except MetarecError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug in metarec; please report it with the lines above", file=sys.stderr)
+        return 1
+
+
+def dispatch(words: list[str]) -> int:
+    """One command line to its exit code; raises MetarecError."""
+    from metarec.config import help
+
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help.overview())
+        return 0
+    if "--version" in words:
+        print(f"metarec {installed_version()}")
+        return 0
+    if words[0] in ("-sc", "--shell-completion"):
+        return complete(words)
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        near = nearest(verb, VERBS)
+        hint = f"did you mean `metarec {near}`?" if near else f"the verbs are {', '.join(VERBS)}"
+        raise ConfigError("command line", verb, "not a verb", f"{hint} `metarec --help` shows examples")
+    if "-h" in rest or "--help" in rest:
+        print(help.verb_help(verb))
+        return 0
+    return launch(verb, rest)
+
+
+def launch(verb: str, words: list[str]) -> int:
+    """Check the words after the verb and run what they ask for; raises MetarecError."""
+    from metarec.config.arguments import new_directory, parse
+    from metarec.config.compose import quoted
+    from metarec.config.overrides import check_words
+
+    args = parse(verb, words)
+    if verb == "train" and not args.show and any(word.startswith("resume=") for word in args.overrides):
+        return resume(args.overrides, multirun=args.multirun)
+    checked = check_words(verb, args.overrides, multirun=args.multirun, config_dir=args.config_dir, rules=not args.show)
+    if args.show:
+        hydra_main(verb, [*args.flags, *checked.words])
+        return 0
+    for key, fix in (("run.dir", "use output_dir=DIR"), ("sweep.dir", "use output_dir=DIR"), ("mode", "use -m")):
+        if f"hydra.{key}" in checked.hydra_keys:
+            raise ConfigError(f"hydra.{key}", "set", "is set by metarec itself", fix)
+    key = "hydra.sweep.dir" if args.multirun else "hydra.run.dir"
+    if not checked.jobs:
+        raise ConfigError("command line", "-m", "no job to run", "give at least one value for each key")
+    directory = new_directory(checked.jobs[0].config.output_dir, verb)
+    _ended.clear()
+    try:
+        hydra_main(verb, [*args.flags, *checked.words, f"{key}={quoted(str(directory))}"])
+    except Exception as trouble:
+        from metarec.config.compose import from_hydra, is_composition_trouble
+
+        if is_composition_trouble(trouble):
+            raise from_hydra(trouble, verb) from trouble
+        raise
+    finally:
+        if args.multirun:
+            code = _summarise(directory, [job.overrides for job in checked.jobs])
+        elif not any(directory.iterdir()):
+            directory.rmdir()  # refused before anything was written
+    return code if args.multirun else _ended[-1]
+
+
+def resume(overrides: list[str], *, multirun: bool) -> int:
+    """``metarec train resume=RUN_DIR``, alone; raises MetarecError."""
+    from pathlib import Path
+
+    from metarec.config.compose import config_from_yaml
+
+    word = next(word for word in overrides if word.startswith("resume="))
+    run_dir = Path(word.partition("=")[2].strip("'\"")).expanduser()
+    others = [word for word in overrides if not word.startswith("resume=")] + (["-m"] if multirun else [])
+    if others:
+        what = f"a run carries on with its own options, not with {' '.join(others)}"
+        raise ConfigError("resume", run_dir, what, "give it alone")
+    stored = run_dir / "config.yaml"
+    if not run_dir.is_dir():
+        raise ConfigError("resume", run_dir, "no such run directory", "give OUTPUT_DIR/train/RUN")
+    try:
+        text = stored.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as reason:
+        what = "not readable, so this is no run directory"
+        raise ConfigError(stored, reason, what, "give OUTPUT_DIR/train/RUN") from reason
+    config = config_from_yaml(text, "train")
+    run_verb("train", config, run_dir, True)
+    return 0
+
+
+_ended: list[int] = []  # exit codes of the jobs that ran in this process; Hydra passes no result through
+
+
+def job(composed: DictConfig) -> None:
+    """One run, called by Hydra, here or in a launcher's worker; raises no Exception, for that would end a sweep."""
+    from pathlib import Path
+
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from metarec.config.check import checked
+    from metarec.config.compose import plain
+    from metarec.config.overrides import given_keys
+
+    node = HydraConfig.get()
+    verb, words, run_dir = str(node.job.config_name), list(node.overrides.task), Path(node.runtime.output_dir)
+
+    def action() -> dict[str, Any]:
+        return run_verb(verb, checked(verb, plain(composed), given_keys(words)), run_dir, False)
+
+    if node.mode == RunMode.MULTIRUN:
+        _ended.append(_recorded(int(node.job.num), words, run_dir, action))
+    else:
+        _ended.append(guarded(lambda: 0 if action() is not None else 1))
+
+
+def _recorded(number: int, words: list[str], run_dir: Path, action: Callable[[], dict[str, Any]]) -> int:
+    """Run one job of a sweep and leave its record, whatever happens; only a signal goes on to end the sweep."""
+    from metarec.config.sweep import Record, write_record
+
+    print(f"job {number}: {' '.join(words)}", flush=True)
+    record = Record(number, words, "interrupted", directory=str(run_dir))
+    try:
+        summary = action()
+        record.status, record.headline = "ok", dict(summary.get("headline", {}))
+    except MetarecError as error:
+        record.status, record.exit_code = "failed", error.exit_code
+        record.error = f"error: {'; '.join(str(error).splitlines())}"
+    except KeyboardInterrupt:
+        record.exit_code = INTERRUPTED
+        raise
+    except SystemExit as end:
+        record.exit_code = end.code if isinstance(end.code, int) else 1
+        if record.exit_code in (INTERRUPTED, TERMINATED):
+            raise
+        record.status, record.error = "failed", f"error: the run called sys.exit({end.code})"
+    except Exception as bug:
+        traceback.print_exc()
+        record.status, record.exit_code = "failed", 1
+        record.error = f"error: a bug in metarec: {type(bug).__name__}: {bug}"
+    finally:
+        write_record(run_dir, record)
+    if record.error:
+        print(record.error, file=sys.stderr, flush=True)
+    return record.exit_code
+
+
+def _summarise(directory: Path, planned: Sequence[Sequence[str]]) -> int:
+    """Write and print the summary of a sweep; the exit code of its first failure, or 0."""
+    from metarec.config import sweep
+
+    records = sweep.collect(directory, planned)
+    sweep.write_summary(directory, records)
+    sweep.print_summary(directory, records)
+    return sweep.exit_code(records)
+
+
+def hydra_main(verb: str, words: Sequence[str]) -> None:
+    """`hydra.main` on ``conf/VERB.yaml`` with these words; Hydra's exceptions come through as they are."""
+    import hydra
+
+    from metarec.config.compose import VERSION_BASE
+    from metarec.config.paths import conf_dir
+
+    saved, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["metarec", *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, rather than print several lines and sys.exit(1)
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name=verb, **VERSION_BASE)(job)()
+    finally:
+        sys.argv = saved
+        os.environ.pop("HYDRA_FULL_ERROR") if full is None else os.environ.update(HYDRA_FULL_ERROR=full)
+
+
+def installed_version() -> str:
+    """The version of the installed distribution."""
+    try:
+        return version("metarec")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def complete(words: list[str]) -> int:
+    """``-sc install=bash`` and ``-sc query=bash``, the line being typed in COMP_LINE."""
+    from metarec.config.completion import first_words, split_line
+
+    verb: str | None = "train"
+    if any(word.startswith("query=") for word in words):
+        line = os.environ.get("COMP_LINE", "")
+        verb, without = split_line(line)
+        if verb is None:
+            print(" ".join(first_words(line)))
+            return 0
+        if verb not in VERBS:
+            return 0
+        os.environ["COMP_LINE"] = without
+    hydra_main(str(verb), words)
+    return 0

@@ -1,0 +1,269 @@
+"""The command line's ``key=value`` words, checked as a whole before Hydra runs anything.
+
+Hydra stops at the first word that it cannot use, and several lines long. So the words are parsed by Hydra's own grammar
+here, composed with the group choices alone, the values laid over, and everything wrong is reported at once. What passes
+is handed to Hydra as it stands.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, OverrideType, ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metarec.config.check import check, raise_all
+from metarec.config.compose import Composer, composer, from_hydra, plain, quoted
+from metarec.config.fields import alternatives, explain_unknown, groups, keys
+from metarec.config.paths import conf_dir
+from metarec.config.schema import GROUPS, Config
+from metarec.config.show import choose, show
+from metarec.errors import ConfigError, nearest
+
+SWITCH = {"true": "on", "yes": "on", "on": "on", "false": "off", "no": "off", "off": "off"}
+# Values of these keys may hold spaces, brackets, accents, a second "=": they are quoted for the grammar at need.
+PATHS = {
+    *("dataset.path", "dataset_path", "data_dir", "cache_dir", "output_dir"),
+    *("warm_start", "resume", "ckpt", "users", "export"),
+}
+SWEEPER = "hydra/sweeper"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that the words ask for: its overrides and its checked config."""
+
+    overrides: tuple[str, ...]
+    config: Config
+
+
+@dataclass
+class Checked:
+    """What to hand to Hydra, and the jobs that it will run."""
+
+    words: list[str]
+    jobs: list[Job]
+    hydra_keys: set[str] = field(default_factory=set)  # the hydra.* keys typed
+
+
+def normalise(word: str) -> str:
+    """``residual=yes,False`` as ``residual=on,off``; a path that the grammar cannot read, quoted; others unchanged."""
+    key, equals, value = word.partition("=")
+    if key.lstrip("+") == "residual" and equals:
+        return f"{key}={','.join(SWITCH.get(part.strip().lower(), part) for part in value.split(','))}"
+    if key.lstrip("+") in PATHS and _grammar_refuses(word):
+        return f"{key}={quoted(value)}"
+    return word
+
+
+def _grammar_refuses(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return True
+    return False
+
+
+def given_keys(words: Sequence[str]) -> set[str]:
+    """The keys and groups that override words set."""
+    parser = OverridesParser.create()
+    return {parser.parse_override(word).key_or_group for word in words}
+
+
+def check_words(
+    verb: str, raw: Sequence[str], *, multirun: bool = False, config_dir: Path | None = None, rules: bool = True
+) -> Checked:
+    """Check every word and every job; raises ConfigError with all that is wrong.
+
+    `rules=False`: the config is only shown, so contradictions and missing paths do not matter.
+    """
+    words = [normalise(word) for word in raw]
+    if config_dir is not None:
+        _check_config_dir(config_dir)
+    parsed, errors = _parse(words, verb)
+    typed = [o.value() for o in parsed if o.key_or_group == "hydra.searchpath"]
+    search = [str(path) for paths in typed if isinstance(paths, list) for path in paths]
+    with composer(verb, config_dir, search) as found:
+        found.compose(verb, [])  # reads the search path, which `choices` needs
+        run = _Check(verb, found, multirun, rules)
+        run.errors += errors
+        jobs = run.jobs(parsed)
+    raise_all(run.errors)
+    return Checked(words, jobs, {o.key_or_group for o in parsed if _is_hydra(o)})
+
+
+def _parse(words: Sequence[str], verb: str) -> tuple[list[Override], list[ConfigError]]:
+    parser = OverridesParser.create()
+    parsed: list[Override] = []
+    errors: list[ConfigError] = []
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            errors.append(_no_equals(word, verb))
+            continue
+        try:
+            parsed.append(parser.parse_override(word))
+        except HydraException as trouble:
+            key, _, value = word.partition("=")
+            reason = str(trouble).splitlines()[0]
+            errors.append(ConfigError(key, value, f"not readable ({reason})", f"quote the value: \"{key}='...'\""))
+    return parsed, errors
+
+
+def _no_equals(word: str, verb: str) -> ConfigError:
+    for group in groups(verb):
+        if (conf_dir() / group / f"{word}.yaml").is_file():
+            return ConfigError("command line", word, "not key=value", f"did you mean {group}={word}?")
+    near = nearest(word, [*groups(verb), *keys(verb, {})])
+    fix = f"did you mean {near}=...?" if near else f"see `metarec {verb} --help`"
+    return ConfigError("command line", word, "not key=value", fix)
+
+
+def _check_config_dir(config_dir: Path) -> None:
+    """A file under --config-dir with the name of a shipped one would silently not be read."""
+    if not config_dir.is_dir():
+        raise ConfigError("--config-dir", config_dir, "no such directory", "give one with GROUP/NAME.yaml files")
+    if (config_dir / "hydra").exists():
+        raise ConfigError("--config-dir", config_dir / "hydra", "may not set up Hydra itself", "remove that directory")
+    hidden = [
+        ConfigError(str(path), path.stem, "hidden by metarec's own file of that name", "rename it")
+        for path in sorted(config_dir.rglob("*.yaml"))
+        if (conf_dir() / path.relative_to(config_dir)).is_file() and config_dir.resolve() != conf_dir().resolve()
+    ]
+    raise_all(hidden)
+
+
+def _is_hydra(override: Override) -> bool:
+    return override.key_or_group.split(".")[0].split("/")[0] == "hydra"
+
+
+class _Check:
+    """Checks the parsed words job by job; errors gather in `errors`, each once."""
+
+    def __init__(self, verb: str, found: Composer, multirun: bool, rules: bool) -> None:
+        self.verb, self.found, self.multirun, self.rules = verb, found, multirun, rules
+        self.groups = groups(verb)
+        self.errors: list[ConfigError] = []
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def fail(self, where: str, value: object, what: str, fix: str) -> None:
+        self.errors.append(ConfigError(where, show(value), what, fix))
+
+    def jobs(self, parsed: list[Override]) -> list[Job]:
+        """Every job of the sweep (one without -m)."""
+        lists = []
+        other_sweeper = any(o.key_or_group == SWEEPER for o in parsed)
+        for override in parsed:
+            if not self._form(override):
+                continue
+            if _is_hydra(override) and "/" not in override.key_or_group:
+                continue  # typed by the user, for Hydra alone
+            if other_sweeper and override.is_sweep_override():
+                continue  # only that sweeper knows which values it will draw; each job checks its own
+            lists.append(self._elements(override))
+        found = (self._job([o for o, _ in pairs], [word for _, word in pairs]) for pairs in itertools.product(*lists))
+        return [job for job in found if job is not None]
+
+    def _form(self, o: Override) -> bool:
+        """Whether the word has a form that is allowed at all."""
+        key, text = o.key_or_group, o.get_value_string() if o.value_type is not None else ""
+        before = len(self.errors)
+        if o.is_delete():
+            self.fail(f"~{key}", text, "nothing can be removed", "set the key to the value you want")
+        elif _is_hydra(o):
+            return True
+        elif o.package is not None:
+            self.fail(f"{key}@{o.package}", text, "a group has one place", f"write {key}={text}")
+        elif o.type == OverrideType.ADD and (key in self.groups or self._known(key)):
+            self.fail(f"+{key}", text, "exists already, there is nothing to add", f"write {key}={text}")
+        elif o.value_type == ValueType.INTERVAL_SWEEP:
+            self.fail(key, text, "an interval has no list of values to run", "write 1,2,3 or range(1,4)")
+        elif o.is_sweep_override() and not self.multirun:
+            self.fail(key, text, "several values for one run", f"add -m to run each, or quote it: \"{key}='{text}'\"")
+        elif re.fullmatch(rf"({'|'.join(GROUPS)})\.name", key):
+            group = key.partition(".")[0]
+            self.fail(key, text, "chosen through the group", f"write {group}={text}")
+        return len(self.errors) == before
+
+    def _known(self, key: str) -> bool:
+        """Whether some choice of alternatives has this key."""
+        combined = set(keys(self.verb, {}))
+        for group in GROUPS:
+            for name in alternatives(group):
+                combined |= set(keys(self.verb, {group: name}))
+        return key in combined
+
+    def _elements(self, o: Override) -> list[tuple[Override, str]]:
+        """The word itself, or one word for each value of a sweep."""
+        if not o.is_sweep_override():
+            return [(o, str(o.input_line))]
+        key = o.get_key_element()
+        if o.value_type == ValueType.GLOB_CHOICE_SWEEP:
+            names = self.found.choices(o.key_or_group) if o.key_or_group in self.groups else []
+            texts = cast(Glob, o.value()).filter(names)
+            if not texts:
+                self.fail(key, o.get_value_string(), "matches no alternative", "glob(...) takes names of a group")
+        else:
+            texts = [str(text) for text in o.sweep_string_iterator()]
+        parser = OverridesParser.create()
+        return [(parser.parse_override(f"{key}={text}"), f"{key}={text}") for text in texts]
+
+    def _job(self, overrides: list[Override], words: list[str]) -> Job | None:
+        """Compose with the group choices, lay the values over, check the whole."""
+        before = len(self.errors)
+        pairs = list(zip(overrides, words, strict=True))
+        choices = [w for o, w in pairs if _is_hydra(o) or (o.key_or_group in self.groups and self._choice(o))]
+        try:
+            config = self._compose(tuple(choices))
+        except ConfigError as error:
+            self.errors.append(error)
+            return None
+        nodes = {group: config.get(group) for group in GROUPS}
+        chosen = {group: str(node.get("name")) for group, node in nodes.items() if isinstance(node, DictConfig)}
+        known = keys(self.verb, chosen)
+        for override in overrides:
+            key = override.key_or_group
+            if _is_hydra(override) or key in self.groups:
+                continue
+            if key not in known:
+                self.fail(key, override.value(), *explain_unknown(self.verb, key, chosen))
+                continue
+            self._lay(config, key, override.value())
+        try:
+            values = plain(config)
+        except ConfigError as error:
+            self.errors.append(error)
+            return None
+        given = {o.key_or_group for o in overrides if not _is_hydra(o)}
+        typed, errors = check(self.verb, values, given, rules=self.rules)
+        self.errors += errors
+        return Job(tuple(words), typed) if len(self.errors) == before else None
+
+    def _compose(self, choices: tuple[str, ...]) -> DictConfig:
+        if choices not in self.composed:
+            self.composed[choices] = self.found.compose(self.verb, list(choices))
+        return self.composed[choices].copy()
+
+    def _choice(self, o: Override) -> bool:
+        """Whether the group has the alternative that the word chooses."""
+        group, value = o.key_or_group, o.value()
+        options = self.found.choices(group)
+        if value is None and group == "experiment":
+            return True
+        if isinstance(value, str) and value in options:
+            return True
+        self.fail(group, value, "no such alternative", choose(value, options))
+        return False
+
+    def _lay(self, config: DictConfig, key: str, value: Any) -> None:
+        try:
+            OmegaConf.update(config, key, value, merge=isinstance(value, dict), force_add=True)
+        except OmegaConfBaseException as trouble:
+            self.errors.append(from_hydra(trouble, key))

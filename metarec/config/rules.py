@@ -1,0 +1,279 @@
+"""Combinations that make no sense: a table of rules, each with its reason and its way out.
+
+A rule reads the typed config and the keys given explicitly, and returns (key, what, fix) for what it refuses.
+Two kinds: values that contradict each other, and options that were asked for and would do nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from metarec.config.schema import Config
+from metarec.config.show import show
+from metarec.data.spec import DatasetSpec, WorldSpec
+from metarec.errors import ConfigError
+
+Refusal = tuple[str, str, str]  # key, what, fix
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a rule looks at."""
+
+    verb: str
+    config: Config
+    given: frozenset[str]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value at a dotted key, or `default` where this config has no such key."""
+        node: Any = self.config
+        for name in key.split("."):
+            if not hasattr(node, name):
+                return default
+            node = getattr(node, name)
+        return node
+
+    def asked(self, prefix: str) -> list[str]:
+        """The explicitly given keys at or below `prefix`."""
+        return sorted(key for key in self.given if key == prefix or key.startswith(f"{prefix}."))
+
+    @property
+    def supervised(self) -> bool:
+        return bool(self.get("algorithm.name") == "supervised")
+
+
+# Training
+
+
+def supervised_residual(seen: Seen) -> Iterator[Refusal]:
+    if seen.supervised and seen.get("residual.name") == "on":
+        fix = "drop residual=on, or use algorithm=fomaml"
+        yield "residual", "algorithm=supervised adapts nothing, so there is no residual", fix
+
+
+def random_residual(seen: Seen) -> Iterator[Refusal]:
+    if not seen.supervised and seen.get("warm_start") == "none" and seen.get("residual.name") == "on":
+        yield "warm_start", "a residual would sit on frozen random weights", "add residual=off, or use warm_start=auto"
+
+
+def supervised_from_nothing(seen: Seen) -> Iterator[Refusal]:
+    if seen.supervised and seen.get("warm_start") == "none":
+        yield "warm_start", "algorithm=supervised starts from random weights already", "drop it, or give a PATH"
+
+
+def supervised_outer(seen: Seen) -> Iterator[Refusal]:
+    if seen.supervised:
+        for key in [k for section in ("train", "optimizer", "schedule") for k in seen.asked(section)]:
+            yield key, "does nothing: algorithm=supervised has no outer loop", "drop it, or set pretrain.*"
+
+
+def pretrain_unused(seen: Seen) -> Iterator[Refusal]:
+    start = seen.get("warm_start")
+    if start not in (None, "auto") and not seen.supervised:
+        for key in seen.asked("pretrain"):
+            yield key, f"does nothing: with warm_start={start} nothing is pretrained", "drop it, or use warm_start=auto"
+
+
+def zero_alpha(seen: Seen) -> Iterator[Refusal]:
+    if seen.get("residual.alpha") == 0:
+        yield "residual.alpha", "with alpha 0 no weight can move", "give a value other than 0"
+
+
+def warmup_too_long(seen: Seen) -> Iterator[Refusal]:
+    steps = seen.get("train.steps")
+    if steps is not None and seen.get("schedule.warmup_steps", 0) > steps:
+        fix = f"give at most {steps}, or raise train.steps"
+        yield "schedule.warmup_steps", f"is more than train.steps={steps}", fix
+
+
+def never_validated(seen: Seen) -> Iterator[Refusal]:
+    steps = seen.get("train.steps")
+    if steps is not None and not seen.supervised and seen.get("train.eval_every") > steps:
+        fix = f"add train.eval_every={steps} or less, or raise train.steps"
+        yield "train.eval_every", f"is more than train.steps={steps}, so nothing would be validated", fix
+
+
+def pretrain_never_validated(seen: Seen) -> Iterator[Refusal]:
+    epochs = seen.get("pretrain.epochs")
+    if epochs is not None and seen.get("pretrain.eval_every_epochs") > epochs:
+        fix = f"give at most {epochs}, or raise pretrain.epochs"
+        yield "pretrain.eval_every_epochs", f"is more than pretrain.epochs={epochs}, so nothing would be validated", fix
+
+
+def resume_with_others(seen: Seen) -> Iterator[Refusal]:
+    if seen.get("resume") is not None:
+        others = sorted(seen.given - {"resume"})
+        if others:
+            what = f"a run carries on with its own options, not with {', '.join(others)}"
+            yield "resume", what, "give resume=DIR alone"
+
+
+# Dataset
+
+
+def dataset_path_missing(seen: Seen) -> Iterator[Refusal]:
+    spec: DatasetSpec | None = seen.get("dataset")
+    if spec is not None and spec.source != "synthetic" and spec.path is None:
+        yield "dataset.path", f"dataset={spec.name} needs a file or directory", "add dataset.path=FILE"
+
+
+def dataset_path_unused(seen: Seen) -> Iterator[Refusal]:
+    if seen.get("dataset.source") == "synthetic" and seen.get("dataset.path") is not None:
+        yield "dataset.path", "the embedded world is generated, not read", "add dataset=events, or drop dataset.path"
+
+
+def data_dir_missing(seen: Seen) -> Iterator[Refusal]:
+    spec: DatasetSpec | None = seen.get("dataset")
+    if spec is None or not spec.in_data_dir or spec.path is None or os.path.isabs(spec.path):
+        return
+    if not seen.get("data_dir"):
+        yield "data_dir", f"dataset={spec.name} is read from a data directory", "add data_dir=DIR, or set METAREC_DATA"
+
+
+def world_unused(seen: Seen) -> Iterator[Refusal]:
+    spec: DatasetSpec | None = seen.get("dataset")
+    if spec is not None and spec.source != "synthetic":
+        keys = seen.asked("dataset.world") or (["dataset.world"] if spec.world != WorldSpec() else [])
+        for key in keys:
+            yield key, f"does nothing: dataset={spec.name} is a log", "drop it, or use dataset=synthetic"
+
+
+def world_ranges(seen: Seen) -> Iterator[Refusal]:
+    spec: DatasetSpec | None = seen.get("dataset")
+    if spec is None or spec.source != "synthetic":
+        return
+    for what in ("sessions", "events"):
+        low, high = getattr(spec.world, f"min_{what}"), getattr(spec.world, f"max_{what}")
+        if low > high:
+            yield f"dataset.world.min_{what}", f"is more than dataset.world.max_{what}={high}", "lower it"
+    if spec.world.kind == "transition":
+        for key in seen.asked("dataset.world.n_topics") + seen.asked("dataset.world.concentration"):
+            fix = "drop it, or use dataset.world.kind=preference"
+            yield key, "does nothing: the transition world has no topics", fix
+
+
+def clock_needed(seen: Seen) -> Iterator[Refusal]:
+    spec: DatasetSpec | None = seen.get("dataset")
+    if spec is None:
+        return
+    if spec.source == "synthetic":
+        why = "the embedded world has an order and no clock"
+    elif spec.time_unit == "order":
+        why = "dataset.time_unit=order is an order and no clock"
+    else:
+        return
+    if spec.split.by == "user_time":
+        fix = "use dataset.split.by=user_disjoint or leave_one_out"
+        yield "dataset.split.by", f"needs clock times: {why}", fix
+    if spec.sessions.by == "gap":
+        yield "dataset.sessions.by", f"a gap needs clock times: {why}", "use dataset.sessions.by=user or column"
+
+
+def column_missing(seen: Seen) -> Iterator[Refusal]:
+    spec: DatasetSpec | None = seen.get("dataset")
+    if spec is None or spec.source != "log":
+        return
+    if spec.ties == "order" and spec.columns.order is None:
+        fix = "add dataset.columns.order=NAME, or use dataset.ties=item"
+        yield "dataset.ties", "order needs the column that holds it", fix
+    if spec.sessions.by == "column" and spec.columns.session is None:
+        fix = "add dataset.columns.session=NAME, or use dataset.sessions.by=gap"
+        yield "dataset.sessions.by", "column needs the column that holds the session", fix
+
+
+def split_shape(seen: Seen) -> Iterator[Refusal]:
+    spec: DatasetSpec | None = seen.get("dataset")
+    if spec is None:
+        return
+    total = math.fsum(spec.split.fractions)
+    if abs(total - 1) > 1e-9:
+        fix = "give train, validation and test shares that add up to 1"
+        yield "dataset.split.fractions", f"add up to {total:g}", fix
+    first, second = spec.split.time_quantiles
+    if first >= second:
+        yield "dataset.split.time_quantiles", "the validation period would be empty", "give two rising values"
+
+
+def split_unused(seen: Seen) -> Iterator[Refusal]:
+    by = seen.get("dataset.split.by")
+    if by in ("user_disjoint", "leave_one_out"):
+        for key in seen.asked("dataset.split.time_quantiles"):
+            fix = "drop it, or use dataset.split.by=user_time"
+            yield key, f"does nothing: dataset.split.by={by} has no time cut", fix
+    if by == "leave_one_out":
+        for key in seen.asked("dataset.split.fractions") + seen.asked("dataset.split.seed"):
+            fix = "drop it, or use dataset.split.by=user_disjoint"
+            yield key, "does nothing: leave_one_out divides no users", fix
+
+
+def gap_unused(seen: Seen) -> Iterator[Refusal]:
+    by = seen.get("dataset.sessions.by")
+    if by in ("user", "column"):
+        for key in seen.asked("dataset.sessions.gap_minutes"):
+            yield key, f"does nothing: dataset.sessions.by={by}", "drop it, or use dataset.sessions.by=gap"
+
+
+def delimiter_unused(seen: Seen) -> Iterator[Refusal]:
+    if seen.get("dataset.format") == "parquet":
+        for key in seen.asked("dataset.delimiter"):
+            yield key, "does nothing: a Parquet file has no delimiter", "drop it, or use dataset.format=csv"
+
+
+# Hardware, eval
+
+
+def mps_double(seen: Seen) -> Iterator[Refusal]:
+    if seen.get("hardware.device") == "mps" and seen.get("hardware.precision") == "float64":
+        yield "hardware.precision", "float64 does not exist on mps", "use float32, or hardware=cpu"
+
+
+def checkpoint_missing(seen: Seen) -> Iterator[Refusal]:
+    if seen.verb == "eval" and seen.get("ckpt") is None:
+        yield "ckpt", "nothing to evaluate", "add ckpt=RUN_DIR or ckpt=CHECKPOINT"
+
+
+def step_size_unused(seen: Seen) -> Iterator[Refusal]:
+    if seen.verb == "eval" and seen.get("steps") == 0 and seen.get("lr") is not None:
+        yield "lr", "does nothing: steps=0 adapts nothing", "drop it, or give steps=1 or more"
+
+
+RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
+    supervised_residual,
+    random_residual,
+    supervised_from_nothing,
+    supervised_outer,
+    pretrain_unused,
+    zero_alpha,
+    warmup_too_long,
+    never_validated,
+    pretrain_never_validated,
+    resume_with_others,
+    dataset_path_missing,
+    dataset_path_unused,
+    data_dir_missing,
+    world_unused,
+    world_ranges,
+    clock_needed,
+    column_missing,
+    split_shape,
+    split_unused,
+    gap_unused,
+    delimiter_unused,
+    mps_double,
+    checkpoint_missing,
+    step_size_unused,
+)
+
+
+def contradictions(seen: Seen) -> list[ConfigError]:
+    """What all rules refuse."""
+    return [ConfigError(key, _value(seen, key), what, fix) for rule in RULES for key, what, fix in rule(seen)]
+
+
+def _value(seen: Seen, key: str) -> str:
+    value = seen.get(key)
+    return show(getattr(value, "name", value)) if not isinstance(value, WorldSpec) else value.kind

@@ -1,0 +1,304 @@
+"""What can be configured: one dataclass for every alternative of every group, and one for every verb.
+
+A field holds its default and, beside it, the values allowed (`ranged`). `SCHEMAS` finds the dataclass of a group's
+alternative by the group and the `name` the alternative carries; there is no other way from a string to a class.
+`metarec.data.spec.DatasetSpec` is the schema of the group `dataset`; its ranges stand in `metarec.config.check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from metarec.data.spec import DatasetSpec
+
+MONITORS = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@10", "mrr")
+SEED_MAX = 2**32 - 1  # the largest that every generator in use takes
+
+
+def ranged(
+    default: Any,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    exclusive: Iterable[str] = (),
+    choices: Iterable[Any] | None = None,
+    length: int | None = None,
+    path: bool = False,
+) -> Any:
+    """A field with its allowed values: `min`/`max` (left out themselves where `exclusive` names them), or `choices`.
+
+    For a list the limits hold for every element; it may not be empty, and has `length` elements where one is given.
+    `path` marks a file or directory: never empty, and a leading ~ is the home directory.
+    """
+    limits = {
+        "min": min,
+        "max": max,
+        "exclusive": frozenset(exclusive),
+        "choices": None if choices is None else tuple(choices),
+        "length": length,
+        "path": path or None,
+    }
+    metadata = {key: value for key, value in limits.items() if value is not None}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# model
+
+
+@dataclass
+class Gru4RecConfig:
+    name: str = "gru4rec"
+    embedding_dim: int = ranged(64, min=1)
+    hidden_dim: int = ranged(128, min=1)
+    dropout: float = ranged(0.1, min=0, max=1, exclusive=["max"])
+    max_len: int = ranged(50, min=1)
+
+
+# algorithm
+
+
+@dataclass
+class InnerLoop:
+    lr: float = ranged(0.01, min=0)
+    steps: int = ranged(3, min=0)
+
+
+@dataclass
+class FomamlConfig:
+    name: str = "fomaml"
+    inner: InnerLoop = field(default_factory=InnerLoop)
+
+
+@dataclass
+class SupervisedConfig:
+    name: str = "supervised"
+
+
+# residual
+
+
+@dataclass
+class ResidualOnConfig:
+    name: str = "on"
+    alpha: float = 1.0  # != 0, a rule in metarec.config.rules
+    l2: float = ranged(0.0, min=0)
+    init_scale: float = ranged(0.0, min=0)
+
+
+@dataclass
+class ResidualOffConfig:
+    name: str = "off"
+
+
+# hardware, objective
+
+
+@dataclass
+class HardwareConfig:
+    device: str = ranged("auto", choices=["auto", "cpu", "cuda", "mps"])
+    precision: str = ranged("float32", choices=["float32", "float64"])
+    threads: int = ranged(0, min=0)
+    deterministic: bool = True
+
+
+@dataclass
+class CrossEntropyConfig:
+    name: str = "cross_entropy"
+    label_smoothing: float = ranged(0.0, min=0, max=1, exclusive=["max"])
+
+
+# optimizer (of the outer loop)
+
+
+@dataclass
+class AdamConfig:
+    name: str = "adam"
+    lr: float = ranged(1e-4, min=0, exclusive=["min"])
+    betas: list[float] = ranged([0.9, 0.999], min=0, max=1, exclusive=["max"], length=2)
+    eps: float = ranged(1e-8, min=0, exclusive=["min"])
+    weight_decay: float = ranged(0.0, min=0)
+    clip_norm: float = ranged(10.0, min=0)
+
+
+@dataclass
+class AdamWConfig:
+    name: str = "adamw"
+    lr: float = ranged(1e-4, min=0, exclusive=["min"])
+    betas: list[float] = ranged([0.9, 0.999], min=0, max=1, exclusive=["max"], length=2)
+    eps: float = ranged(1e-8, min=0, exclusive=["min"])
+    weight_decay: float = ranged(0.01, min=0)
+    clip_norm: float = ranged(10.0, min=0)
+
+
+@dataclass
+class SgdConfig:
+    name: str = "sgd"
+    lr: float = ranged(0.1, min=0, exclusive=["min"])
+    momentum: float = ranged(0.0, min=0, max=1, exclusive=["max"])
+    weight_decay: float = ranged(0.0, min=0)
+    clip_norm: float = ranged(10.0, min=0)
+
+
+# schedule (of the outer step size)
+
+
+@dataclass
+class ConstantConfig:
+    name: str = "constant"
+    warmup_steps: int = ranged(0, min=0)
+
+
+@dataclass
+class CosineConfig:
+    name: str = "cosine"
+    warmup_steps: int = ranged(0, min=0)
+    final_factor: float = ranged(0.0, min=0, max=1)
+
+
+@dataclass
+class LinearConfig:
+    name: str = "linear"
+    warmup_steps: int = ranged(0, min=0)
+    final_factor: float = ranged(0.0, min=0, max=1)
+
+
+# evaluation, logger
+
+
+@dataclass
+class ControlGrid:
+    lrs: list[float] = ranged([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], min=0, exclusive=["min"])
+    steps: list[int] = ranged([1, 3, 5, 10, 20], min=1)
+    users: int = ranged(256, min=1)  # of the validation split, evenly spaced
+
+
+@dataclass
+class EvaluationConfig:
+    name: str = "standard"
+    monitor: str = ranged("ndcg@10", choices=MONITORS)
+    bootstrap: int = ranged(2000, min=1)
+    confidence: float = ranged(0.95, min=0, max=1, exclusive=["min", "max"])
+    ties: str = ranged("conservative", choices=["conservative", "first"])
+    task_chunk: int = ranged(128, min=1)
+    test_steps: int | None = ranged(None, min=0)
+    control: ControlGrid = field(default_factory=ControlGrid)
+
+
+@dataclass
+class LoggerConfig:
+    name: str = ranged("auto", choices=["auto", "plain", "quiet"])
+    plots: bool = True
+    every: int = ranged(10, min=1)
+
+
+# plain sections of `metarec train`
+
+
+@dataclass
+class TrainSection:
+    steps: int = ranged(1000, min=1)
+    meta_batch_size: int = ranged(32, min=1)
+    eval_every: int = ranged(100, min=1)
+    checkpoint_every: int = ranged(500, min=1)
+    patience: int = ranged(5, min=0)
+    sampler: str = ranged("user", choices=["user", "window"])
+
+
+@dataclass
+class PretrainSection:
+    epochs: int = ranged(30, min=1)
+    batch_size: int = ranged(128, min=1)
+    lr: float = ranged(1e-3, min=0, exclusive=["min"])
+    weight_decay: float = ranged(0.0, min=0)
+    clip_norm: float = ranged(5.0, min=0)
+    patience: int = ranged(3, min=0)
+    eval_every_epochs: int = ranged(1, min=1)
+
+
+# one dataclass for every verb
+
+
+@dataclass
+class TrainConfig:
+    """`metarec train`."""
+
+    seed: int = ranged(1, min=0, max=SEED_MAX)
+    warm_start: str = ranged("auto", path=True)  # auto | none | PATH
+    data_dir: str | None = ranged(None, path=True)
+    cache_dir: str = ranged("~/.cache/metarec", path=True)
+    output_dir: str = ranged("outputs", path=True)
+    resume: str | None = ranged(None, path=True)
+    dataset: DatasetSpec = field(default_factory=DatasetSpec)
+    model: Gru4RecConfig = field(default_factory=Gru4RecConfig)
+    algorithm: FomamlConfig | SupervisedConfig = field(default_factory=FomamlConfig)
+    residual: ResidualOnConfig | ResidualOffConfig = field(default_factory=ResidualOnConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    objective: CrossEntropyConfig = field(default_factory=CrossEntropyConfig)
+    optimizer: AdamConfig | AdamWConfig | SgdConfig = field(default_factory=AdamConfig)
+    schedule: ConstantConfig | CosineConfig | LinearConfig = field(default_factory=ConstantConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    train: TrainSection = field(default_factory=TrainSection)
+    pretrain: PretrainSection = field(default_factory=PretrainSection)
+
+
+@dataclass
+class EvalConfig:
+    """`metarec eval`: null means "as the run was trained"."""
+
+    ckpt: str | None = ranged(None, path=True)  # required, a rule in metarec.config.rules
+    split: str = ranged("test", choices=["test", "val"])
+    n_support: int | None = ranged(None, min=0)
+    steps: int | None = ranged(None, min=0)
+    lr: float | None = ranged(None, min=0)
+    users: list[str] | str | None = None  # user ids, or a text file with one id a line
+    data_dir: str | None = ranged(None, path=True)
+    cache_dir: str = ranged("~/.cache/metarec", path=True)
+    output_dir: str = ranged("outputs", path=True)
+    dataset_path: str | None = ranged(None, path=True)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass
+class PrepareConfig:
+    """`metarec prepare`."""
+
+    data_dir: str | None = ranged(None, path=True)
+    cache_dir: str = ranged("~/.cache/metarec", path=True)
+    output_dir: str = ranged("outputs", path=True)
+    export: str | None = ranged(None, path=True)
+    dataset: DatasetSpec = field(default_factory=DatasetSpec)
+
+
+Config = TrainConfig | EvalConfig | PrepareConfig
+VERBS: dict[str, type] = {
+    "prepare": PrepareConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+}
+
+# Group and the name its YAML carries -> dataclass. None: one schema for every alternative, whatever it is called.
+SCHEMAS: dict[tuple[str, str | None], type] = {
+    ("dataset", None): DatasetSpec,
+    ("model", "gru4rec"): Gru4RecConfig,
+    ("algorithm", "fomaml"): FomamlConfig,
+    ("algorithm", "supervised"): SupervisedConfig,
+    ("residual", "on"): ResidualOnConfig,
+    ("residual", "off"): ResidualOffConfig,
+    ("hardware", None): HardwareConfig,
+    ("objective", "cross_entropy"): CrossEntropyConfig,
+    ("optimizer", "adam"): AdamConfig,
+    ("optimizer", "adamw"): AdamWConfig,
+    ("optimizer", "sgd"): SgdConfig,
+    ("schedule", "constant"): ConstantConfig,
+    ("schedule", "cosine"): CosineConfig,
+    ("schedule", "linear"): LinearConfig,
+    ("evaluation", "standard"): EvaluationConfig,
+    ("logger", None): LoggerConfig,
+}
+GROUPS = tuple(dict.fromkeys(group for group, _ in SCHEMAS))  # `experiment` has no node of its own

@@ -1,0 +1,161 @@
+"""Every row of an opened log checked in one pass: ids that are there and unambiguous, times that can be read.
+
+Works on the view `log_file` (columns u, i, t, maybe s and o, and row) that `metarec.data.source` leaves in the
+engine. Counts of each fault are aggregates of one query; only when one is not zero is the first row at fault looked
+up and named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from metarec.data import timestamps
+from metarec.errors import DataError
+
+FILE_SHIFT = 40  # row = file number << 40 | row in the file, both from 0
+_BLANKS = "' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13) || chr(160) || chr(0)"
+_EXACT = 2**53  # whole numbers up to here are exact in a double
+
+
+@dataclass(frozen=True)
+class Column:
+    """One mapped column: its role in `log`, the user's name for it, its class, and its place in a CSV file."""
+
+    role: str  # u, i, t, s, o: user, item, time, session, order
+    name: str
+    kind: str  # integer | text | big | float (parquet_check.id_class); for the time parquet_check.time_class
+    key: str  # of the configuration: user, item, time, session, order
+    at: int = -1
+
+    @property
+    def id_sql(self) -> str:
+        """The column as an id: BIGINT where it is of whole numbers, else VARCHAR."""
+        return {"float": f"CAST({self.role} AS BIGINT)", "big": f"CAST({self.role} AS VARCHAR)"}.get(
+            self.kind, self.role
+        )
+
+    @property
+    def order_sql(self) -> str:
+        """The column as the position that breaks ties: BIGINT."""
+        return f"TRY_CAST({self.role} AS BIGINT)"
+
+    def faults(self) -> dict[str, tuple[str, str, str]]:
+        """name -> (SQL predicate of a row at fault, what is wrong, how to mend it)."""
+        c, noun = self.role, {"u": "user id", "i": "item id", "s": "session id", "o": "position"}[self.role]
+        found = {"null": (f"{c} IS NULL", f"the {noun} is missing", "fill it in or remove the row")}
+        if self.role == "o":
+            whole = "contains(o, '.')" if self.kind == "text" else "o <> trunc(o)" if self.kind == "float" else "false"
+            found["null"] = (
+                f"{self.order_sql} IS NULL OR {whole}",
+                "not a whole number",
+                "ties=order needs whole numbers",
+            )
+        elif self.kind == "text":
+            found["empty"] = (f"{c} = ''", f"the {noun} is empty", "fill it in or remove the row")
+            # Kept as it is, "u1 " would be a second user beside "u1"; cut off, two ids that differ on purpose would
+            # become one. Only the owner of the log knows which, so neither is done. NUL too: it vanishes at the end
+            # of a fixed- width string.
+            found["blank"] = (
+                f"{c} <> trim({c}, {_BLANKS})",
+                f"white space or NUL around the {noun}",
+                "trim the column, so that one id is not two",
+            )
+        elif self.kind == "float":
+            found["part"] = (
+                f"NOT coalesce(isfinite({c}) AND {c} = trunc({c}) AND abs({c}) <= {_EXACT}, false)",
+                f"the {noun} is a float and not a whole number below 2^53",
+                "store ids as integers or text (an integer column with gaps becomes float in pandas)",
+            )
+        return found
+
+
+class RowCheck:
+    """The checks over the view `log_file` of ``columns`` read from ``files`` (CSV counts its rows, Parquet per
+    file)."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, files: list[Path], columns: list[Column]) -> None:
+        self.con, self.files = con, files
+        self.by_role = {column.role: column for column in columns}
+        self.ids = [column for column in columns if column.role != "t"]
+
+    def run(self, time_unit: str) -> tuple[int, timestamps.TimePlan]:
+        """(rows, how to read the time); raises DataError naming file, row, column and value of the first row at
+        fault."""
+        time = self.by_role["t"]
+        first = self._one("SELECT t::VARCHAR FROM log_file LIMIT 1")
+        if first is None:
+            raise DataError(self.files[0], "0 rows", "the log has no rows", "give a log with at least one event")
+        how = timestamps.reading(time.kind, first[0])
+        aggregates = {"n": "count(*)"} | timestamps.aggregates(time.kind, how)
+        for column in self.ids:
+            for name, (predicate, _, _) in column.faults().items():
+                aggregates[f"{column.role}_{name}"] = f"count(*) FILTER (WHERE {predicate})"
+            if column.kind == "text" and column.role != "o":
+                aggregates[f"{column.role}_wide"] = (
+                    f"count(*) FILTER (WHERE strlen({column.role}) <> length({column.role}))"
+                )
+        counts = self._aggregate(aggregates)
+        for column in self.ids:
+            for name, (predicate, what, fix) in column.faults().items():
+                if number := counts[f"{column.role}_{name}"]:
+                    raise self._fault(column, predicate, what + _others(number), fix)
+            if counts.get(f"{column.role}_wide"):
+                self._one_form(column)
+        if sizes := timestamps.size_aggregates(time.kind, how, counts):
+            counts |= self._aggregate(sizes)
+        try:
+            return counts["n"], timestamps.decide(time.kind, how, time_unit, counts)
+        except timestamps.TimeFault as fault:
+            if fault.predicate is None:
+                raise DataError(f"{self.files[0]}: column {time.name}", time_unit, fault.what, fault.fix) from None
+            raise self._fault(time, fault.predicate, fault.what, fault.fix) from None
+
+    def _aggregate(self, expressions: dict[str, str]) -> dict[str, Any]:
+        found = self._one("SELECT " + ", ".join(expressions.values()) + " FROM log_file")
+        return dict(zip(expressions, found or (), strict=True))
+
+    def _one(self, sql: str) -> tuple[Any, ...] | None:
+        return self.con.execute(sql).fetchone()
+
+    def _fault(self, column: Column, predicate: str, what: str, fix: str) -> DataError:
+        """The DataError of the first row for which ``predicate`` holds."""
+        c = column.role
+        found = self._one(f"SELECT row, {c}::VARCHAR FROM log_file WHERE {predicate} ORDER BY row LIMIT 1")
+        if found is None:  # the file was written to between two passes
+            return DataError(self.files[0], column.name, what, "do not change the file while it is read")
+        return DataError(f"{self._place(found[0])}: column {column.name}", _shown(found[1]), what, fix)
+
+    def _place(self, row: int) -> str:
+        return f"{self.files[row >> FILE_SHIFT]}: row {(row & ((1 << FILE_SHIFT) - 1)) + 1}"
+
+    def _one_form(self, column: Column) -> None:
+        """Refuse two ids that differ only in how an accent is encoded (NFC, NFD): they print alike and are two
+        users."""
+        c = column.role
+        found = self._one(
+            f"SELECT any_value(row), min({c}) FROM log_file WHERE strlen({c}) <> length({c}) "
+            f"GROUP BY nfc_normalize({c}) HAVING min({c}) <> max({c}) LIMIT 1"
+        )
+        if found is not None:
+            raise DataError(
+                f"{self._place(found[0])}: column {column.name}",
+                _shown(found[1]),
+                "the same id stands in two Unicode forms (NFC and NFD)",
+                "bring the column to one form, such as NFC",
+            )
+
+
+def _others(number: int) -> str:
+    return "" if number == 1 else f" (and in {number - 1:,} more rows)"
+
+
+def _shown(value: str | None) -> str:
+    """A cell as it can be printed: quoted where white space would hide, at most 80 characters."""
+    if value is None:
+        return "null"
+    text = value if value.isprintable() and value == value.strip() and value else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

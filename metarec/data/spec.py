@@ -1,0 +1,88 @@
+"""What a dataset is: the options of the `dataset` group, as plain dataclasses without any library.
+
+They are the schema that the command line checks against, and what `metarec.data.prepare.prepare` takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Columns:
+    """Names of the columns in the user's file; None = the log has no such column."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    session: str | None = None  # a ready-made session id
+    order: str | None = None  # breaks ties in time when ties=order
+
+
+@dataclass
+class Sessions:
+    by: str = "auto"  # auto | gap | user | column; auto: column if mapped, else gap with a clock, else one sequence per user
+    gap_minutes: float = 30.0  # > 0
+    min_events: int = 2  # >= 2: a session of one event has no pair
+    drop_repeats: bool = True  # the same item twice in a row is one event
+
+
+@dataclass
+class Core:
+    """Optional k-core, repeated until nothing changes; 0 = off."""
+
+    min_user_events: int = 0
+    min_item_events: int = 0
+
+
+@dataclass
+class Split:
+    by: str = "auto"  # auto | user_time | user_disjoint | leave_one_out; auto: user_time with a clock, else user_disjoint
+    fractions: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])  # users: train, validation, test
+    time_quantiles: list[float] = field(default_factory=lambda: [0.7, 0.8])  # of all event times: T1, T2 (user_time)
+    seed: int = 20260107  # of numpy.random.RandomState, which shuffles the sorted user ids
+
+
+@dataclass
+class EpisodeShape:
+    n_support: int = 5  # K
+    n_query: int = 10  # Q
+    stride: int = 1  # between the windows of a training user
+
+
+@dataclass
+class WorldSpec:
+    """The embedded world (dataset=synthetic): a log whose Bayes optimum is known exactly."""
+
+    kind: str = "preference"  # preference | transition
+    n_users: int = 6000
+    n_items: int = 200
+    n_types: int = 8
+    n_topics: int = 20  # preference only
+    concentration: float = 0.12  # Dirichlet of a type's topic preference (preference only)
+    min_sessions: int = 8
+    max_sessions: int = 12
+    min_events: int = 2
+    max_events: int = 4
+    noise: float | None = None  # share of popularity noise; None = .1 in preference, .2 in transition
+    seed: int = 7
+
+
+@dataclass
+class DatasetSpec:
+    name: str = "events"
+    source: str = "log"  # log | synthetic | episode_tables
+    path: str | None = None  # file or directory; relative paths of named datasets are looked up in data_dir
+    in_data_dir: bool = False  # True for named datasets: `path` lies in data_dir
+    format: str = "auto"  # auto | csv | parquet
+    delimiter: str = ","  # of a CSV file
+    columns: Columns = field(default_factory=Columns)
+    time_unit: str = "auto"  # auto | s | ms | us | ns | iso | order (a position, no clock)
+    ties: str = "item"  # item | row | order: the total order among events of one user at one time
+    duplicates: str = "error"  # error | drop | keep: rows that repeat (user, time, item)
+    sessions: Sessions = field(default_factory=Sessions)
+    core: Core = field(default_factory=Core)
+    split: Split = field(default_factory=Split)
+    episodes: EpisodeShape = field(default_factory=EpisodeShape)
+    world: WorldSpec = field(default_factory=WorldSpec)  # read when source=synthetic
+    memory_limit: str = "1500MB"  # of the preparation engine; beyond it, it works on disk

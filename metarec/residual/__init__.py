@@ -1,0 +1,1 @@
+"""How a user's weights are composed from a pretrained base and what is meta-learned and adapted."""

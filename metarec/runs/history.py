@@ -1,0 +1,108 @@
+"""history.jsonl: one JSON object a line, in order of steps; a resumed run's file equals the uninterrupted one's.
+
+Every record has ``step`` (int). A training record has ``kind: "train"`` with ``loss`` and whatever else was measured, a
+validation record ``kind: "val"`` with one dict of metrics for each method; ``report.plots`` draws every number in them.
+Keep wall-clock times out: they would make two equal runs differ.
+
+Records reach the file at ``append``, the disk at ``sync``. Save a checkpoint of step s after the last record of step s;
+a resume from it then calls ``truncate_after(s)`` and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from metarec.errors import DataError
+from metarec.runs import atomic
+
+
+class History:
+    """Append-only writer of ``path``; a context manager that syncs when it is left.
+
+    >>> with History(run_dir / "history.jsonl") as history:       # doctest: +SKIP
+    ...     history.append({"step": 1, "kind": "train", "loss": 5.1})
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file: BinaryIO = path.open("ab")
+        except OSError as error:
+            raise atomic.fault(path, error) from error
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record. Raises DivergedError naming the key for NaN or infinity."""
+        if type(record.get("step")) is not int:
+            raise ValueError(f"a record needs an int step: {record!r}")
+        line = atomic.json_bytes(dict(record), self.path.name, indent=None)
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise atomic.fault(self.path, error) from error
+
+    def sync(self) -> None:
+        """Make every record so far durable; to be called just before a checkpoint is saved."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise atomic.fault(self.path, error) from error
+
+    def close(self) -> None:
+        """Sync and close."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Every record of ``path``. Raises DataError naming the line; a torn last line (a kill) counts as not written."""
+    return [record for record, _ in _lines(path)]
+
+
+def truncate_after(path: Path, step: int) -> int:
+    """Keep the records of ``path`` up to and including ``step``, atomically; returns how many were dropped.
+
+    Kept lines keep their bytes. A missing file is left missing.
+    """
+    if not path.exists():
+        return 0
+    lines = _lines(path)
+    kept = b"".join(line for record, line in lines if record["step"] <= step)
+    if kept != path.read_bytes():
+        atomic.write_bytes(path, kept)
+    return sum(record["step"] > step for record, _ in lines)
+
+
+def _lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
+    out = []
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise atomic.fault(path, error) from error
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break  # torn by a kill, so never synced: it belongs to a step after the last checkpoint
+        try:
+            record = json.loads(line)
+            usable = type(record["step"]) is int
+        except (ValueError, TypeError, KeyError):
+            usable = False
+        if not usable:
+            where = f"{path}: line {number}"
+            raise DataError(where, line[:80], "no record of a step", "the file is damaged; start a new run")
+        out.append((record, line))
+    return out

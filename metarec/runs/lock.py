@@ -1,0 +1,57 @@
+"""One writer for a run directory.
+
+The lock is the operating system's (flock), so it ends with its holder, however that ends: after a kill -9 the next
+start works at once. Beside it stands a small file that tells a second starter who holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import filelock
+
+from metarec.errors import EnvironmentFault
+from metarec.runs import atomic
+
+LOCK, HOLDER = ".lock", ".lock_holder.json"
+_PATIENCE = 0.5  # seconds a second starter waits; also gives the holder time to write its name
+
+
+@contextmanager
+def hold(run_dir: Path, *, timeout: float = _PATIENCE) -> Iterator[None]:
+    """Hold the lock of ``run_dir`` (which must exist) inside the ``with`` block.
+
+    Raises EnvironmentFault naming the holder's pid and start time when another process has it for ``timeout`` seconds.
+    """
+    if not run_dir.is_dir():  # the lock would create it, and with it a run that nobody started
+        raise EnvironmentFault(run_dir, "missing", "no run directory to lock", "give the directory of an existing run")
+    lock = filelock.FileLock(run_dir / LOCK, timeout=timeout)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise EnvironmentFault(
+            run_dir, _holder(run_dir), "another process is writing this run", "wait for it to end, or start a new run"
+        ) from error
+    except OSError as error:
+        raise atomic.fault(run_dir / LOCK, error) from error
+    try:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        atomic.write_json(run_dir / HOLDER, {"pid": os.getpid(), "started": started})
+        yield
+    finally:
+        (run_dir / HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(run_dir: Path) -> str:
+    """Words for a message only: whoever the file names may have gone in this instant."""
+    try:
+        found = json.loads((run_dir / HOLDER).read_text(encoding="utf-8"))
+        return f"held by pid {found['pid']} since {found['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "held by a process that has not given its name yet"

@@ -1,0 +1,110 @@
+"""The directory of one run: made by one process only, described at the start, sealed at the end.
+
+config.yaml        the resolved configuration          overrides.json   what was typed
+environment.json   versions, machine, commit           manifest.json    size and SHA-256 of every file, at the end
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from metarec.errors import CheckpointError, EnvironmentFault
+from metarec.runs import atomic
+from metarec.runs.environment import capture
+from metarec.runs.lock import HOLDER, LOCK
+from metarec.runs.manifest import damaged, digest_file, read_sealed, sealed_bytes
+
+MANIFEST, KIND, FORMAT = "manifest.json", "metarec-run", 1
+_UNSEALED_SUFFIX = ".log"  # a log may still be written to after the seal
+
+
+def fresh_name(now: datetime | None = None) -> str:
+    """``<timestamp>_<random>``, such as 2026-01-31_14-05-09_3fa2c1."""
+    return f"{now or datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
+
+
+def create_run_dir(path: Path) -> Path:
+    """Create ``path``, with parents, for this process alone; EnvironmentFault when it exists already."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+        atomic.fsync_directory(path.parent)
+    except FileExistsError as error:
+        raise EnvironmentFault(
+            path,
+            "exists",
+            "a run never shares a directory",
+            "choose another output_dir, or resume that run by resume=RUN",
+        ) from error
+    except OSError as error:
+        raise atomic.fault(path, error) from error
+    return path
+
+
+def fresh_run_dir(output_dir: Path, verb: str) -> Path:
+    """Create ``<output_dir>/<verb>/<timestamp>_<random>/``; two starts never get the same one."""
+    parent = output_dir / verb
+    while True:
+        path = parent / fresh_name()
+        if not os.path.lexists(path):
+            try:
+                return create_run_dir(path)
+            except EnvironmentFault as error:
+                if error.value != "exists":
+                    raise  # a real fault; "exists" is another start that drew the same name in the same second
+
+
+def write_run_card(
+    run_dir: Path, *, config_yaml: str, overrides: Sequence[str], command: Sequence[str] | None = None
+) -> None:
+    """Write config.yaml, overrides.json and environment.json."""
+    atomic.write_text(run_dir / "config.yaml", config_yaml)
+    atomic.write_json(run_dir / "overrides.json", list(overrides))
+    atomic.write_json(run_dir / "environment.json", capture(command))
+
+
+def seal(run_dir: Path) -> Path:
+    """Write manifest.json over every file of the finished run (not the lock, not logs) and return its path."""
+    path = run_dir / MANIFEST
+    try:
+        files = {name: digest_file(run_dir / name) for name in _files(run_dir)}
+    except OSError as error:
+        raise atomic.fault(Path(error.filename or run_dir), error) from error
+    atomic.write_bytes(path, sealed_bytes({"kind": KIND, "format": FORMAT, "files": files}, str(path)))
+    return path
+
+
+def verify(run_dir: Path) -> list[str]:
+    """Compare a sealed run with its manifest; returns the files that it does not list.
+
+    Raises CheckpointError naming the first file that is missing or altered, or the manifest of an unfinished run.
+    """
+    if not (run_dir / MANIFEST).exists():
+        raise CheckpointError(run_dir / MANIFEST, "missing", "the run did not finish", "go on with it by resume=RUN")
+    files = read_sealed(run_dir / MANIFEST, kind=KIND, version=FORMAT).get("files")
+    if not isinstance(files, dict):
+        raise damaged(run_dir / MANIFEST, "it lists no files")
+    present = _files(run_dir)
+    for name, expected in files.items():
+        path = run_dir / name
+        if name not in present:
+            raise damaged(path, "the file is missing")
+        if digest_file(path) != expected:
+            raise damaged(path, "size or SHA-256 is not the one in its manifest")
+    return [name for name in present if name not in files]
+
+
+def _files(run_dir: Path) -> list[str]:
+    """Relative names with "/" of the regular files under ``run_dir`` that a seal covers, sorted."""
+    out = []
+    for path in run_dir.rglob("*"):
+        name = path.relative_to(run_dir).as_posix()
+        if name in (MANIFEST, LOCK, HOLDER) or path.suffix == _UNSEALED_SUFFIX or not path.is_file():
+            continue
+        if not any(atomic.is_temporary(part) for part in path.parts):
+            out.append(name)
+    return sorted(out)

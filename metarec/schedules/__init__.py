@@ -1,0 +1,22 @@
+"""How the outer step size moves over a run: step -> factor, a pure function, so a resumed run needs no state."""
+
+from __future__ import annotations
+
+import math
+
+
+def factor(step: int, *, steps: int, name: str, warmup_steps: int = 0, final_factor: float = 0.0) -> float:
+    """The factor of step 0..steps-1. Warm-up rises linearly; then `constant`, `linear` or `cosine` down to `final_factor`.
+
+    Cosine: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if name == "constant":
+        return 1.0
+    done = (step - warmup_steps) / max(steps - 1 - warmup_steps, 1)
+    if name == "linear":
+        return 1.0 + (final_factor - 1.0) * done
+    if name == "cosine":
+        return final_factor + (1.0 - final_factor) * 0.5 * (1.0 + math.cos(math.pi * done))
+    raise KeyError(name)

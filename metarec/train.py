@@ -1,0 +1,200 @@
+"""The outer loop: step, validate, keep the best, stop early, go on after a kill. Pretraining and meta-training share it.
+
+It is handed a loss that depends on the step number only, so what a run does next follows from its checkpoint alone: a
+resumed run ends with the same bits as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarec.core.weights import Params
+from metarec.errors import CheckpointError, DivergedError
+from metarec.runs import checkpoint
+from metarec.runs.history import History
+from metarec.runs.signals import Stop
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps: int
+    eval_every: int
+    patience: int  # validations without gain until the run stops; 0 = never
+    checkpoint_every: int  # periodic checkpoints that are kept; validations also save one
+    clip_norm: float  # 0 = off
+    monitor: str  # key of what `validate` returns; larger is better
+    log_every: int = 10
+
+
+@dataclass
+class Progress:
+    """Where a run is; with the tensors, all that a checkpoint holds."""
+
+    step: int = 0  # outer steps done
+    best_step: int = -1
+    best_value: float = -math.inf
+    waited: int = 0  # validations since the best
+    stopped: bool = False  # ended by patience
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where checkpoints go, and what stands in each beside the trained parameters."""
+
+    directory: Path
+    fixed_tensors: Mapping[str, Tensor]  # e.g. the frozen base
+    fixed_state: Mapping[str, Any]
+
+    def save(self, params: Params, optimizer: torch.optim.Optimizer, at: Progress, keep: bool) -> None:
+        name = f"step-{at.step:06d}"
+        tensors = {f"phi/{key}": value for key, value in params.items()} | dict(self.fixed_tensors)
+        tensors |= optimizer_tensors(params, optimizer)
+        # null stands for "no validation yet": JSON has no infinity
+        progress = asdict(at) | {"best_value": at.best_value if math.isfinite(at.best_value) else None}
+        checkpoint.save_checkpoint(
+            self.directory, name, tensors, {**self.fixed_state, "progress": progress, "periodic": keep}
+        )
+        if at.best_step == at.step:
+            checkpoint.point(self.directory, "best", name, step=at.step)
+        checkpoint.point(self.directory, "last", name, step=at.step)
+
+    def prune(self, checkpoint_every: int) -> None:
+        """Keep the periodic checkpoints and what a pointer names; validations leave no others behind."""
+        names = [path.name for path in checkpoint.list_checkpoints(self.directory)]
+        periodic = {name for name in names if int(name.rsplit("-", 1)[1]) % checkpoint_every == 0}
+        checkpoint.prune(self.directory, periodic)
+
+
+def optimizer_tensors(params: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors: optimizer/<parameter>/<slot>."""
+    out = {}
+    for name, value in params.items():
+        for slot, held in optimizer.state.get(value, {}).items():
+            if held is not None:
+                out[f"optimizer/{name}/{slot}"] = torch.as_tensor(held)
+    return out
+
+
+def restore(
+    path: Path, params: Params, optimizer: torch.optim.Optimizer | None
+) -> tuple[Progress, dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint into `params` (and the optimizer); returns its progress, all tensors and the state."""
+    tensors, state = checkpoint.load_checkpoint(path)
+    with torch.no_grad():
+        for name, value in params.items():
+            stored = tensors.get(f"phi/{name}")
+            if stored is None or stored.shape != value.shape:
+                got = "missing" if stored is None else list(stored.shape)
+                raise CheckpointError(
+                    path, f"phi/{name} {got}", f"the model has {list(value.shape)} there", "give the model's own options"
+                )
+            value.copy_(stored)
+    if optimizer is not None:
+        for name, value in params.items():
+            prefix = f"optimizer/{name}/"
+            slots = {key[len(prefix) :]: held for key, held in tensors.items() if key.startswith(prefix)}
+            if slots:
+                # the step counter stays on the CPU, as torch keeps it
+                optimizer.state[value] = {k: h if k == "step" else h.to(value.device) for k, h in slots.items()}
+    stored_progress = dict(state["progress"])
+    if stored_progress["best_value"] is None:
+        stored_progress["best_value"] = -math.inf
+    return Progress(**stored_progress), tensors, state
+
+
+def fit(
+    params: Params,
+    loss_at: Callable[[int], Tensor],
+    optimizer: torch.optim.Optimizer,
+    factor: Callable[[int], float],
+    plan: Plan,
+    validate: Callable[[], Mapping[str, float]],
+    *,
+    at: Progress | None = None,
+    store: Store | None = None,
+    history: History | None = None,
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda step, shown: None,
+    stop: Stop | None = None,
+) -> tuple[Progress, Params]:
+    """Train `params` (leaves, moved in place) and return where it ended and the best parameters by validation.
+
+    loss_at(step) is the loss of step 0, 1, ...; factor(step) scales the step size. Validation runs before the first step
+    (the start is a candidate too) and every `eval_every` steps. With a store, every validation is a checkpoint.
+    Raises DivergedError naming the step before a loss or gradient that is not finite reaches a weight.
+    """
+    at = at or Progress()
+    leaves = list(params.values())
+    base_lr = [group["lr"] for group in optimizer.param_groups]
+    best = {name: value.detach().clone() for name, value in params.items()} if store is None else {}
+
+    def validation() -> None:
+        nonlocal best
+        values = validate()
+        value = values[plan.monitor]
+        if value > at.best_value:
+            at.best_value, at.best_step, at.waited = value, at.step, 0
+            if store is None:
+                best = {name: v.detach().clone() for name, v in params.items()}
+        else:
+            at.waited += 1
+        at.stopped = plan.patience > 0 and at.waited >= plan.patience
+        if history is not None:
+            history.append({"step": at.step, "kind": "val", **values})
+        on_step(at.step, {f"val {plan.monitor}": value})
+
+    def save() -> None:
+        if store is not None:
+            if history is not None:
+                history.sync()
+            store.save(params, optimizer, at, keep=at.step % plan.checkpoint_every == 0)
+            store.prune(plan.checkpoint_every)
+
+    if at.step == 0 and at.best_step < 0:
+        validation()
+        save()
+    while at.step < plan.steps and not at.stopped:
+        for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
+            group["lr"] = lr * factor(at.step)
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_at(at.step)
+        _refuse(torch.isfinite(loss.detach()), "loss", float(loss.detach()), at.step)
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in leaves if p.grad is not None])
+        _refuse(torch.isfinite(norm), "gradient", float(norm), at.step)
+        if plan.clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(leaves, plan.clip_norm, norm)
+        optimizer.step()
+        at.step += 1
+        shown = {"loss": float(loss.detach()), "grad_norm": float(norm)}
+        if history is not None and (at.step % plan.log_every == 0 or at.step == plan.steps):
+            history.append({"step": at.step, "kind": "train", **shown, "lr": optimizer.param_groups[0]["lr"]})
+        on_step(at.step, shown)
+        if at.step % plan.eval_every == 0 or at.step == plan.steps:
+            validation()
+            save()
+        elif at.step % plan.checkpoint_every == 0:
+            save()
+        if stop is not None and stop.wanted:
+            save()
+            stop.leave(at.step)
+    for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
+        group["lr"] = lr
+    if store is not None:
+        tensors, _ = checkpoint.load_checkpoint(checkpoint.resolve(store.directory))
+        best = {name: tensors[f"phi/{name}"].to(value.device) for name, value in params.items()}
+    return at, best
+
+
+def _refuse(finite: Tensor, what: str, value: float, step: int) -> None:
+    if not bool(finite):
+        raise DivergedError(
+            f"outer step {step}", value, f"the {what} is not finite; the weights are as before this step",
+            "lower optimizer.lr or algorithm.inner.lr, or set optimizer.clip_norm",
+        )  # fmt: skip

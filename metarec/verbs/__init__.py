@@ -1,0 +1,23 @@
+"""What the verbs do: objects from `build`, plain loops from `train` and `evaluate`, files through `runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metarec.config.schema import Config, EvalConfig, PrepareConfig
+
+
+def run_verb(verb: str, config: Config, run_dir: Path, resume: bool) -> dict[str, Any]:
+    """Run a verb in `run_dir`; returns {"run_dir", "headline": {name: value}}."""
+    if isinstance(config, PrepareConfig):
+        from metarec.verbs.prepare import run_prepare
+
+        return run_prepare(config, run_dir)
+    if isinstance(config, EvalConfig):
+        from metarec.verbs.eval import run_eval
+
+        return run_eval(config, run_dir)
+    from metarec.verbs.train import run_train
+
+    return run_train(config, run_dir, resume)

@@ -1,0 +1,105 @@
+"""`metarec eval`: the figures of a checkpoint again, exactly, or with other support sizes, steps and users."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metarec import build
+from metarec.build import Bench
+from metarec.config.compose import config_from_dict, config_to_yaml
+from metarec.config.schema import EvalConfig, FomamlConfig, TrainConfig
+from metarec.errors import ConfigError, DataError, nearest
+from metarec.evaluate import Control
+from metarec.report.tables import results_table, show
+from metarec.runs import atomic, checkpoint, rundir
+from metarec.runs.lock import hold
+from metarec.verbs import measure as m
+from metarec.verbs.warm_start import check_vocabulary
+
+
+def run_eval(config: EvalConfig, run_dir: Path) -> dict[str, Any]:
+    """Measure a checkpoint in a run directory of its own."""
+    assert config.ckpt is not None  # the configuration check asks for it
+    found = checkpoint.resolve(Path(config.ckpt).expanduser())
+    tensors, state = checkpoint.load_checkpoint(found)
+    trained_as = config_from_dict(state["config"], "train")
+    assert isinstance(trained_as, TrainConfig)
+    on = build.hardware(config.hardware)
+    spec = trained_as.dataset
+    if config.dataset_path is not None:
+        spec.path, spec.in_data_dir = config.dataset_path, False
+    if config.data_dir is None:
+        config.data_dir = trained_as.data_dir
+    prepared = build.data(config, spec, lambda line: print(line, flush=True))
+    bench = build.bench(trained_as, config.evaluation, prepared, on)
+    check_vocabulary(found, state, bench)
+    if config.n_support is not None and config.n_support > prepared.n_support:
+        raise ConfigError(
+            "n_support", config.n_support, f"the stored episodes have {prepared.n_support} support pairs",
+            f"give 0 to {prepared.n_support}, or train with dataset.episodes.n_support={config.n_support}",
+        )  # fmt: skip
+    episodes = bench.episodes(config.split, n_support=config.n_support, rows=_rows(config, bench))
+    meta = isinstance(trained_as.algorithm, FomamlConfig)
+    if not meta and (config.steps is not None or config.lr is not None):
+        raise ConfigError(
+            "steps" if config.steps is not None else "lr", config.steps if config.steps is not None else config.lr,
+            "the checkpoint was trained with algorithm=supervised and has no inner loop", "leave it out",
+        )  # fmt: skip
+    algorithm = build.algorithm(trained_as.algorithm, trained_as.residual) if meta else None
+    trained = m.trained_from(
+        bench, trained_as, tensors, lambda base: build.residual(trained_as.residual, base), algorithm
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with hold(run_dir):
+        rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=sys.argv[2:], command=sys.argv)
+        control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, "auto")
+        steps = trained_as.evaluation.test_steps if config.steps is None else config.steps
+        document, columns = m.measure(
+            bench, trained, control, episodes, config.split, seed=trained_as.seed, lr=config.lr, steps=steps
+        )
+        document = {
+            "model": trained_as.model.name,
+            "dataset": prepared.name,
+            "algorithm": trained_as.algorithm.name,
+            "residual": trained_as.residual.name,
+            "config": asdict(trained_as),
+            **document,
+            "evaluated": {"checkpoint": str(found), **asdict(config)},
+            "seeds": {"run": trained_as.seed, "split": trained_as.dataset.split.seed},
+        }
+        atomic.write_json(run_dir / "metrics.json", document)
+        m.write_per_user(run_dir / "per_user.parquet", columns)
+        rundir.seal(run_dir)
+    show(results_table(document, title=f"{prepared.name}: {found.name} of {found.parent.parent}"))
+    print(f"results in {run_dir}", flush=True)
+    return {"run_dir": str(run_dir), "headline": m.headline(document, config.evaluation.monitor)}
+
+
+def _rows(config: EvalConfig, bench: Bench) -> np.ndarray | None:
+    """The rows of the wanted users; None = all. DataError names the first user that has no episode in the split."""
+    if config.users is None:
+        return None
+    if isinstance(config.users, str):
+        path = Path(config.users).expanduser()
+        try:
+            wanted = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as reason:
+            raise DataError(path, reason, "not a readable list of users", "give a text file with one id a line") from reason
+    else:
+        wanted = list(config.users)
+    ids = bench.prepared.user_ids[bench.prepared.episodes(config.split).user].tolist()
+    row = {user: number for number, user in enumerate(ids)}
+    missing = [user for user in wanted if user not in row]
+    if missing or not wanted:
+        name = missing[0] if missing else "none"
+        near = nearest(name, ids[:10_000])
+        raise DataError(
+            "users", name, f"no episode of this user in the {config.split} split ({len(ids)} users have one)",
+            f"did you mean {near}?" if near else "give ids of that split",
+        )  # fmt: skip
+    return np.array(sorted({row[user] for user in wanted}), dtype=np.int64)

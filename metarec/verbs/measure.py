@@ -1,0 +1,185 @@
+"""The final measurement that `train` ends with and `eval` repeats: all methods, one table, one document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from metarec.algorithms.fomaml import FOMAML
+from metarec.build import Bench
+from metarec.config.schema import TrainConfig
+from metarec.core.batch import EpisodeBatch
+from metarec.core.weights import Params, Weights
+from metarec.data.bayes import bayes_scores
+from metarec.data.synthetic import World
+from metarec.evaluate import Control, Episodes, Method, ranks, records, tune_control
+from metarec.metrics.ranking import coverage, popularity_percentile
+from metarec.metrics.ranks import rank_of_target
+from metarec.metrics.summary import DIFFERENCES, per_user, summarise
+from metarec.report.progress import progress
+from metarec.residual.full import FullResidual
+from metarec.residual.off import NoResidual
+from metarec.runs import atomic
+
+# what is compared with what; `pretrained` is the warm start without adaptation
+COMPARED = {**DIFFERENCES, "gain_over_pretrained": ("fewshot", "pretrained"),
+            "control_over_pretrained": ("control", "pretrained")}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds: base weights, and what was meta-learned over them (None: supervised training only)."""
+
+    base: Params
+    phi: Params | None
+    residual: NoResidual | FullResidual
+    algorithm: FOMAML | None
+
+
+def adapted(bench: Bench, trained: Trained, *, lr: float | None = None, steps: int | None = None) -> Method:
+    """Few-shot: the meta-learned start, adapted on the support as in training unless told otherwise."""
+    tasks = bench.tasks(trained.residual)
+    algorithm, phi = trained.algorithm, trained.phi
+    assert algorithm is not None and phi is not None
+
+    def weights(batch: EpisodeBatch) -> Weights:
+        return algorithm.adapt(phi, tasks.loss(batch.support), batch.n_tasks, lr=lr, steps=steps)
+
+    return weights
+
+
+def fine_tuned(bench: Bench, base: Params, lr: float, steps: int) -> Method:
+    """The control: the same inner loop from the base weights, nothing meta-learned."""
+    tasks, plain = bench.tasks(), FOMAML(lr, steps)
+    return lambda batch: plain.adapt(base, tasks.loss(batch.support), batch.n_tasks)
+
+
+def control_of(bench: Bench, base: Params, mode: str) -> Control:
+    """Tune the control on the validation episodes (a fixed, evenly spaced subset of at most `control.users`)."""
+    grid = bench.evaluation.control
+    every = bench.episodes("val")
+    rows = every.rows
+    if len(rows) > grid.users:
+        rows = np.linspace(0, len(rows) - 1, grid.users).astype(np.int64)
+    with progress(len(set(grid.lrs)), "tune control", mode) as bar:
+        return tune_control(
+            bench.tasks(), base, bench.episodes("val", rows=rows), grid.lrs, grid.steps,
+            bench.evaluation.monitor, bench.evaluation.ties, lambda lr: bar.advance(1, lr=lr),
+        )  # fmt: skip
+
+
+def measure(
+    bench: Bench, trained: Trained, control: Control, episodes: Episodes, split: str, *, seed: int,
+    lr: float | None = None, steps: int | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """The document of metrics.json (without run, config and times) and the columns of per_user.parquet."""
+    plain = bench.tasks()
+    methods: dict[str, tuple[Any, Method]] = {"pretrained": (plain, _fixed(trained.base))}
+    methods["control"] = (plain, fine_tuned(bench, trained.base, control.lr, control.steps))
+    if trained.algorithm is not None and trained.phi is not None:
+        over = bench.tasks(trained.residual)
+        methods["zeroshot"] = (over, _fixed(trained.phi))
+        methods["fewshot"] = (over, adapted(bench, trained, lr=lr, steps=steps))
+    else:  # plain supervised training: its zero-shot is the pretrained model itself
+        methods = {"zeroshot": methods["pretrained"], "control": methods["control"]}
+    found, tops = {}, {}
+    for name, (tasks, method) in methods.items():
+        found[name], tops[name] = ranks(tasks, episodes, method, bench.evaluation.ties)
+    found |= _bayes(bench, episodes, split)
+    rows = records(bench.batcher, episodes, found, bench.prepared.n_items)
+    document = summarise(
+        rows, n_resamples=bench.evaluation.bootstrap, confidence=bench.evaluation.confidence, seed=seed,
+        differences=COMPARED,
+    )  # fmt: skip
+    popularity = _popularity(bench)
+    document["beyond"] = {
+        name: {
+            "coverage@10": coverage(top.reshape(-1, top.shape[-1]), bench.prepared.n_items),
+            "popularity_percentile@10": popularity_percentile(top.reshape(-1, top.shape[-1]), popularity),
+        }
+        for name, top in tops.items()
+    }
+    document["control"] = {k: v for k, v in asdict(control).items() if k != "tried"}
+    document["control_grid"] = control.tried
+    document["protocol"] = {
+        "split": split,
+        "split_by": bench.prepared.split_by,
+        "leaky": bench.prepared.leaky,
+        "split_note": bench.prepared.split_note,
+        "n_support": episodes.n_support,
+        "n_query": episodes.ranges.n_query,
+        "ties": bench.evaluation.ties,
+        "episodes_sha256": episodes.ranges.sha256,
+        "max_len": bench.batcher.max_len,
+    }
+    columns = per_user(rows)
+    columns = {"user_id": bench.prepared.user_ids[columns.pop("user")], **columns}
+    return document, columns
+
+
+def headline(document: dict[str, Any], monitor: str) -> dict[str, float]:
+    """What a sweep's table shows of a run."""
+    return {name: row[monitor] for name, row in document["metrics"].items() if not name.startswith("bayes")}
+
+
+def write_per_user(path: Path, columns: dict[str, Any]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    atomic.write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def _fixed(params: Params) -> Callable[[EpisodeBatch], Weights]:
+    return lambda batch: params
+
+
+def _bayes(bench: Bench, episodes: Episodes, split: str) -> dict[str, np.ndarray]:
+    """Ranks under the exact optimum, where the law of the data is known (dataset=synthetic)."""
+    path = bench.prepared.root / "world.npz"
+    if not path.exists():
+        return {}
+    world = World.load(path)
+    _, query = episodes.pairs()
+    target = torch.from_numpy(np.asarray(bench.prepared.item[bench.prepared.pair_event[query]], dtype=np.int64))
+    out = {}
+    for mode in ("zeroshot", "fewshot"):
+        scores = bayes_scores(world, bench.prepared, split, episodes.rows, mode, episodes.n_support)
+        out[f"bayes_{mode}"] = rank_of_target(torch.from_numpy(scores), target, bench.evaluation.ties).numpy()
+    return out
+
+
+def _popularity(bench: Bench) -> np.ndarray:
+    """Training events of every item, int64 [V]."""
+    from metarec.data.store import train_sessions
+
+    begin, end = train_sessions(bench.prepared)
+    edge = np.zeros(len(bench.prepared.item) + 1, dtype=np.int64)
+    np.add.at(edge, np.asarray(begin), 1)
+    np.add.at(edge, np.asarray(end), -1)
+    items = np.asarray(bench.prepared.item)[np.cumsum(edge[:-1]) > 0]
+    return np.bincount(items, minlength=bench.prepared.n_items + 1)[1:]
+
+
+def trained_from(
+    bench: Bench, config: TrainConfig, tensors: Params, over: Callable[[Params], NoResidual | FullResidual],
+    algorithm: FOMAML | None,
+) -> Trained:  # fmt: skip
+    """The tensors of a checkpoint as weights on the device."""
+
+    def part(prefix: str) -> Params:
+        return {
+            name[len(prefix) :]: value.to(bench.hardware.device, bench.hardware.dtype)
+            for name, value in tensors.items()
+            if name.startswith(prefix)
+        }
+
+    phi, base = part("phi/"), part("base/")
+    if algorithm is None:
+        return Trained(phi, None, over(phi), None)
+    return Trained(base, phi, over(base), algorithm)

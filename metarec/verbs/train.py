@@ -1,0 +1,224 @@
+"""`metarec train`: prepare, warm-start, tune the control, meta-train, measure once on the test split, write it all down."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from metarec import build
+from metarec.build import Bench
+from metarec.config.compose import config_to_yaml
+from metarec.config.schema import FomamlConfig, SupervisedConfig, TrainConfig
+from metarec.core.seeding import generator
+from metarec.data.episodes import sample
+from metarec.errors import CheckpointError, ConfigError
+from metarec.evaluate import Control, monitored, ranks
+from metarec.report.plots import plot_curves
+from metarec.report.progress import progress
+from metarec.report.tables import funnel_table, results_table, show
+from metarec.runs import atomic, checkpoint, rundir
+from metarec.runs.history import History, read_history, truncate_after
+from metarec.runs.lock import hold
+from metarec.runs.signals import Stop, stop_on_signals
+from metarec.train import Plan, Progress, Store, fit, restore
+from metarec.verbs import measure as m
+from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
+
+
+def run_train(config: TrainConfig, run_dir: Path, resume: bool) -> dict[str, Any]:
+    """One run in `run_dir`. Raises MetarecError; whatever was saved before stays."""
+    if not resume:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    with hold(run_dir), stop_on_signals() as stop:
+        if resume and (run_dir / "metrics.json").exists() and (run_dir / "manifest.json").exists():
+            raise ConfigError("resume", run_dir, "the run is finished", "start a new one, or metarec eval ckpt=RUN")
+        if not resume:
+            command = sys.argv
+            rundir.write_run_card(
+                run_dir, config_yaml=config_to_yaml(config), overrides=command[2:], command=command
+            )
+        return _run(config, run_dir, resume, stop)
+
+
+def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[str, Any]:
+    began = time.time()
+    quiet = config.logger.name == "quiet"
+    say = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
+    on = build.hardware(config.hardware)
+    prepared = build.data(config, config.dataset, say)
+    if not quiet:
+        show(funnel_table(prepared.funnel, prepared.counts, title=f"{prepared.name}: {prepared.split_note}"))
+    atomic.write_json(run_dir / "funnel.json", {"steps": prepared.funnel, "counts": prepared.counts})
+    bench = build.bench(config, config.evaluation, prepared, on)
+    say(f"run directory {run_dir}; {on.line}")
+
+    found = _resumed(run_dir, bench, say) if resume else None
+    if isinstance(config.algorithm, SupervisedConfig):
+        at = _supervised(config, bench, run_dir, found, stop)
+    else:
+        at = _meta_train(config, config.algorithm, bench, run_dir, found, stop, say)
+    trained_seconds = time.time() - began
+
+    best = checkpoint.resolve(run_dir)
+    tensors, state = checkpoint.load_checkpoint(best)
+    trained = m.trained_from(bench, config, tensors, lambda base: build.residual(config.residual, base), _algorithm(config))
+    control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.name)
+    document, columns = m.measure(
+        bench, trained, control, bench.episodes("test"), "test", seed=config.seed,
+        steps=config.evaluation.test_steps,
+    )  # fmt: skip
+    document = {
+        "model": config.model.name,
+        "dataset": prepared.name,
+        "algorithm": config.algorithm.name,
+        "residual": config.residual.name,
+        "config": asdict(config),
+        **document,
+        "seeds": {"run": config.seed, "split": config.dataset.split.seed},
+        "training": {
+            "best_step": at.best_step, "steps": at.step, "stopped_early": at.stopped,
+            f"val_{config.evaluation.monitor}": at.best_value, "warm_start": state["warm_start"],
+        },
+        "checkpoint": best.relative_to(run_dir).as_posix(),
+        "seconds": {"until_trained": round(trained_seconds, 1), "total": round(time.time() - began, 1)},
+    }  # fmt: skip
+    atomic.write_json(run_dir / "metrics.json", document)
+    m.write_per_user(run_dir / "per_user.parquet", columns)
+    if config.logger.plots:
+        drawn = plot_curves(
+            read_history(run_dir / "history.jsonl"), run_dir, metric=config.evaluation.monitor,
+            title=f"{prepared.name}, {config.algorithm.name}, residual {config.residual.name}", best_step=at.best_step,
+        )  # fmt: skip
+        if isinstance(drawn, str):
+            say(drawn)
+    rundir.seal(run_dir)
+    if not quiet:
+        title = f"{prepared.name}: {config.model.name}, {config.algorithm.name}, residual {config.residual.name}"
+        show(results_table(document, title=title))
+        say(f"best validation at step {at.best_step} of {at.step}; {document['seconds']['total']} s; results in {run_dir}")
+    return {"run_dir": str(run_dir), "headline": m.headline(document, config.evaluation.monitor)}
+
+
+def _resumed(run_dir: Path, bench: Bench, say: Any) -> Path | None:
+    """The newest checkpoint that verifies, with history and pointers put back to it; None = start over."""
+    directory = run_dir / "checkpoints"
+    atomic.clean_leftovers(run_dir)
+    if directory.exists():
+        atomic.clean_leftovers(directory)
+    found, skipped = checkpoint.latest_good(directory)
+    for line in skipped:
+        say(line)
+    if found is None:
+        say("no checkpoint yet: the run starts from the beginning")
+        (run_dir / "history.jsonl").unlink(missing_ok=True)
+        return None
+    _, state = checkpoint.load_checkpoint(found)
+    check_vocabulary(found, state, bench)
+    progress_state = state["progress"]
+    name = f"step-{progress_state['best_step']:06d}"
+    if not (directory / name).exists():
+        raise CheckpointError(
+            directory / name, "missing", "the best checkpoint so far is gone", "start the run anew"
+        )
+    for later in checkpoint.list_checkpoints(directory):  # damaged, or of steps that will be done again
+        if int(later.name.rsplit("-", 1)[1]) > progress_state["step"]:
+            checkpoint.discard(later)
+    checkpoint.point(directory, "best", name, step=progress_state["best_step"])
+    checkpoint.point(directory, "last", found.name, step=progress_state["step"])
+    if (run_dir / "history.jsonl").exists():
+        truncate_after(run_dir / "history.jsonl", progress_state["step"])
+    say(f"going on from {found.name}")
+    return found
+
+
+def _algorithm(config: TrainConfig) -> Any:
+    return build.algorithm(config.algorithm, config.residual) if isinstance(config.algorithm, FomamlConfig) else None
+
+
+def _fixed_state(config: TrainConfig, bench: Bench, control: Control | None, source: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "config": asdict(config),
+        "vocabulary_sha256": bench.prepared.vocabulary_sha256,
+        "n_items": bench.prepared.n_items,
+        "data_fingerprint": bench.prepared.fingerprint,
+        "episodes_sha256": {split: bench.prepared.episodes(split).sha256 for split in ("train", "val", "test")},
+        "control": asdict(control) if control else None,
+        "warm_start": source,
+    }
+
+
+def _supervised(config: TrainConfig, bench: Bench, run_dir: Path, found: Path | None, stop: Stop) -> Progress:
+    if config.warm_start == "auto":
+        start, source = bench.model.init(generator(config.seed, "init"), bench.hardware.dtype), {"kind": "none"}
+    else:
+        warm = warm_start(config, bench, run_dir, stop)
+        start, source = warm.params, warm.source
+    store = Store(run_dir / "checkpoints", {}, _fixed_state(config, bench, None, source))
+    with History(run_dir / "history.jsonl") as history:
+        return pretrain(config, bench, start, history, stop=stop, store=store, resume_from=found)[1]
+
+
+def _meta_train(
+    config: TrainConfig, options: FomamlConfig, bench: Bench, run_dir: Path, found: Path | None, stop: Stop, say: Any
+) -> Progress:
+    if found:
+        tensors, state = checkpoint.load_checkpoint(found)
+        on = bench.hardware
+        base = {n[len("base/") :]: v.to(on.device, on.dtype) for n, v in tensors.items() if n.startswith("base/")}
+        control, source = Control(**state["control"]), state["warm_start"]
+    else:
+        warm = warm_start(config, bench, run_dir, stop)
+        base, source = warm.params, warm.source
+        control = m.control_of(bench, base, config.logger.name)
+        say(f"fine-tune control: step size {control.lr:g}, {control.steps} steps "
+            f"(validation {config.evaluation.monitor} {control.value:.4f})")  # fmt: skip
+    over = build.residual(config.residual, base)
+    algorithm = build.algorithm(options, config.residual)
+    tasks = bench.tasks(over)
+    phi = build.trainable(over.init(generator(config.seed, "residual")))
+    optimizer = build.optimizer(config.optimizer, phi)
+    at = restore(found, phi, optimizer)[0] if found else None
+
+    training, validation = bench.prepared.episodes("train"), bench.episodes("val")
+    section, ties = config.train, config.evaluation.ties
+
+    def loss_at(step: int) -> Any:
+        first, row = sample(
+            training, seed=config.seed, step=step, n_tasks=section.meta_batch_size, sampler=section.sampler
+        )
+        batch = bench.batcher.episodes(
+            training.user[row], first, training.n_support, training.n_query
+        ).to(bench.hardware.device)
+        losses = algorithm.meta_losses(phi, tasks.loss(batch.support), tasks.loss(batch.query), batch.n_tasks)
+        return losses.mean()
+
+    def validate() -> dict[str, float]:
+        trained = m.Trained(base, {k: v.detach() for k, v in phi.items()}, over, algorithm)
+        method = m.adapted(bench, trained, steps=config.evaluation.test_steps)
+        return monitored(ranks(tasks, validation, method, ties)[0], bench.prepared.n_items)
+
+    plan = Plan(
+        section.steps, section.eval_every, section.patience, section.checkpoint_every,
+        config.optimizer.clip_norm, config.evaluation.monitor, config.logger.every,
+    )  # fmt: skip
+    # a frozen base stands in every checkpoint: it is what the control and the residual start from
+    fixed = {f"base/{name}": value for name, value in base.items()}
+    store = Store(run_dir / "checkpoints", fixed, _fixed_state(config, bench, control, source))
+    with (
+        History(run_dir / "history.jsonl") as history,
+        progress(plan.steps, "meta-train", config.logger.name, done=at.step if at else 0) as bar,
+    ):
+
+        def on_step(step: int, shown: Any) -> None:
+            if "loss" in shown:
+                bar.advance(1, loss=shown["loss"])
+            else:
+                bar.note(f"meta-train step {step}/{plan.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+
+        return fit(
+            phi, loss_at, optimizer, build.schedule(config.schedule, section.steps), plan, validate,
+            at=at, store=store, history=history, on_step=on_step, stop=stop,
+        )[0]  # fmt: skip

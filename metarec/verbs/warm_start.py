@@ -1,0 +1,156 @@
+"""Where the base weights come from: pretrained once and cached, a checkpoint, a legacy file, or random."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from metarec import build
+from metarec.build import Bench
+from metarec.config.schema import TrainConfig
+from metarec.core.seeding import generator
+from metarec.core.weights import Params
+from metarec.errors import CheckpointError
+from metarec.evaluate import pair_metrics
+from metarec.models.convert import from_state_dict
+from metarec.pretrain import loss_of_step, training_sessions, validation_pairs
+from metarec.report.progress import progress
+from metarec.runs import atomic, checkpoint
+from metarec.runs.environment import metarec_version
+from metarec.runs.history import History
+from metarec.runs.legacy import read_legacy
+from metarec.runs.signals import Stop
+from metarec.train import Plan, Progress, Store, fit, restore
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    params: Params
+    source: dict[str, Any]  # for the run card and metrics.json
+
+
+def warm_start(config: TrainConfig, bench: Bench, run_dir: Path, stop: Stop) -> WarmStart:
+    """The base weights as `warm_start` says: auto (pretrain once, cache), none (random) or a path."""
+    fresh = bench.model.init(generator(config.seed, "init"), bench.hardware.dtype)
+    if config.warm_start == "none":
+        return WarmStart(_to(fresh, bench), {"kind": "none"})
+    if config.warm_start != "auto":
+        path = Path(config.warm_start).expanduser()
+        return WarmStart(_to(_from_path(path, bench), bench), {"kind": "path", "path": str(path)})
+    key = cache_key(config, bench)
+    directory = build.cache_dir(config) / "pretrained"
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = run_dir / "pretrain_history.jsonl"
+    with filelock.FileLock(directory / f"{key}.lock"):  # the runs of a sweep pretrain once
+        cached = directory / key
+        if cached.exists():
+            try:
+                tensors, state = checkpoint.load_checkpoint(cached)
+            except CheckpointError as error:
+                print(f"pretrained weights in the cache are damaged and made again: {error}", flush=True)
+            else:
+                atomic.write_text(lines, state["history"])
+                print(f"warm start: pretrained weights from the cache ({key[:12]})", flush=True)
+                return WarmStart(_to(tensors, bench), {"kind": "auto", "key": key, **state["summary"]})
+        lines.unlink(missing_ok=True)
+        with History(lines) as history:
+            best, at = pretrain(config, bench, fresh, history, stop=stop)
+        summary = {"best_step": at.best_step, "steps": at.step, f"val_{config.evaluation.monitor}": at.best_value}
+        cpu = {name: value.detach().cpu() for name, value in best.items()}
+        stored = {"summary": summary, "history": lines.read_text(encoding="utf-8")}
+        checkpoint.save_checkpoint(directory, key, cpu, stored)
+    return WarmStart(best, {"kind": "auto", "key": key, **summary})
+
+
+def cache_key(config: TrainConfig, bench: Bench) -> str:
+    """Everything that pretraining depends on."""
+    parts = {
+        "data": bench.prepared.fingerprint,
+        "model": asdict(config.model),
+        "objective": asdict(config.objective),
+        "pretrain": asdict(config.pretrain),
+        "monitor": [config.evaluation.monitor, config.evaluation.ties],
+        "seed": config.seed,
+        "hardware": [str(bench.hardware.device), str(bench.hardware.dtype), torch.get_num_threads()],
+        "versions": [metarec_version(), torch.__version__],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def pretrain(
+    config: TrainConfig, bench: Bench, start: Params, history: History | None, *, stop: Stop, store: Store | None = None,
+    resume_from: Path | None = None,
+) -> tuple[Params, Progress]:  # fmt: skip
+    """Train on the sessions of the training users, the best weights by validation."""
+    options = config.pretrain
+    params = build.trainable(_to(start, bench))
+    sessions = training_sessions(bench.prepared, options.batch_size, config.seed)
+    per_epoch = sessions.steps_per_epoch
+    plan = Plan(
+        steps=options.epochs * per_epoch,
+        eval_every=options.eval_every_epochs * per_epoch,
+        patience=options.patience,
+        checkpoint_every=max(config.train.checkpoint_every, per_epoch),
+        clip_norm=options.clip_norm,
+        monitor=config.evaluation.monitor,
+        log_every=config.logger.every,
+    )
+    optimizer = torch.optim.Adam(params.values(), lr=options.lr, weight_decay=options.weight_decay)
+    tasks, device, ties = bench.tasks(), bench.hardware.device, config.evaluation.ties
+    pairs = validation_pairs(bench.prepared)
+    at = restore(resume_from, params, optimizer)[0] if resume_from else None
+    with progress(plan.steps, "pretrain", config.logger.name, done=at.step if at else 0) as bar:
+
+        def on_step(step: int, shown: Any) -> None:
+            if "loss" in shown:
+                bar.advance(1, loss=shown["loss"])
+            else:
+                bar.note(f"pretrain step {step}/{plan.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+
+        at, best = fit(
+            params, loss_of_step(tasks, bench.batcher, sessions, params, device), optimizer, lambda step: 1.0, plan,
+            lambda: pair_metrics(tasks, bench.batcher, pairs, params, ties, device),
+            at=at, store=store, history=history, on_step=on_step, stop=stop,
+        )  # fmt: skip
+    return best, at
+
+
+def _from_path(path: Path, bench: Bench) -> Params:
+    """A metarec run or checkpoint (its weights without adaptation), or a legacy file."""
+    shapes = bench.model.shapes()
+    if path.is_file() and path.suffix in (".pth", ".pt"):
+        return from_state_dict(read_legacy(path), shapes, path, bench.hardware.dtype)
+    found = checkpoint.resolve(path)
+    tensors, state = checkpoint.load_checkpoint(found)
+    check_vocabulary(found, state, bench)
+    return from_state_dict(theta(tensors, state), shapes, found, bench.hardware.dtype)
+
+
+def theta(tensors: Params, state: dict[str, Any]) -> Params:
+    """The model's weights of a run's checkpoint without adaptation: phi, or base + alpha * phi."""
+    phi = {name[len("phi/") :]: value for name, value in tensors.items() if name.startswith("phi/")}
+    residual = state["config"]["residual"]
+    if residual["name"] == "off":
+        return phi
+    return {name: torch.add(tensors[f"base/{name}"], value, alpha=residual["alpha"]) for name, value in phi.items()}
+
+
+def check_vocabulary(path: Path, state: dict[str, Any], bench: Bench) -> None:
+    """CheckpointError unless the checkpoint was trained on this very vocabulary."""
+    stored = state.get("vocabulary_sha256")
+    if stored != bench.prepared.vocabulary_sha256:
+        raise CheckpointError(
+            path, f"vocabulary {str(stored)[:12]} of {state.get('n_items')} items",
+            f"the dataset has vocabulary {bench.prepared.vocabulary_sha256[:12]} of {bench.prepared.n_items} items",
+            "use the dataset, split and seed that it was trained with, or train anew",
+        )  # fmt: skip
+
+
+def _to(params: Params, bench: Bench) -> Params:
+    return {name: value.to(bench.hardware.device, bench.hardware.dtype) for name, value in params.items()}

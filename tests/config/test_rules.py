@@ -1,0 +1,169 @@
+"""Each rule refuses what it is for and nothing of the neighbouring, sensible command."""
+
+from __future__ import annotations
+
+import pytest
+
+from metarec.config import rules
+from metarec.config.overrides import check_words
+from metarec.errors import ConfigError
+
+EVENTS = "dataset=events dataset.path=x.csv"
+# rule, command line that it refuses, key and words of the line, a sensible command line nearby
+CASES = [
+    (
+        "supervised_residual",
+        "algorithm=supervised residual=on",
+        "residual: on: algorithm=supervised",
+        "algorithm=supervised",
+    ),
+    ("random_residual", "warm_start=none", "warm_start: none: a residual would sit", "warm_start=none residual=off"),
+    (
+        "supervised_from_nothing",
+        "algorithm=supervised warm_start=none",
+        "warm_start: none",
+        "algorithm=supervised warm_start=x",
+    ),
+    (
+        "supervised_outer",
+        "algorithm=supervised train.steps=200",
+        "train.steps: 200: does nothing",
+        "algorithm=supervised seed=2",
+    ),
+    ("supervised_outer", "algorithm=supervised optimizer=sgd", "optimizer: sgd: does nothing", "optimizer=sgd"),
+    ("supervised_outer", "algorithm=supervised schedule=cosine", "schedule: cosine: does nothing", "schedule=cosine"),
+    (
+        "pretrain_unused",
+        "warm_start=x pretrain.epochs=2",
+        "pretrain.epochs: 2: does nothing",
+        "warm_start=auto pretrain.epochs=2",
+    ),
+    ("zero_alpha", "residual.alpha=0", "residual.alpha: 0", "residual.alpha=-1"),
+    ("warmup_too_long", "schedule.warmup_steps=1001", "schedule.warmup_steps: 1001", "schedule.warmup_steps=1000"),
+    ("never_validated", "train.steps=50", "add train.eval_every=50", "train.steps=50 train.eval_every=50"),
+    (
+        "pretrain_never_validated",
+        "pretrain.epochs=1 pretrain.eval_every_epochs=2",
+        "pretrain.eval_every_epochs",
+        "pretrain.epochs=1",
+    ),
+    ("resume_with_others", "resume=x seed=2", "resume: x", "resume=x"),
+    ("dataset_path_missing", "dataset=events", "dataset.path: null", EVENTS),
+    ("dataset_path_unused", "dataset.path=x.csv", "dataset.path: x.csv: the embedded world", EVENTS),
+    ("data_dir_missing", "dataset=ml1m", "add data_dir=DIR, or set METAREC_DATA", "dataset=ml1m data_dir=d"),
+    ("data_dir_missing", "dataset=ml1m", "data_dir: null", "dataset=ml1m dataset.path=/abs"),
+    (
+        "world_unused",
+        f"{EVENTS} dataset.world.noise=0.1",
+        "dataset.world.noise: 0.1: does nothing",
+        "dataset.world.noise=0.1",
+    ),
+    (
+        "world_ranges",
+        "dataset.world.min_sessions=13",
+        "dataset.world.min_sessions: 13",
+        "dataset.world.min_sessions=12",
+    ),
+    (
+        "world_ranges",
+        "dataset.world.kind=transition dataset.world.n_topics=3",
+        "has no topics",
+        "dataset.world.n_topics=3",
+    ),
+    (
+        "clock_needed",
+        "dataset.split.by=user_time",
+        "dataset.split.by: user_time: needs clock",
+        f"{EVENTS} dataset.split.by=user_time",
+    ),
+    (
+        "clock_needed",
+        f"{EVENTS} dataset.time_unit=order dataset.split.by=user_time",
+        "is an order",
+        f"{EVENTS} dataset.time_unit=s",
+    ),
+    ("clock_needed", "dataset.sessions.by=gap", "a gap needs clock times", f"{EVENTS} dataset.sessions.by=gap"),
+    (
+        "column_missing",
+        f"{EVENTS} dataset.ties=order",
+        "dataset.columns.order=NAME",
+        f"{EVENTS} dataset.ties=order dataset.columns.order=o",
+    ),
+    (
+        "column_missing",
+        f"{EVENTS} dataset.sessions.by=column",
+        "dataset.columns.session=NAME",
+        f"{EVENTS} dataset.sessions.by=user",
+    ),
+    ("split_shape", "dataset.split.fractions=[0.5,0.4,0.2]", "add up to 1.1", "dataset.split.fractions=[0.5,0.3,0.2]"),
+    (
+        "split_shape",
+        "dataset.split.time_quantiles=[0.8,0.7]",
+        "would be empty",
+        "dataset.split.time_quantiles=[0.7,0.9]",
+    ),
+    (
+        "split_unused",
+        "dataset.split.by=leave_one_out dataset.split.seed=3",
+        "divides no users",
+        "dataset.split.by=leave_one_out",
+    ),
+    (
+        "split_unused",
+        "dataset.split.by=user_disjoint dataset.split.time_quantiles=[0.5,0.6]",
+        "no time cut",
+        "dataset.split.seed=3",
+    ),
+    (
+        "gap_unused",
+        f"{EVENTS} dataset.sessions.by=user dataset.sessions.gap_minutes=5",
+        "does nothing",
+        f"{EVENTS} dataset.sessions.gap_minutes=5",
+    ),
+    (
+        "delimiter_unused",
+        f"{EVENTS} dataset.format=parquet dataset.delimiter=;",
+        "no delimiter",
+        f"{EVENTS} dataset.format=csv",
+    ),
+    (
+        "mps_double",
+        "hardware=mps hardware.precision=float64",
+        "does not exist on mps",
+        "hardware=cpu hardware.precision=float64",
+    ),
+    ("checkpoint_missing", "eval", "ckpt: null: nothing to evaluate", "eval ckpt=x"),
+    ("step_size_unused", "eval ckpt=x steps=0 lr=0.1", "lr: 0.1: does nothing", "eval ckpt=x steps=0"),
+]
+
+
+def lines(command: str) -> list[str]:
+    verb, words = ("eval", command.split()[1:]) if command.startswith("eval") else ("train", command.split())
+    try:
+        check_words(verb, [word.replace("delimiter=;", "delimiter=';'") for word in words])
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+@pytest.mark.parametrize(("rule", "bad", "text", "good"), CASES, ids=lambda value: str(value)[:40])
+def test_rule(rule: str, bad: str, text: str, good: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METAREC_DATA", raising=False)
+    assert any(text in line and " -- " in line for line in lines(bad)), lines(bad)
+    assert lines(good) == []
+    without = tuple(r for r in rules.RULES if r.__name__ != rule)
+    monkeypatch.setattr(rules, "RULES", without)
+    assert not any(text in line for line in lines(bad)), f"another rule than {rule} refuses this"
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case[0] for case in CASES} == {rule.__name__ for rule in rules.RULES}
+
+
+def test_a_rule_stays_silent_about_a_key_already_in_error() -> None:
+    (line,) = lines("train.eval_every=x train.steps=50")
+    assert line.startswith("train.eval_every: x: wrong type")
+
+
+def test_showing_a_config_needs_no_sense() -> None:
+    assert check_words("train", ["dataset=events"], rules=False).jobs

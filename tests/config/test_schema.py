@@ -1,0 +1,167 @@
+"""The schema against the YAML files: every alternative composes, and its YAML lists exactly its dataclass's fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from metarec.config.check import DATASET_RANGES, check
+from metarec.config.fields import alternatives, group_schema, keys, walk
+from metarec.config.help import examples, header
+from metarec.config.overrides import check_words
+from metarec.config.paths import conf_dir
+from metarec.config.schema import GROUPS, VERBS, TrainConfig
+from metarec.data.spec import DatasetSpec
+
+YAMLS = sorted(conf_dir().glob("*/*.yaml"))
+SHIPPED = {
+    "algorithm": 2,
+    "dataset": 26,
+    "evaluation": 1,
+    "experiment": 1,
+    "hardware": 4,
+    "logger": 3,
+    "model": 1,
+    "objective": 1,
+    "optimizer": 3,
+    "residual": 2,
+    "schedule": 3,
+}
+
+
+def test_how_many_yaml_files_there_are() -> None:
+    found: dict[str, int] = {}
+    for path in YAMLS:
+        found[path.parent.name] = found.get(path.parent.name, 0) + 1
+    assert found == SHIPPED
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_yaml_composes_to_a_checked_config(path: Path) -> None:
+    words = [f"{path.parent.name}={path.stem}", "data_dir=/data"]
+    if path.parent.name == "dataset" and OmegaConf.load(path).get("path") is None and path.stem != "synthetic":
+        words.append("dataset.path=/data/file.csv")
+    (job,) = check_words("train", words).jobs
+    assert isinstance(job.config, TrainConfig)
+    node = getattr(job.config, path.parent.name, None)
+    if node is not None and hasattr(node, "name"):
+        assert node.name == path.stem
+
+
+@pytest.mark.parametrize("path", [p for p in YAMLS if p.parent.name not in ("dataset", "experiment")], ids=str)
+def test_yaml_lists_every_field_with_the_default_of_the_schema(path: Path) -> None:
+    group = path.parent.name
+    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    node.pop("defaults", None)
+    node = node.get(group, node)
+    schema = group_schema(group, node.get("name"))
+    assert schema is not None
+    expected = dataclasses.asdict(schema())
+    if group in ("hardware", "logger"):  # alternatives of one schema differ in this one value
+        expected |= {key: node[key] for key in ("device", "name") if key in node}
+    assert node == expected
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verb_yaml_has_the_defaults_of_the_schema(verb: str) -> None:
+    node: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{verb}.yaml"))
+    environment = {"data_dir", "cache_dir"}
+    for name, value in dataclasses.asdict(VERBS[verb]()).items():
+        if name not in GROUPS and name not in environment:
+            assert node[name] == value, name
+    assert set(node) - {"defaults", "hydra"} == {n for n in dataclasses.asdict(VERBS[verb]()) if n not in GROUPS}
+
+
+@pytest.mark.parametrize("path", [*YAMLS, *sorted(conf_dir().glob("*.yaml"))], ids=str)
+def test_every_yaml_opens_with_what_it_is_and_a_command(path: Path) -> None:
+    assert header(path)[0]
+    assert examples(path), f"no `Try` line in {path}"
+    for code in re.findall(r"Code\s+(\S+)", "\n".join(header(path))):
+        assert (conf_dir().parent / code).exists(), f"{path} points to {code}"
+
+
+def test_dataset_ranges_name_existing_keys_and_cover_every_choice() -> None:
+    known = {key for key, is_section in walk(DatasetSpec, "dataset.") if not is_section}
+    assert set(DATASET_RANGES) <= known
+    free = {"dataset.name", "dataset.in_data_dir", "dataset.sessions.drop_repeats"}
+    assert known - set(DATASET_RANGES) == free
+
+
+def test_every_alternative_is_reachable_by_its_own_name() -> None:
+    for group in GROUPS:
+        for name, schema in alternatives(group).items():
+            assert schema().name == name
+
+
+def test_published_mars_protocol() -> None:
+    (job,) = check_words("train", ["experiment=mars_published", "data_dir=/data"]).jobs
+    config: Any = job.config
+    assert (config.dataset.name, config.dataset.split.by, config.dataset.split.seed) == (
+        "mars",
+        "user_disjoint",
+        20260107,
+    )
+    assert config.dataset.split.fractions == [0.4, 0.2, 0.4]
+    assert (config.dataset.episodes.n_support, config.dataset.episodes.n_query) == (5, 10)
+    assert (config.train.steps, config.train.meta_batch_size) == (3000, 32)
+    assert (config.train.eval_every, config.train.checkpoint_every) == (100, 500)
+    assert (config.algorithm.inner.lr, config.algorithm.inner.steps, config.residual.name) == (0.01, 3, "on")
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.clip_norm) == ("adam", 1e-4, 10.0)
+
+
+def test_command_line_options_are_frozen() -> None:
+    """A key that goes or changes its name breaks somebody's command: change this list on purpose only."""
+    chosen = {"model": "gru4rec", "algorithm": "fomaml", "residual": "on", "objective": "cross_entropy"}
+    chosen |= {"optimizer": "adam", "schedule": "constant", "evaluation": "standard"}
+    train = [key for key, is_section in keys("train", chosen).items() if not is_section]
+    assert (
+        [key for key in train if not key.startswith("dataset.")]
+        == """
+        seed warm_start data_dir cache_dir output_dir resume
+        model.name model.embedding_dim model.hidden_dim model.dropout model.max_len
+        algorithm.name algorithm.inner.lr algorithm.inner.steps
+        residual.name residual.alpha residual.l2 residual.init_scale
+        hardware.device hardware.precision hardware.threads hardware.deterministic
+        objective.name objective.label_smoothing
+        optimizer.name optimizer.lr optimizer.betas optimizer.eps optimizer.weight_decay optimizer.clip_norm
+        schedule.name schedule.warmup_steps
+        evaluation.name evaluation.monitor evaluation.bootstrap evaluation.confidence evaluation.ties
+        evaluation.task_chunk evaluation.test_steps evaluation.control.lrs evaluation.control.steps
+        evaluation.control.users
+        logger.name logger.plots logger.every
+        train.steps train.meta_batch_size train.eval_every train.checkpoint_every train.patience train.sampler
+        pretrain.epochs pretrain.batch_size pretrain.lr pretrain.weight_decay pretrain.clip_norm pretrain.patience
+        pretrain.eval_every_epochs
+    """.split()
+    )
+    assert [key for key in train if key.startswith("dataset.") and ".world." not in key] == [
+        f"dataset.{key}"
+        for key in """
+        name source path in_data_dir format delimiter
+        columns.user columns.item columns.time columns.session columns.order
+        time_unit ties duplicates
+        sessions.by sessions.gap_minutes sessions.min_events sessions.drop_repeats
+        core.min_user_events core.min_item_events
+        split.by split.fractions split.time_quantiles split.seed
+        episodes.n_support episodes.n_query episodes.stride memory_limit
+        """.split()
+    ]
+    assert (
+        [key for key in keys("eval", chosen) if "." not in key]
+        == """
+        ckpt split n_support steps lr users data_dir cache_dir output_dir dataset_path hardware evaluation
+    """.split()
+    )
+    prepare = [key for key in keys("prepare", {}) if "." not in key]
+    assert prepare == ["data_dir", "cache_dir", "output_dir", "export", "dataset"]
+
+
+def test_defaults_pass_their_own_check() -> None:
+    for verb, schema in VERBS.items():
+        _, errors = check(verb, dataclasses.asdict(schema()), rules=False, complete=True)
+        assert errors == []

@@ -1,0 +1,21 @@
+"""What several tests share: the directory of public logs, which is not part of the project."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The directory METAREC_DATA; without it the test is skipped, except in CI, where missing data must not pass
+    unseen."""
+    value = os.environ.get("METAREC_DATA")
+    if value and Path(value).is_dir():
+        return Path(value)
+    reason = f"METAREC_DATA={value} is no directory" if value else "METAREC_DATA is not set: no public logs to read"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,153 @@
+"""Intervals: scipy on unclustered data, coverage by simulation, pairing, sign flips enumerated, Holm by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from metarec.errors import DivergedError
+from metarec.metrics import intervals as iv
+
+
+def test_unclustered_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.gamma(2.0, size=200)
+    mean, low, high = iv.cluster_bootstrap(values, np.arange(200), n_resamples=20_000, seed=3)
+    theirs = scipy.stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=4)
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert mean == pytest.approx(values.mean(), rel=1e-14)
+    assert low == pytest.approx(theirs.confidence_interval.low, abs=0.03 * width)
+    assert high == pytest.approx(theirs.confidence_interval.high, abs=0.03 * width)
+
+
+def coverage_rate(interval: object, runs: int = 300) -> float:
+    """How often the 90 % interval holds the true mean 0, with 40 users of unequal sizes who differ from each other."""
+    rng = np.random.default_rng(7)
+    hits = 0
+    for run in range(runs):
+        users = np.repeat(np.arange(40), rng.integers(3, 15, 40))
+        values = rng.normal(size=40)[users] + rng.normal(size=users.size)
+        _, low, high = interval(values, users, run)  # type: ignore[operator]
+        hits += low <= 0 <= high
+    return hits / runs
+
+
+def test_coverage_on_clustered_data() -> None:
+    def clustered(values: np.ndarray, users: np.ndarray, seed: int) -> tuple[float, float, float]:
+        return iv.cluster_bootstrap(values, users, n_resamples=400, confidence=0.9, seed=seed)
+
+    def ignoring_users(values: np.ndarray, users: np.ndarray, seed: int) -> tuple[float, float, float]:
+        return iv.cluster_bootstrap(values, np.arange(users.size), n_resamples=400, confidence=0.9, seed=seed)
+
+    assert 0.84 <= coverage_rate(clustered) <= 0.95  # sigma of the rate is .017; percentile intervals run short
+    assert coverage_rate(ignoring_users) < 0.70  # the planted fault: targets drawn one by one
+
+
+def test_against_the_definition_by_drawing_users_one_by_one() -> None:
+    users = np.array([7, 7, 7, 9, 9, 4])
+    values = np.array([1.0, 0, 1, 0, 0, 1])
+    drawn = iv.bootstrap_replicates(values, users, n_resamples=50, seed=2)[:, 0]
+    rng = np.random.default_rng([2, 0])
+    keys = [4, 7, 9]
+    for pick, mean in zip(rng.integers(0, 3, size=(50, 3)), drawn, strict=True):
+        rows = np.concatenate([values[users == keys[i]] for i in pick])
+        assert mean == pytest.approx(rows.mean(), rel=1e-14)
+
+
+def test_chunks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    values, users = rng.random((60, 3)), rng.integers(0, 9, 60)
+    whole = iv.bootstrap_replicates(values, users, n_resamples=101, seed=1)
+    p_whole = iv.sign_flip_p_values(values - 0.4, n_resamples=101, seed=1)
+    monkeypatch.setattr(iv, "_CHUNK", 600)
+    np.testing.assert_allclose(iv.bootstrap_replicates(values, users, n_resamples=101, seed=1), whole, rtol=1e-13)
+    assert np.array_equal(iv.sign_flip_p_values(values - 0.4, n_resamples=101, seed=1), p_whole)
+
+
+def test_paired_difference_uses_the_same_draw() -> None:
+    rng = np.random.default_rng(1)
+    users = np.repeat(np.arange(30), 5)
+    noise = rng.normal(size=150)
+    found = iv.paired_difference(noise + 0.1, noise, users, seed=0)
+    assert found.mean == pytest.approx(0.1)
+    assert found.low == pytest.approx(0.1)
+    assert found.high == pytest.approx(0.1)
+    assert found.p_value < 0.01
+    assert (found.n_users, found.n_targets) == (30, 150)
+    assert iv.verdict(found.low, found.high) == "better"
+    none = iv.paired_difference(noise, noise, users, seed=0)
+    assert (none.mean, none.low, none.high, none.p_value) == (0, 0, 0, 1)
+    a, b = (noise > 0) * 1.0, (rng.normal(size=150) > 0) * 1.0
+    there, back = iv.paired_difference(a, b, users, seed=0), iv.paired_difference(b, a, users, seed=0)
+    assert there.p_value == back.p_value
+    assert there.low == pytest.approx(-back.high)
+
+
+def test_macro_means_weigh_users_alike() -> None:
+    users, values = np.array([1, 1, 1, 2]), np.array([1.0, 1, 1, 0])
+    assert iv.cluster_bootstrap(values, users)[0] == 3 / 4
+    assert iv.macro_bootstrap(values, users)[0] == 1 / 2
+    assert iv.paired_difference(values, np.zeros(4), users).macro_mean == 1 / 2
+
+
+def test_sign_flips_against_all_of_them() -> None:
+    sums = np.array([0.5, 1.0, -0.25, 2.0, 0.75, 1.0, -0.5, 0.3])
+    flips = np.array(list(itertools.product([-1, 1], repeat=8))) @ sums
+    exact = (np.abs(flips) >= abs(sums.sum()) - 1e-12).mean()
+    found = iv.sign_flip_p_values(sums[:, None], n_resamples=40_000, seed=0)[0]
+    assert found == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 40_000))
+
+
+def test_sign_flip_p_values_are_uniform_under_the_null() -> None:
+    rng = np.random.default_rng(0)
+    p_values = iv.sign_flip_p_values(rng.normal(size=(25, 2_000)), n_resamples=499, seed=0)
+    assert abs((p_values <= 0.05).mean() - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 2_000)
+
+
+def test_holm_by_hand() -> None:
+    assert iv.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert iv.holm([0.5, 0.9]).tolist() == [1.0, 1.0]
+
+
+def test_share_of_gap() -> None:
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(50), 4)
+    zero = rng.random(200)
+    share, low, high = iv.share_of_gap(zero + 0.3, zero, zero + 1.2, users)
+    assert (share, low, high) == pytest.approx((0.25, 0.25, 0.25))
+    share, low, high = iv.share_of_gap(zero + 0.1, zero, zero, users)  # no gap
+    assert math.isnan(share)
+    assert math.isnan(low)
+    assert math.isnan(high)
+    wide = zero + 0.02 + rng.normal(size=200)  # a gap that some draws do not show
+    assert all(math.isnan(end) for end in iv.share_of_gap(zero, zero, wide, users)[1:])
+
+
+def test_one_user_has_no_interval_and_no_verdict() -> None:
+    mean, low, high = iv.cluster_bootstrap([1.0, 0.0], ["a", "a"])
+    assert mean == 0.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert iv.verdict(low, high) == "no difference shown"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.1, 0.2, "better"),
+        (-0.2, -0.1, "worse"),
+        (-0.1, 0.1, "no difference shown"),
+        (0.0, 0.1, "no difference shown"),
+    ],
+)
+def test_words_of_an_interval(low: float, high: float, words: str) -> None:
+    assert iv.verdict(low, high) == words
+
+
+def test_a_value_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(DivergedError, match="metric values, row 1"):
+        iv.cluster_bootstrap([1.0, math.nan], [1, 2])

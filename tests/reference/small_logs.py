@@ -1,0 +1,125 @@
+"""Small random logs, written to a file and prepared for real; and prepared data read back into raw ids."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from reference.prepare_reference import Row
+
+from metarec.data.prepare import prepare
+from metarec.data.spec import Columns, DatasetSpec, EpisodeShape, Sessions, Split
+from metarec.data.store import Prepared
+from metarec.errors import DataError
+
+START = 1_600_000_000  # seconds
+MINUTE = 60
+EXAMPLES = int(os.environ.get("METAREC_PROPERTY_EXAMPLES", "25"))
+quick = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="METAREC_PROPERTY_EXAMPLES" not in os.environ,  # the quick suite says the same every time
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+
+
+@st.composite
+def logs(draw: st.DrawFn, *, ties: bool = True, text_ids: bool | None = None) -> list[Row]:
+    """4-9 users of 4-14 events in about 3 hours, 6 items: sessions, repeats, ties and duplicates all occur.
+
+    Without ``ties`` the times of a user are distinct.
+    """
+    as_text = draw(st.booleans()) if text_ids is None else text_ids
+    names = draw(st.sampled_from([[3, 20, 100, 7, 55, -4, 0, 12, 9], [10, 2, 33, 4, 500, 6, 71, 8, 90]]))
+    zeros = draw(st.booleans())  # leading zeros make ids text that sorts as text
+    rows = []
+    for user in names[: draw(st.integers(4, 9))]:
+        steps = draw(st.lists(st.integers(0 if ties else 1, 4), min_size=4, max_size=14))
+        time = START + draw(st.integers(0, 60)) * MINUTE
+        for step in steps:
+            time += [0, 1, 7 * MINUTE, 30 * MINUTE, 30 * MINUTE + 1][step]
+            item = draw(st.integers(1, 6)) * 5
+            rows.append(Row(user, item, time * 1_000_000, draw(st.integers(0, 3)), draw(st.integers(1, 2))))
+    rows = draw(st.permutations(rows))
+    for place, row in enumerate(rows):
+        row.place = place
+        if as_text:
+            row.user, row.item = (f"{'0' * zeros}{row.user}", f"{'0' * zeros}{row.item}")
+    return rows
+
+
+def shape(k: int = 2, q: int = 1, stride: int = 1, **options: Any) -> DatasetSpec:
+    """Options that leave small logs some episodes."""
+    split = Split(by=options.pop("by", "user_disjoint"), fractions=[0.4, 0.3, 0.3], time_quantiles=[0.4, 0.6])
+    sessions = options.pop("sessions", Sessions())
+    return DatasetSpec(
+        duplicates=options.pop("duplicates", "drop"), episodes=EpisodeShape(k, q, stride), split=split,
+        sessions=sessions, **options,
+    )  # fmt: skip
+
+
+def write_log(rows: list[Row], path: Path) -> None:
+    columns = {
+        "user_id": [row.user for row in rows],
+        "item_id": [row.item for row in rows],
+        "timestamp": [row.time // 1_000_000 for row in rows],
+        "order": [row.order for row in rows],
+        "session": [row.session for row in rows],
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def prepare_rows(rows: list[Row], spec: DatasetSpec) -> Prepared:
+    """Prepare ``rows`` as a Parquet file; the directory outlives the call only as long as its maps are held."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.parquet"
+        write_log(rows, path)
+        spec.path = str(path)
+        prepared = prepare(spec, data_dir=None, cache_dir=Path(folder))
+        for lazy in ("user_ids", "item_ids", "funnel", "counts"):
+            getattr(prepared, lazy)
+        return prepared
+
+
+def prepare_or_none(rows: list[Row], spec: DatasetSpec) -> Prepared | None:
+    """None if a filter leaves too little; every other failure is raised."""
+    try:
+        return prepare_rows(rows, spec)
+    except DataError as error:
+        if "0 events left" in str(error) or "dataset.episodes.n_support" in str(error):
+            return None
+        raise
+
+
+def item_name(prepared: Prepared, index: int) -> str | None:
+    """The id of an item index; None for an item outside the vocabulary."""
+    return None if index < 0 else str(prepared.item_ids[index - 1])
+
+
+def pair(prepared: Prepared, number: int) -> tuple[tuple[str | None, ...], str | None, int]:
+    """(prefix, target, time of the target) of a pair, in ids."""
+    begin, event = int(prepared.pair_begin[number]), int(prepared.pair_event[number])
+    prefix = tuple(item_name(prepared, i) for i in prepared.item[begin:event])
+    return prefix, item_name(prepared, prepared.item[event]), int(prepared.time[event])
+
+
+def windows(prepared: Prepared, split: str) -> dict[str, list[list[tuple[tuple[str | None, ...], str | None, int]]]]:
+    """All episodes of a split: user id -> windows -> pairs."""
+    ranges = prepared.episodes(split)
+    found = {}
+    for user, first, n_windows in zip(ranges.user, ranges.first_pair, ranges.n_windows, strict=True):
+        starts = [int(first) + n * ranges.stride for n in range(n_windows)]
+        size = ranges.n_support + ranges.n_query
+        found[str(prepared.user_ids[user])] = [[pair(prepared, p) for p in range(s, s + size)] for s in starts]
+    return found
+
+
+def columns_of_log() -> Columns:
+    """The columns that `write_log` writes, with order and session mapped."""
+    return Columns(order="order", session="session")
