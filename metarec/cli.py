@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from metarec.config.schema import VERBS
-from metarec.errors import ConfigError, MetarecError, nearest
+from metarec.errors import ConfigError, MetarecError, Stopped, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,11 +32,16 @@ if TYPE_CHECKING:
 INTERRUPTED, TERMINATED = 130, 143
 
 
-def run_verb(verb: str, config: Config, run_dir: Path, resume: bool) -> dict[str, Any]:
-    """Build and run; torch is first imported here. Returns {"run_dir", "headline": {name: value}}."""
+def run_verb(
+    verb: str, config: Config, run_dir: Path, resume: bool, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Build and run what the words `overrides` ask for; torch is first imported here.
+
+    Returns {"run_dir", "headline": {name: value}}.
+    """
     from metarec.verbs import run_verb as build_and_run
 
-    return build_and_run(verb, config, run_dir, resume)
+    return build_and_run(verb, config, run_dir, resume, overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,12 +181,16 @@ def job(composed: DictConfig) -> None:
     verb, words, run_dir = str(node.job.config_name), list(node.overrides.task), Path(node.runtime.output_dir)
 
     def action() -> dict[str, Any]:
-        return run_verb(verb, checked(verb, plain(composed), given_keys(words)), run_dir, False)
+        return run_verb(verb, checked(verb, plain(composed), given_keys(words)), run_dir, False, words)
+
+    def alone() -> int:
+        action()
+        return 0
 
     if node.mode == RunMode.MULTIRUN:
         _ended.append(_recorded(int(node.job.num), words, run_dir, action))
     else:
-        _ended.append(guarded(lambda: 0 if action() is not None else 1))
+        _ended.append(guarded(alone))
 
 
 def _recorded(number: int, words: list[str], run_dir: Path, action: Callable[[], dict[str, Any]]) -> int:
@@ -193,6 +202,9 @@ def _recorded(number: int, words: list[str], run_dir: Path, action: Callable[[],
     try:
         summary = action()
         record.status, record.headline = "ok", dict(summary.get("headline", {}))
+    except Stopped as end:  # a signal ends the sweep, not this job alone
+        record.exit_code = end.exit_code
+        raise SystemExit(end.exit_code) from end
     except MetarecError as error:
         record.status, record.exit_code = "failed", error.exit_code
         record.error = f"error: {'; '.join(str(error).splitlines())}"

@@ -1,7 +1,7 @@
 """Supervised pretraining: the loss at every position of a session in one pass, nothing expanded.
 
-An epoch reads the training users' sessions once, in an order that is a pure function of (seed, epoch); validation scores
-the pairs of the validation users.
+An epoch reads the training users' sessions once, in an order that is a pure function of (seed, epoch); validation
+scores the pairs of the validation users.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
-from metarec.data.batches import Batcher
+from metarec.data.batches import Batcher, cut_long
 from metarec.data.store import Prepared, train_sessions
 from metarec.tasks import Tasks
 
@@ -25,47 +25,56 @@ VALIDATION_PAIRS = 20_000
 
 
 @dataclass
-class Sessions:
-    """The training sessions in batches: step -> the sessions of that step."""
+class Pieces:
+    """The training sessions in batches of about `batch_size` targets: step -> the pieces of sessions of that step.
 
-    begin: Ints
-    end: Ints
+    A session of more than `max_len` + 1 events is several pieces (`data.batches.cut_long`); `first`, `last`, `start` are
+    theirs. A piece is in the batch in which its first target falls, so an epoch has the same number of steps always.
+    """
+
+    first: Ints
+    last: Ints
+    start: Ints
     batch_size: int
     seed: int
 
     def __post_init__(self) -> None:
-        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+        self._epoch, self._order, self._edges = -1, np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.begin) // self.batch_size)
+        return max(int((self.last - self.first).sum()) // self.batch_size, 1)
 
     def at(self, step: int) -> Ints:
-        """Numbers of the sessions of step 0, 1, ...; the last batch of an epoch may be smaller."""
+        """Numbers of the pieces of step 0, 1, ...; the last batch of an epoch takes what is left over."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:  # a cache, not a state: the order follows from (seed, epoch)
             key = np.array([self.seed, epoch], dtype=np.uint64)
-            bits = np.random.Philox(key=key).random_raw(len(self.begin))
-            self._epoch, self._order = epoch, np.argsort(bits, kind="stable")
-        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+            self._order = np.argsort(np.random.Philox(key=key).random_raw(len(self.first)), kind="stable")
+            counts = (self.last - self.first)[self._order]
+            batch = np.minimum((np.cumsum(counts) - counts) // self.batch_size, self.steps_per_epoch - 1)
+            self._edges = np.searchsorted(batch, np.arange(self.steps_per_epoch + 1))
+            self._epoch = epoch
+        return self._order[self._edges[place] : self._edges[place + 1]]
 
 
 def loss_of_step(
-    tasks: Tasks, batcher: Batcher, sessions: Sessions, phi: Params, device: torch.device
+    tasks: Tasks, batcher: Batcher, pieces: Pieces, phi: Params, device: torch.device
 ) -> Callable[[int], Tensor]:
-    """step -> mean cross-entropy over all positions of the step's sessions, dropout on."""
+    """step -> mean cross-entropy over all targets of the step, dropout on."""
 
     def loss(step: int) -> Tensor:
-        chosen = sessions.at(step)
-        pairs = batcher.sessions(sessions.begin[chosen], sessions.end[chosen]).to(device)
-        return tasks.loss(pairs, generator(sessions.seed, "dropout", step, device))(phi)[0]
+        now = pieces.at(step)
+        pairs = batcher.pieces(pieces.first[now], pieces.last[now], pieces.start[now]).to(device)
+        return tasks.loss(pairs, generator(pieces.seed, "dropout", step, device))(phi)[0]
 
     return loss
 
 
-def training_sessions(prepared: Prepared, batch_size: int, seed: int) -> Sessions:
+def training_pieces(prepared: Prepared, max_len: int, batch_size: int, seed: int) -> Pieces:
+    """`batch_size` targets a step, at least `max_len` (a step must not be empty behind a long piece)."""
     begin, end = train_sessions(prepared)
-    return Sessions(np.asarray(begin), np.asarray(end), batch_size, seed)
+    return Pieces(*cut_long(np.asarray(begin), np.asarray(end), max_len), batch_size, seed)
 
 
 def validation_pairs(prepared: Prepared) -> Ints:

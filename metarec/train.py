@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -159,31 +160,33 @@ def fit(
     if at.step == 0 and at.best_step < 0:
         validation()
         save()
-    while at.step < plan.steps and not at.stopped:
-        for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
-            group["lr"] = lr * factor(at.step)
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_at(at.step)
-        _refuse(torch.isfinite(loss.detach()), "loss", float(loss.detach()), at.step)
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in leaves if p.grad is not None])
-        _refuse(torch.isfinite(norm), "gradient", float(norm), at.step)
-        if plan.clip_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(leaves, plan.clip_norm, norm)
-        optimizer.step()
-        at.step += 1
-        shown = {"loss": float(loss.detach()), "grad_norm": float(norm)}
-        if history is not None and (at.step % plan.log_every == 0 or at.step == plan.steps):
-            history.append({"step": at.step, "kind": "train", **shown, "lr": optimizer.param_groups[0]["lr"]})
-        on_step(at.step, shown)
-        if at.step % plan.eval_every == 0 or at.step == plan.steps:
-            validation()
-            save()
-        elif at.step % plan.checkpoint_every == 0:
-            save()
-        if stop is not None and stop.wanted:
-            save()
-            stop.leave(at.step)
+    # without a store there is nothing to save first: a signal ends the loop at once
+    with stop.at_steps() if stop is not None and store is not None else nullcontext():
+        while at.step < plan.steps and not at.stopped:
+            for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
+                group["lr"] = lr * factor(at.step)
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_at(at.step)
+            _refuse(torch.isfinite(loss.detach()), "loss", float(loss.detach()), at.step)
+            loss.backward()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in leaves if p.grad is not None])
+            _refuse(torch.isfinite(norm), "gradient", float(norm), at.step)
+            if plan.clip_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(leaves, plan.clip_norm, norm)
+            optimizer.step()
+            at.step += 1
+            shown = {"loss": float(loss.detach()), "grad_norm": float(norm)}
+            if history is not None and (at.step % plan.log_every == 0 or at.step == plan.steps):
+                history.append({"step": at.step, "kind": "train", **shown, "lr": optimizer.param_groups[0]["lr"]})
+            on_step(at.step, shown)
+            if at.step % plan.eval_every == 0 or at.step == plan.steps:
+                validation()
+                save()
+            elif at.step % plan.checkpoint_every == 0:
+                save()
+            if stop is not None and stop.wanted:
+                save()
+                stop.leave(at.step)
     for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
         group["lr"] = lr
     if store is not None:

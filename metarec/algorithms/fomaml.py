@@ -25,7 +25,7 @@ class FOMAML:
     def adapt(
         self, phi: Params, support_loss: TaskLoss, n_tasks: int, *, lr: float | None = None, steps: int | None = None
     ) -> dict[str, FastWeight]:
-        """The weights of every task after adaptation; `lr` and `steps` other than in training are allowed at test time."""
+        """The weights of every task after adaptation; `lr` and `steps` may differ from training at test time."""
         lr = self.inner_lr if lr is None else lr
         steps = self.inner_steps if steps is None else steps
         return adapt(support_loss, phi, n_tasks, lr=lr, steps=steps, pull=self.pull)

@@ -37,7 +37,7 @@ def slug(overrides: str) -> str:
     """A short directory name, ``b-1_c-x-y`` from ``a.b=1,c=x/y``, that the command line takes without quotes."""
     pairs = [pair.rpartition("=") for pair in overrides.split(",")]
     text = "_".join(f"{key.rpartition('.')[2]}-{value}" if key else value for key, _, value in pairs)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:80] or "job"
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:80] or "job"
 
 
 def register() -> None:
@@ -54,6 +54,7 @@ class Composer:
 
     def __init__(self, searchpath: Sequence[str]) -> None:
         self._search = [f"hydra.searchpath=[{','.join(quoted(path) for path in searchpath)}]"] if searchpath else []
+        self._done: dict[tuple[str, ...], DictConfig] = {}
 
     def choices(self, group: str) -> list[str]:
         """The alternatives of a group, from every directory searched."""
@@ -62,18 +63,21 @@ class Composer:
 
     def compose(self, verb: str, choices: Sequence[str]) -> DictConfig:
         """The config under these group choices, Hydra's own node `guard`ed and taken out; raises ConfigError."""
-        config = self._hydra(verb, choices)
-        guard(config.hydra, self._hydra(verb, [word for word in choices if word.startswith("hydra/")]).hydra)
+        composed = self._hydra(verb, tuple(choices))
+        guard(composed.hydra, self._hydra(verb, tuple(word for word in choices if word.startswith("hydra/"))).hydra)
+        config = composed.copy()
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         return config
 
-    def _hydra(self, verb: str, words: Sequence[str]) -> DictConfig:
-        try:
-            return hydra.compose(verb, [*self._search, *words], return_hydra_config=True)
-        except Exception as trouble:
-            # Hydra's, OmegaConf's and PyYAML's errors have no common base class; all mean bad input here
-            raise from_hydra(trouble, " ".join(words) or verb) from trouble
+    def _hydra(self, verb: str, words: tuple[str, ...]) -> DictConfig:
+        if words not in self._done:
+            try:
+                self._done[words] = hydra.compose(verb, [*self._search, *words], return_hydra_config=True)
+            except Exception as trouble:
+                # Hydra's, OmegaConf's and PyYAML's errors have no common base class; all mean bad input here
+                raise from_hydra(trouble, " ".join(words) or verb) from trouble
+        return self._done[words]
 
 
 @contextlib.contextmanager

@@ -248,7 +248,7 @@ class _Check:
 
     def _compose(self, choices: tuple[str, ...]) -> DictConfig:
         if choices not in self.composed:
-            self.composed[choices] = self.found.compose(self.verb, list(choices))
+            self.composed[choices] = self.found.compose(self.verb, choices)
         return self.composed[choices].copy()
 
     def _choice(self, o: Override) -> bool:

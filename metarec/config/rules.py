@@ -71,6 +71,28 @@ def supervised_outer(seen: Seen) -> Iterator[Refusal]:
             yield key, "does nothing: algorithm=supervised has no outer loop", "drop it, or set pretrain.*"
 
 
+def supervised_test_steps(seen: Seen) -> Iterator[Refusal]:
+    if seen.supervised and seen.get("evaluation.test_steps") is not None:
+        yield "evaluation.test_steps", "does nothing: algorithm=supervised does not adapt", "drop it"
+
+
+def batch_below_piece(seen: Seen) -> Iterator[Refusal]:
+    size, longest = seen.get("pretrain.batch_size"), seen.get("model.max_len")
+    if None not in (size, longest) and size < longest:
+        fix = f"give {longest} or more, or lower model.max_len"
+        yield "pretrain.batch_size", f"targets a step are fewer than one sequence may have (model.max_len={longest})", fix
+
+
+def world_kept_exact(seen: Seen) -> Iterator[Refusal]:
+    """The Bayes optimum of the embedded world knows the law of the log, not of what a filter leaves of it."""
+    if seen.get("dataset.source") == "synthetic":
+        for key in ("dataset.core.min_user_events", "dataset.core.min_item_events"):
+            if seen.get(key):
+                yield key, "the optimum of the embedded world is exact for the whole log only", "drop it"
+        if seen.get("dataset.sessions.by") not in (None, "auto", "column"):
+            yield "dataset.sessions.by", "the embedded world brings its own sessions", "drop it"
+
+
 def pretrain_unused(seen: Seen) -> Iterator[Refusal]:
     start = seen.get("warm_start")
     if start not in (None, "auto") and not seen.supervised:
@@ -251,6 +273,9 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     warmup_too_long,
     never_validated,
     pretrain_never_validated,
+    supervised_test_steps,
+    batch_below_piece,
+    world_kept_exact,
     resume_with_others,
     dataset_path_missing,
     dataset_path_unused,

@@ -63,8 +63,8 @@ class Gru4RecConfig:
 
 @dataclass
 class InnerLoop:
-    lr: float = ranged(0.01, min=0)
-    steps: int = ranged(3, min=0)
+    lr: float = ranged(0.1, min=0)
+    steps: int = ranged(5, min=0)
 
 
 @dataclass
@@ -117,7 +117,7 @@ class CrossEntropyConfig:
 @dataclass
 class AdamConfig:
     name: str = "adam"
-    lr: float = ranged(1e-4, min=0, exclusive=["min"])
+    lr: float = ranged(3e-4, min=0, exclusive=["min"])
     betas: list[float] = ranged([0.9, 0.999], min=0, max=1, exclusive=["max"], length=2)
     eps: float = ranged(1e-8, min=0, exclusive=["min"])
     weight_decay: float = ranged(0.0, min=0)
@@ -127,7 +127,7 @@ class AdamConfig:
 @dataclass
 class AdamWConfig:
     name: str = "adamw"
-    lr: float = ranged(1e-4, min=0, exclusive=["min"])
+    lr: float = ranged(3e-4, min=0, exclusive=["min"])
     betas: list[float] = ranged([0.9, 0.999], min=0, max=1, exclusive=["max"], length=2)
     eps: float = ranged(1e-8, min=0, exclusive=["min"])
     weight_decay: float = ranged(0.01, min=0)
@@ -171,7 +171,7 @@ class LinearConfig:
 
 @dataclass
 class ControlGrid:
-    lrs: list[float] = ranged([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], min=0, exclusive=["min"])
+    lrs: list[float] = ranged([0.01, 0.03, 0.1, 0.3, 1.0], min=0, exclusive=["min"])
     steps: list[int] = ranged([1, 3, 5, 10, 20], min=1)
     users: int = ranged(256, min=1)  # of the validation split, evenly spaced
 
@@ -211,8 +211,9 @@ class TrainSection:
 @dataclass
 class PretrainSection:
     epochs: int = ranged(30, min=1)
-    batch_size: int = ranged(128, min=1)
-    lr: float = ranged(1e-3, min=0, exclusive=["min"])
+    min_steps: int = ranged(1000, min=0)  # a small log is read more often than `epochs`
+    batch_size: int = ranged(1024, min=1)
+    lr: float = ranged(3e-3, min=0, exclusive=["min"])
     weight_decay: float = ranged(0.0, min=0)
     clip_norm: float = ranged(5.0, min=0)
     patience: int = ranged(3, min=0)

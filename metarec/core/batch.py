@@ -1,10 +1,13 @@
-"""Pairs of many tasks as packed sequences in which a prefix shared by several pairs stands once.
+"""Pairs of many tasks as packed sequences in which what several pairs share stands once.
 
 Pairs of one session are nested: the prefix of the next pair is this prefix and one more event. So the batch holds
 *sequences*, and a pair says behind which of their events to look. One pass over a session gives the hidden state of
-every pair in it; nothing is expanded, and nothing is padded but to the task with the most events.
+every pair in it; nothing is expanded, and nothing is padded but the events to the task with the most of them. Prefixes
+that were cut to their latest events start at different places of one session: they are sequences of their own, with
+hidden states of their own, but they read the same events (`starts` may overlap).
 
-Shapes: T tasks, R sequences a task, M events a task (all sequences one behind the other), N pairs a task.
+Shapes: T tasks, M events a task, R sequences a task, S states of the batch (the sum of all lengths), N pairs a task, L
+entries of a plan.
 """
 
 from __future__ import annotations
@@ -15,23 +18,53 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+STEP_COST = 8  # what a step of a recurrence costs by itself, in sequences; bends the plan, not the result
+
 
 @dataclass(frozen=True)
-class Step:
-    """One step of a recurrence: the sequences that still run, as a block of leading tasks and rows."""
+class Block:
+    """One step of a recurrence: `tasks` tasks from number `begin` of `Plan.order` on, `rows` sequences of each."""
 
+    begin: int
     tasks: int
     rows: int
-    read: Tensor  # int64 [tasks * rows], event in [0, T*M); any event where the sequence has ended
-    write: Tensor  # the same, T*M where it has ended
-    ended: Tensor | None  # places in the block that have ended; None = all run
+    first: bool  # the first step of its sequences; else a leading part of the block before goes on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recurrence over all sequences, block after block, and what belongs to each place of each block (an entry).
+
+    A block holds every sequence of its tasks that still runs; what has ended inside a block runs on into nowhere.
+    """
+
+    blocks: list[Block]
+    order: Tensor  # int64 [T], the tasks in the order that blocks count in
+    read: Tensor  # int64 [L], the event in [0, T*M) that an entry reads; any event where the sequence has ended
+    before: Tensor  # int64 [L], the same sequence's entry one step earlier; L where there is none
+    entry: Tensor  # int64 [S], where the plan makes each state
+
+    @property
+    def sizes(self) -> list[int]:
+        return [block.tasks * block.rows for block in self.blocks]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks of about the same number of states n, and where to find what belongs to each state."""
+
+    tasks: Tensor  # int64 [G]
+    entry: Tensor  # int64 [G, n], its entry in the plan; L behind a task's last state
+    source: Tensor  # int64 [G, n], the state that it was made from, counted from 1; 0 for the first of a sequence
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """items int64 [T, M] (1..n_items, 0 behind the last); starts, lengths int64 [T, R]: sequence r is items[starts:starts+lengths].
+    """items int64 [T, M] (1..n_items, 0 behind the last); starts, lengths int64 [T, R].
 
-    Sequences of a task are best given longest first (recurrent models then touch only what runs); any order is right.
+    Sequence r of a task is items[starts : starts + lengths]; a row of length 0 is no sequence. States stand task behind
+    task, and sequence behind sequence in the order of the rows. Sequences of a task are best given longest first
+    (recurrent models then touch only what runs); any order is right.
     """
 
     items: Tensor
@@ -46,43 +79,96 @@ class Sequences:
         return self.items.shape[0]
 
     @cached_property
-    def order(self) -> Tensor:
-        """The tasks, longest first, int64 [T]: the order that `steps` counts in."""
-        return self.lengths.max(1).values.sort(descending=True, stable=True).indices
+    def places(self) -> Tensor:
+        """Where the states of each sequence begin, int64 [T, R]."""
+        flat = self.lengths.flatten()
+        return (flat.cumsum(0) - flat).view_as(self.lengths)
 
     @cached_property
-    def steps(self) -> list[Step]:
-        """What each step of a recurrence touches; made once, used by every inner step."""
-        n_tasks, width = self.items.shape
-        lengths, starts = self.lengths[self.order], self.starts[self.order]
-        n_steps = int(lengths.max()) if lengths.numel() else 0
-        at = torch.arange(n_steps, device=lengths.device)
-        tasks = (lengths.max(1).values[:, None] > at).sum(0).tolist() if n_steps else []
+    def plan(self) -> Plan:
+        """Made once, used by every inner step."""
+        lengths, starts, places = self.lengths.cpu(), self.starts.cpu(), self.places.cpu()
+        by_states = lengths.sum(1).sort(descending=True, stable=True).indices
+        # tasks of many long sequences apart, where that leaves less to run into nowhere
+        heavy = (0, *(2**i for i in range(7) if 2**i < self.n_tasks))
+        parts = min(
+            (_parts(lengths, by_states, count) for count in heavy), key=lambda found: sum(p.cost for p in found)
+        )
+        blocks, order, read, before = [], [], [], []
+        entry = torch.empty(int(lengths.sum()) + 1, dtype=torch.int64)  # the last place is for what has ended
+        n_entries = n_ordered = 0
+        for part in parts:
+            sizes = part.tasks * part.rows
+            begin = sizes.cumsum(0) - sizes
+            step = torch.arange(len(sizes)).repeat_interleave(sizes)
+            inside = torch.arange(len(step)) - begin[step]
+            task, row = part.order[inside // part.rows[step]], inside % part.rows[step]
+            runs = step < lengths[task, row]
+            read.append((task * self.items.shape[1] + starts[task, row] + step).where(runs, 0))
+            earlier = (step - 1).clamp(min=0)
+            back = begin[earlier] + inside // part.rows[step] * part.rows[earlier] + row + n_entries
+            before.append(back.where(step > 0, -1))
+            entry[(places[task, row] + step).where(runs, len(entry) - 1)] = torch.arange(len(step)) + n_entries
+            shape = zip(part.tasks.tolist(), part.rows.tolist(), strict=True)
+            blocks += [Block(n_ordered, tasks, rows, i == 0) for i, (tasks, rows) in enumerate(shape)]
+            order.append(part.order)
+            n_entries, n_ordered = n_entries + len(step), n_ordered + len(part.order)
+        earlier_entry = torch.cat(before)
+        tensors = torch.cat(order), torch.cat(read), earlier_entry.where(earlier_entry >= 0, n_entries), entry[:-1]
+        return Plan(blocks, *(tensor.to(self.items.device) for tensor in tensors))
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The tasks by how many states they have, so that a short one is not padded to a long one."""
+        lengths, places, entry = self.lengths.cpu(), self.places.cpu(), self.plan.entry.cpu()
+        source = torch.arange(len(entry))
+        source[places[lengths > 0]] = 0
+        counts, members = lengths.sum(1), dict[int, list[int]]()
+        for task, count in enumerate(counts.tolist()):
+            members.setdefault((count - 1).bit_length() // 2, []).append(task)
+        found = []
+        for own in members.values():
+            tasks = torch.tensor(own)
+            at = torch.arange(int(counts[tasks].max()))
+            inside = at < counts[tasks, None]
+            state = (places[tasks, :1] + at).where(inside, 0)
+            padded = Group(tasks, entry[state].where(inside, len(self.plan.read)), source[state].where(inside, 0))
+            found.append(Group(*(tensor.to(self.items.device) for tensor in vars(padded).values())))
+        return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Tasks that run together, longest first, and the tasks and rows of each of their steps."""
+
+    order: Tensor
+    tasks: Tensor
+    rows: Tensor
+
+    @property
+    def cost(self) -> int:
+        return int((self.tasks * self.rows).sum()) + STEP_COST * len(self.tasks)
+
+
+def _parts(lengths: Tensor, by_states: Tensor, heavy: int) -> list[_Part]:
+    """The first `heavy` of the tasks `by_states`, and the rest; one part when `heavy` is 0."""
+    parts = []
+    for own in (by_states[:heavy], by_states[heavy:]):
+        if len(own) == 0:
+            continue
+        order = own[lengths[own].max(1).values.sort(descending=True, stable=True).indices]
+        longest = lengths[order].max(1).values
+        at = torch.arange(int(longest.max()))
         # the last row that still runs, over all tasks: a running maximum from the end of the row axis
-        alive = lengths.max(0).values.flip(0).cummax(0).values.flip(0)
-        rows = (alive[:, None] > at).sum(0).tolist()
-        first = starts + self.order[:, None] * width
-        steps = []
-        for step, (t, r) in enumerate(zip(tasks, rows, strict=True)):
-            runs = (lengths[:t, :r] > step).reshape(-1)
-            index = (first[:t, :r] + step).reshape(-1)
-            all_run = bool(runs.all())
-            steps.append(
-                Step(
-                    t,
-                    r,
-                    index if all_run else index.clamp(max=n_tasks * width - 1),
-                    index if all_run else torch.where(runs, index, n_tasks * width),
-                    None if all_run else (~runs).nonzero().squeeze(1),
-                )
-            )
-        return steps
+        alive = lengths[order].max(0).values.flip(0).cummax(0).values.flip(0)
+        parts.append(_Part(order, (longest[:, None] > at).sum(0), (alive[:, None] > at).sum(0)))
+    return parts
 
 
 @dataclass(frozen=True)
 class PairBatch:
     sequences: Sequences
-    at: Tensor  # int64 [T, N]: 0 = nothing known before the target, j + 1 = behind event j of the task
+    at: Tensor  # int64 [T, N]: 0 = nothing known before the target, j + 1 = behind state j of the batch
     target: Tensor  # int64 [T, N], 1..n_items, -1 = an item outside the vocabulary, 0 = no pair here
 
     @property
@@ -93,10 +179,8 @@ class PairBatch:
         return PairBatch(self.sequences.to(device), self.at.to(device), self.target.to(device))
 
     def gather(self, states: Tensor) -> Tensor:
-        """The hidden states [T, N, H] of the pairs, out of [T, M + 1, H]."""
-        n_tasks, width, hidden = states.shape
-        first = torch.arange(n_tasks, device=states.device)[:, None] * width
-        return states.reshape(-1, hidden)[self.at + first]
+        """The hidden states [T, N, H] of the pairs, out of [1 + S, H]."""
+        return states[self.at]
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,22 @@
 
     r, z = sigmoid(x_r + W_r h + b_r), sigmoid(x_z + W_z h + b_z)
     n    = tanh(x_n + r * (W_n h + b_n))
-    h'   = (1 - z) * n + z * h                                   (Cho et al. 2014, arXiv:1406.1078; gates as in torch.nn.GRU)
+    h'   = (1 - z) * n + z * h                    (Cho et al. 2014, arXiv:1406.1078; gates as in torch.nn.GRU)
 
 `x` is the input projection of *all* events, made by one product before. What makes it fast on few long-tailed
-sequences: events are packed, so no projection is spent on padding; tasks and rows are taken longest first, so a step
-touches only those that still run; the weight gradient is one product over all steps instead of one a step. `W` is shared
-or shared-plus-offset (`core.weights`).
+sequences: events are packed, so no projection is spent on padding; a step touches only the sequences that still run;
+the backward pass makes all that does not depend on a later step before its loop, and the weight gradient, the gradient
+of `x` and the scattering after it. `W` is shared or shared-plus-offset (`core.weights`).
 
-Shapes: T tasks, R sequences a task, M events a task, H hidden. Gate order r, z, n along 3H.
+The gradient G of the product P = W h + b is all that an own weight needs: it is G^T h for `W` and the sum of G for `b`.
+
+Shapes: T tasks, M events a task, S states of the batch, L entries of the plan (`core.batch`), H hidden. Gate order r,
+z, n along 3H.
 """
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +25,42 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metarec.core.batch import Sequences
+from metarec.core.batch import Block, Sequences
 from metarec.core.weights import Dense, FastWeight, Weight, zero_leaf
+
+
+@dataclass(frozen=True)
+class _Product:
+    """P = W h + b of a block of leading tasks, and the way back; tasks in the order of the plan."""
+
+    weight: Tensor  # [3H, H]
+    bias: Tensor  # [3H]
+    own: Tensor | None  # [T, 3H, H], the whole weight of each task
+    own_bias: Tensor | None  # [T, 1, 3H], the whole bias of each task
+
+    @staticmethod
+    def of(weight: Tensor, bias: Tensor, offset: Dense | None, bias_offset: Dense | None, order: Tensor) -> _Product:
+        own = None if offset is None else offset.value.index_select(0, order).add_(weight)
+        own_bias = None if bias_offset is None else (bias_offset.value[order] + bias)[:, None, :]
+        return _Product(weight, bias, own, own_bias)
+
+    def into(self, out: Tensor, h: Tensor, block: Block) -> None:
+        """h [tasks, rows, H] -> out [tasks, rows, 3H]."""
+        which = slice(block.begin, block.begin + block.tasks)
+        bias = self.bias if self.own_bias is None else self.own_bias[which]
+        if self.own is not None:
+            torch.baddbmm(bias, h, self.own[which].transpose(1, 2), out=out)
+        elif self.own_bias is None:
+            torch.addmm(bias, h.flatten(0, 1), self.weight.T, out=out.flatten(0, 1))
+        else:
+            torch.matmul(h, self.weight.T, out=out).add_(bias)
+
+    def back(self, dh: Tensor, dp: Tensor, block: Block) -> None:
+        """dh [tasks, rows, H] += dp [tasks, rows, 3H] W."""
+        if self.own is None:
+            dh.flatten(0, 1).addmm_(dp.flatten(0, 1), self.weight)
+        else:
+            dh.baddbmm_(dp, self.own[block.begin : block.begin + block.tasks])
 
 
 class _GRU(torch.autograd.Function):
@@ -33,108 +70,112 @@ class _GRU(torch.autograd.Function):
         x: Tensor,
         sequences: Sequences,
         weight: Tensor,
-        weight_offset: Tensor | None,
+        weight_offset: Dense | None,
         bias: Tensor,
-        bias_offset: Tensor | None,
-        weight_leaf: Tensor | None,
-        bias_leaf: Tensor | None,
+        bias_offset: Dense | None,
+        leaf: Tensor | None,
     ) -> Tensor:
-        n_tasks, n_events, width = x.shape
+        """`leaf` [L, 3H] takes the gradient of P at each entry of the plan; its value is not read."""
+        width = x.shape[2]
         hidden = width // 3
-        order = sequences.order
-        own_w = None if weight_offset is None else (weight + weight_offset)[order]
-        own_b = None if bias_offset is None else (bias + bias_offset)[order, None, :]
-        flat = x.reshape(-1, width)
-        states = x.new_zeros(n_tasks * n_events + 1, hidden)  # the last row takes what ended sequences write
-        h = x.new_zeros(n_tasks, sequences.lengths.shape[1], hidden)
-        kept = []
-        for step in sequences.steps:
-            h = h[: step.tasks, : step.rows]
-            xt = flat.index_select(0, step.read).view(step.tasks, step.rows, width)
-            if own_w is None:
-                hp = F.linear(h, weight, bias if own_b is None else None)
-            else:
-                hp = torch.bmm(h, own_w[: step.tasks].transpose(1, 2))
-                if own_b is None:
-                    hp += bias
-            if own_b is not None:
-                hp += own_b[: step.tasks]
-            rz = xt[..., : 2 * hidden].add_(hp[..., : 2 * hidden]).sigmoid_()
-            r, z, hn = rz[..., :hidden], rz[..., hidden:], hp[..., 2 * hidden :]
-            n = xt[..., 2 * hidden :].addcmul_(r, hn).tanh_()
-            kept.append((h, r, z, n, hn))
-            h = torch.lerp(n, h, z)
-            states.index_copy_(0, step.write, h.view(-1, hidden))
-        ctx.save_for_backward(weight, own_w)
-        ctx.kept, ctx.sequences, ctx.shape = kept, sequences, x.shape
-        return states[:-1].view(n_tasks, n_events, hidden)
+        plan = sequences.plan
+        product = _Product.of(weight, bias, weight_offset, bias_offset, plan.order)
+        gates = x.reshape(-1, width).index_select(0, plan.read)  # x of all entries; becomes r, z, n in place
+        products = torch.empty_like(gates)
+        states = gates.new_empty(len(gates), hidden)
+        for block, gate, p, state in zip(
+            plan.blocks, gates.split(plan.sizes), products.split(plan.sizes), states.split(plan.sizes), strict=True
+        ):
+            shape = (block.tasks, block.rows, -1)
+            h = x.new_zeros(*shape[:2], hidden) if block.first else h[: block.tasks, : block.rows].contiguous()
+            product.into(p.view(shape), h, block)
+            rz = gate[:, : 2 * hidden].add_(p[:, : 2 * hidden]).sigmoid_()
+            n = gate[:, 2 * hidden :].addcmul_(rz[:, :hidden], p[:, 2 * hidden :]).tanh_()
+            torch.lerp(n, h.view(-1, hidden), rz[:, hidden:], out=state)
+            h = state.view(shape)
+        ctx.kept = gates, products[:, 2 * hidden :].contiguous(), states
+        ctx.product, ctx.plan, ctx.shape = product, plan, x.shape
+        return torch.cat([x.new_zeros(1, hidden), states.index_select(0, plan.entry)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        weight, own_w = ctx.saved_tensors
-        sequences = ctx.sequences
+        (gates, pn, states), product, plan = ctx.kept, ctx.product, ctx.plan
         n_tasks, n_events, width = ctx.shape
         hidden = width // 3
-        need_x, _, need_w, _, need_b, _, need_wl, need_bl = ctx.needs_input_grad
-        g = g.reshape(-1, hidden)
-        dx = g.new_zeros(n_tasks * n_events + 1, width)
-        pre, before = [], []  # of all steps: the gradient of W h + b, and the h it belongs to
+        need_x, _, need_w, _, need_b, _, need_leaf = ctx.needs_input_grad
+        r, z, n = gates.chunk(3, 1)
+        before = F.pad(states, (0, 0, 0, 1)).index_select(0, plan.before)
+        dh_of = torch.zeros_like(states).index_copy_(0, plan.entry, g[1:])  # zero where a sequence has ended
+
+        # d state / d (x + P) per gate; times the gradient of the state, it becomes the gradient of P in place
+        through_n = (1 - z) * (1 - n * n)
+        dp_of = torch.cat([through_n * pn * r * (1 - r), (before - n) * z * (1 - z), through_n * r], 1)
         dh: Tensor | None = None
-        for step, (h, r, z, n, hn) in zip(reversed(sequences.steps), reversed(ctx.kept), strict=True):
-            total = g.index_select(0, step.read)
-            if step.ended is not None:
-                total.index_fill_(0, step.ended, 0.0)
-            total = total.view(step.tasks, step.rows, hidden)
+        for block, total, dp, keep in zip(
+            reversed(plan.blocks), *(reversed(part.split(plan.sizes)) for part in (dh_of, dp_of, z)), strict=True
+        ):
+            shape = (block.tasks, block.rows, -1)
             if dh is not None:  # what ended with this step has no gradient from the next
-                total[: dh.shape[0], : dh.shape[1]] += dh
-            dn = torch.addcmul(total, total, z, value=-1)  # total * (1 - z)
-            dn = torch.addcmul(dn, dn * n, n, value=-1)  # * (1 - n^2)
-            dpre = total.new_empty(step.tasks, step.rows, width)
-            torch.mul(torch.addcmul(r, r, r, value=-1), dn * hn, out=dpre[..., :hidden])
-            torch.mul(torch.addcmul(z, z, z, value=-1), (h - n) * total, out=dpre[..., hidden : 2 * hidden])
-            dpre[..., 2 * hidden :] = dn
-            dx.index_copy_(0, step.write, dpre.view(-1, width))
-            dpre[..., 2 * hidden :] *= r
-            dh = total.mul_(z)
-            if own_w is None:
-                dh.view(-1, hidden).addmm_(dpre.view(-1, width), weight)
+                total.view(shape)[: dh.shape[0], : dh.shape[1]] += dh
+            dp.view(-1, 3, hidden).mul_(total[:, None, :])
+            if block.first:
+                dh = None
             else:
-                dh.baddbmm_(dpre, own_w[: step.tasks])
-            pre.append(dpre)
-            before.append(h)
-        dx = dx[:-1].view(n_tasks, n_events, width) if need_x else None
-        dw = dwl = db = dbl = None
-        if need_w or need_b:
-            p = torch.cat([part.view(-1, width) for part in pre]) if pre else g.new_zeros(0, width)
-            b = torch.cat([part.reshape(-1, hidden) for part in before]) if pre else g.new_zeros(0, hidden)
-            dw, db = p.T @ b, p.sum(0)
-        if need_wl or need_bl:
-            dwl, dbl = g.new_zeros(n_tasks, width, hidden), g.new_zeros(n_tasks, width)
-            # steps with the same number of tasks go together: one product a group
-            for tasks, group in itertools.groupby(range(len(pre)), lambda i: pre[i].shape[0]):
-                same = list(group)
-                p = torch.cat([pre[i] for i in same], 1)
-                dwl[:tasks].baddbmm_(p.transpose(1, 2), torch.cat([before[i] for i in same], 1))
-                dbl[:tasks] += p.sum(1)
-            back = sequences.order.argsort()
-            dwl, dbl = dwl[back], dbl[back]
-        return dx, None, dw, None, db, None, dwl, dbl
+                dh = (total * keep).view(shape)
+                product.back(dh, dp.view(shape), block)
+
+        dx = dw = db = None
+        if need_x:
+            dx_of = torch.cat([dp_of[:, : 2 * hidden], dh_of * through_n], 1)
+            dx = g.new_zeros(n_tasks * n_events, width).index_add_(0, plan.read, dx_of).view(ctx.shape)
+        if need_w:
+            dw = dp_of.T @ before
+        if need_b:
+            db = dp_of.sum(0)
+        return dx, None, dw, None, db, None, dp_of if need_leaf else None
 
 
 def gru(x: Tensor, sequences: Sequences, weight: Weight, bias: Weight) -> Tensor:
-    """The hidden state behind every event: x [T, M, 3H] -> [T, M, H]; every sequence starts from zero.
+    """The hidden state behind every event of every sequence: x [T, M, 3H] -> [1 + S, H], number 0 the zero they start from.
 
-    weight [3H, H]; bias [3H]. States behind a task's last event are zero.
+    weight [3H, H]; bias [3H].
     """
     w = weight if isinstance(weight, FastWeight) else FastWeight(weight)
     b = bias if isinstance(bias, FastWeight) else FastWeight(bias)
-    leaves = []
-    for fast in (w, b):
-        leaf = None
-        if fast.tap is not None:  # the leaf is the weight's own offset: its gradient is made over all steps at once
-            leaf = zero_leaf((x.shape[0], *fast.shared.shape), x)
-            fast.tap.add(leaf, Dense)
-        leaves.append(leaf)
-    offsets = [None if fast.offset is None else fast.offset.dense() for fast in (w, b)]
-    return _GRU.apply(x, sequences, w.shared, offsets[0], b.shared, offsets[1], *leaves)
+    for offset in (w.offset, b.offset):
+        if not isinstance(offset, Dense | None):
+            raise TypeError(f"gru has no rule for an offset of {type(offset).__name__}")
+    tapped = w.tap is not None or b.tap is not None
+    leaf = zero_leaf((len(sequences.plan.read), x.shape[2]), x) if tapped else None
+    states: Tensor = _GRU.apply(  # type: ignore[no-untyped-call]
+        x, sequences, w.shared, w.offset, b.shared, b.offset, leaf
+    )
+    if leaf is not None and w.tap is not None:
+        seen = states.detach()
+        w.tap.add(leaf, lambda grad: _weight_gradient(sequences, seen, grad))
+    if leaf is not None and b.tap is not None:
+        b.tap.add(leaf, lambda grad: _bias_gradient(sequences, grad))
+    return states
+
+
+def _weight_gradient(sequences: Sequences, states: Tensor, grad: Tensor) -> Dense:
+    """G^T h of each task: states [1 + S, H], grad [L, 3H] -> [T, 3H, H]."""
+    hidden, width = states.shape[1], grad.shape[1]
+    g = F.pad(grad, (0, 0, 0, 1))
+    out = grad.new_empty(sequences.n_tasks, width, hidden)
+    for group in sequences.groups:
+        left = g.index_select(0, group.entry.flatten()).view(*group.entry.shape, width)
+        right = states.index_select(0, group.source.flatten()).view(*group.entry.shape, hidden)
+        out.index_copy_(0, group.tasks, torch.bmm(left.transpose(1, 2), right))
+    return Dense(out)
+
+
+def _bias_gradient(sequences: Sequences, grad: Tensor) -> Dense:
+    """The sum of G of each task: grad [L, 3H] -> [T, 3H]."""
+    g = F.pad(grad, (0, 0, 0, 1))
+    out = grad.new_empty(sequences.n_tasks, grad.shape[1])
+    for group in sequences.groups:
+        rows = g.index_select(0, group.entry.flatten()).view(*group.entry.shape, -1)
+        out.index_copy_(0, group.tasks, rows.sum(1))
+    return Dense(out)

@@ -28,6 +28,8 @@ def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
         y = torch.baddbmm(y, torch.bmm(x, w.offset.right.transpose(1, 2)), w.offset.left)
     elif isinstance(w.offset, Dense):
         y = torch.baddbmm(y, x, w.offset.value.transpose(1, 2))
+    elif w.offset is not None:
+        raise TypeError(f"linear has no rule for an offset of {type(w.offset).__name__}")
     if b is not None and b.offset is not None:
         y = y + b.offset.dense()[:, None, :]
     if w.tap is not None:
@@ -44,6 +46,8 @@ def embed(ids: Tensor, table: Weight) -> Tensor:
     y = F.embedding(ids, e.shared)
     if isinstance(e.offset, Rows):
         y = y + e.offset.look_up(ids)
+    elif e.offset is not None:
+        raise TypeError(f"embed has no rule for an offset of {type(e.offset).__name__}")
     if e.tap is not None:
         n_rows = e.shared.shape[0]
         e.tap.add(y, lambda grad: Rows.of(ids, grad, n_rows))

@@ -117,7 +117,7 @@ class Tap:
     notes: list[tuple[Tensor, Callable[[Tensor], Offset]]] = field(default_factory=list)
 
     def add(self, at: Tensor, finish: Callable[[Tensor], Offset]) -> None:
-        """`finish` turns the gradient with respect to `at` into the weight's; `at` may be an inner node or a new leaf."""
+        """`finish` turns the gradient with respect to `at` into the weight's; `at` is an inner node or a new leaf."""
         if not at.requires_grad:
             at.requires_grad_()
         self.notes.append((at, finish))
@@ -135,10 +135,10 @@ class FastWeight:
 
     def onto(self, base: Tensor, alpha: float) -> FastWeight:
         """base + alpha * this: what a residual of scale alpha makes of it; the tap sees alpha times the gradient."""
-        offset = self.offset if self.offset is None or alpha == 1 else scaled(self.offset, alpha)
-        tap = self.tap
-        if tap is not None and alpha != 1:
-            tap = _ScaledTap(self.tap, alpha)
+        offset, tap = self.offset, self.tap
+        if alpha != 1:
+            offset = None if offset is None else scaled(offset, alpha)
+            tap = None if tap is None else _ScaledTap(tap, alpha)
         return FastWeight(torch.add(base, self.shared, alpha=alpha), offset, tap)
 
 
@@ -173,8 +173,10 @@ def moved(offset: Offset | None, grad: Offset, scale: float, rank_ahead: int) ->
     if isinstance(grad, LowRank) and not isinstance(offset, LowRank):
         rank, out = grad.left.shape[1:]
         width = grad.right.shape[2]
-        if offset is not None or rank * rank_ahead * (out + width) >= out * width:
-            grad = Dense(grad.dense())
+        if isinstance(offset, Dense):
+            return Dense(torch.baddbmm(offset.value, grad.left.transpose(1, 2), grad.right, alpha=scale))
+        if rank * rank_ahead * (out + width) >= out * width:
+            return Dense(grad.scaled(scale).dense())
     if offset is None:
         return scaled(grad, scale)
     return offset.plus(grad, scale)  # type: ignore[arg-type]  # forms of one weight agree from the first step on

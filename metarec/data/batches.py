@@ -1,7 +1,8 @@
 """Event ranges -> packed batches of pairs (`core.batch`), built by index arithmetic from the arrays on disk.
 
 A prefix is item[begin:event], its latest `max_len` events; pairs of a task whose prefixes start at one event share one
-sequence. Items outside the vocabulary (-1) are left out of a prefix; as a target they stay, to count as a miss.
+sequence, and sequences that overlap share their events. Items outside the vocabulary (-1) are left out of a prefix; as
+a target they stay, to count as a miss.
 
 Shapes: T tasks, N pairs a task.
 """
@@ -40,7 +41,9 @@ class Batcher:
         """Support = the `n_support` pairs behind the first `skip`, query = the `n_query` after them; [T] each."""
         span = first_pair[:, None] + skip + np.arange(n_support + n_query)
         return EpisodeBatch(
-            self.pairs(span[:, :n_support]), self.pairs(span[:, n_support:]), torch.from_numpy(np.ascontiguousarray(user))
+            self.pairs(span[:, :n_support]),
+            self.pairs(span[:, n_support:]),
+            torch.from_numpy(np.ascontiguousarray(user)),
         )
 
     def sessions(self, begin: Ints, end: Ints) -> PairBatch:
@@ -49,54 +52,67 @@ class Batcher:
         A session of more than `max_len` + 1 events is read in overlapping pieces: each target once, behind at least
         half of `max_len` events (one pass over the whole would show the model longer prefixes than it is asked about).
         """
-        first, last, start = cut_long(begin, end, self.max_len)
+        return self.pieces(*cut_long(begin, end, self.max_len))
+
+    def pieces(self, first: Ints, last: Ints, start: Ints) -> PairBatch:
+        """Pieces of sessions as `cut_long` gives them: the targets [first, last) behind events from `start` on."""
         counts = last - first
         event = _ranges(first, counts)
         return self._pack(1, np.zeros(len(event), dtype=np.int64), np.repeat(start, counts), event)
 
     def _pack(self, n_tasks: int, task: Ints, begin: Ints, event: Ints) -> PairBatch:
-        """task, begin, event int64 [P]: pairs grouped by task; neighbours with one begin share a sequence."""
+        """task, begin, event int64 [P]: pairs grouped by task; neighbours with one begin share a sequence.
+
+        Neighbouring sequences that overlap (the latest events of ever longer prefixes) read one stretch of events.
+        """
         new = np.ones(len(task), dtype=bool)
         new[1:] = (begin[1:] != begin[:-1]) | (task[1:] != task[:-1])
         row_of_pair = np.cumsum(new) - 1
-        row_task, row_begin = task[new], begin[new]
-        last_pair = np.append(np.flatnonzero(new)[1:], len(task)) - 1
-        spans = event[last_pair] - row_begin
-        tokens = np.asarray(self.item[_ranges(row_begin, spans)], dtype=np.int64)
-        known_before = np.concatenate([[0], np.cumsum(tokens > 0)])
-        row_at = np.cumsum(spans) - spans
-        lengths = known_before[row_at + spans] - known_before[row_at]
-        depth = known_before[row_at[row_of_pair] + event - begin] - known_before[row_at[row_of_pair]]
+        row_task, row_begin, row_end = task[new], begin[new], event[_last_of(new)]
+
+        opens = np.ones(len(row_task), dtype=bool)
+        inside = (row_begin[1:] > row_begin[:-1]) & (row_begin[1:] < row_end[:-1])
+        opens[1:] = ~inside | (row_task[1:] != row_task[:-1])
+        stretch = np.cumsum(opens) - 1
+        stretch_begin = row_begin[opens]
+        spans = row_end[_last_of(opens)] - stretch_begin
+        tokens = np.asarray(self.item[_ranges(stretch_begin, spans)], dtype=np.int64)
+        known = np.concatenate([[0], np.cumsum(tokens > 0)])  # how many known items stand ahead of a token
+        row_at = (np.cumsum(spans) - spans - stretch_begin)[stretch] + row_begin  # the row's first token
+        lengths = known[row_at + row_end - row_begin] - known[row_at]
+
+        # known items of a task stand one behind the other
+        token_task = np.repeat(row_task[opens], spans)[tokens > 0]
+        ahead = np.searchsorted(token_task, np.arange(n_tasks))
+        items = np.zeros((n_tasks, max(int(np.bincount(token_task, minlength=1).max()), 1)), dtype=np.int64)
+        items[token_task, np.arange(len(token_task)) - ahead[token_task]] = tokens[tokens > 0]
 
         # rows of a task longest first: recurrent models then touch only what still runs
         order = np.lexsort((-lengths, row_task))
-        rank_in_task = np.arange(len(order)) - np.searchsorted(row_task[order], row_task[order])
-        sorted_lengths = lengths[order]
-        ahead = np.cumsum(sorted_lengths) - sorted_lengths
-        starts_sorted = ahead - ahead[np.searchsorted(row_task[order], row_task[order])]
-        n_rows = int(rank_in_task.max()) + 1 if len(order) else 1
-        starts = np.zeros((n_tasks, n_rows), dtype=np.int64)
-        lens = np.zeros((n_tasks, n_rows), dtype=np.int64)
-        starts[row_task[order], rank_in_task] = starts_sorted
-        lens[row_task[order], rank_in_task] = sorted_lengths
-        row_start = np.empty_like(lengths)
-        row_start[order] = starts_sorted
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        rank -= np.searchsorted(row_task, row_task)
+        starts = np.zeros((n_tasks, int(rank.max(initial=0)) + 1), dtype=np.int64)
+        sizes = np.zeros_like(starts)
+        starts[row_task, rank] = known[row_at] - ahead[row_task]
+        sizes[row_task, rank] = lengths
+        places = (np.cumsum(sizes) - sizes.ravel()).reshape(sizes.shape)
 
-        width = max(int(lens.sum(1).max()), 1)
-        items = np.zeros((n_tasks, width), dtype=np.int64)
-        kept = tokens > 0
-        row_of_token = np.repeat(np.arange(len(spans)), spans)[kept]
-        place = row_start[row_of_token] + known_before[:-1][kept] - known_before[row_at[row_of_token]]
-        items[row_task[row_of_token], place] = tokens[kept]
-
-        at = np.where(depth > 0, row_start[row_of_pair] + depth, 0)
+        row = row_of_pair
+        depth = known[row_at[row] + event - begin] - known[row_at[row]]
+        at = np.where(depth > 0, places[task, rank[row]] + depth, 0)
         target = np.asarray(self.item[event], dtype=np.int64)
         shape = (n_tasks, len(task) // n_tasks)  # every task has as many pairs
         return PairBatch(
-            Sequences(torch.from_numpy(items), torch.from_numpy(starts), torch.from_numpy(lens)),
+            Sequences(torch.from_numpy(items), torch.from_numpy(starts), torch.from_numpy(sizes)),
             torch.from_numpy(at.reshape(shape)),
             torch.from_numpy(target.reshape(shape)),
         )
+
+
+def _last_of(new: NDArray[np.bool_]) -> Ints:
+    """The last number of every group, where `new` marks the first."""
+    return np.append(np.flatnonzero(new), len(new))[1:] - 1
 
 
 def _ranges(begin: Ints, counts: Ints) -> Ints:

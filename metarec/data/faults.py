@@ -24,8 +24,7 @@ def engine_faults(where: object) -> Iterator[None]:
         yield
     except MetarecError:
         raise
-    except (duckdb.Error, pa.ArrowException, OSError, ValueError, MemoryError, RuntimeError) as error:
-        # RuntimeError: DuckDB lets some C++ exceptions through under that name.
+    except (duckdb.Error, pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise translate(error, where) from None
 
 

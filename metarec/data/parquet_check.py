@@ -8,9 +8,11 @@ no reader can tell.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -76,31 +78,36 @@ def time_class(kind: pa.DataType) -> str | None:
     return {"big": "integer", "integer": "integer", "text": "text"}.get(found or "")
 
 
-def check_pages(files: list[Path], columns: list[str]) -> None:
+def check_pages(con: duckdb.DuckDBPyConnection, files: list[Path], columns: list[str]) -> None:
     """Read ``columns`` of those files whose pages carry checksums, comparing them; a DataError names the file."""
     for path in files:
         with engine_faults(path):
-            if not _has_checksums(path, columns):
+            if not _has_checksums(con, path, columns):
                 continue
             with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
                 for _ in parquet.iter_batches(1 << 17, columns=columns):
                     pass  # decoding compares the checksums; the rows are read again by the engine
 
 
-def _has_checksums(path: Path, columns: list[str]) -> bool:
+def _has_checksums(con: duckdb.DuckDBPyConnection, path: Path, columns: list[str]) -> bool:
     """Whether the first page of one of ``columns`` carries a CRC (field 4 of the Thrift-compact PageHeader)."""
-    metadata = pq.read_metadata(path)
-    if metadata.num_row_groups == 0:
-        return False
-    group = metadata.row_group(0)
+    # Not from pyarrow's column metadata: on a damaged footer it ends the process (an uncaught C++ exception).
+    offsets = con.execute(
+        "SELECT least(coalesce(nullif(dictionary_page_offset, 0), data_page_offset), data_page_offset) "
+        "FROM parquet_metadata(?) WHERE row_group_id = 0 AND list_contains(?, path_in_schema)",
+        [engine_path(path), columns],
+    ).fetchall()
     with path.open("rb") as file:
-        for at in range(group.num_columns):
-            chunk = group.column(at)
-            if chunk.path_in_schema in columns:
-                file.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
-                if _header_has_crc(file.read(64)):
-                    return True
+        for (offset,) in offsets:
+            file.seek(max(0, offset or 0))
+            if _header_has_crc(file.read(64)):
+                return True
     return False
+
+
+def engine_path(path: Path) -> str:
+    """``path`` as the engine takes it for one file: [ * ? are a pattern to it, so they are bracketed."""
+    return "".join(f"[{c}]" if c in "[*?" else c for c in os.fspath(path))
 
 
 def _header_has_crc(header: bytes) -> bool:

@@ -1,8 +1,8 @@
 """The engine's run over one log: the steps of `metarec.data.sql` in their order, counted, streamed into arrays.
 
-Tables lie in files of the engine's own beside the result, in the directory in progress, and are removed at the end.
-From the item and user codes on, one range of users is worked on after another (see sql.py), so memory does not grow
-with the log.
+Tables live in the engine's memory up to dataset.memory_limit and beyond it in temporary files inside the directory in
+progress, which are removed at the end. From the codes on, one range of users is worked on after another (see sql.py),
+so memory does not grow with the log.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LogPipeline:
         """Write arrays and ids into the directory; returns what `metarec.data.prepare.finish` needs."""
         self.engine_files.mkdir()
         try:
-            self.con = duckdb.connect(str(self.engine_files / "events.duckdb"), config=self._settings())
+            self.con = duckdb.connect(":memory:", config=self._settings())
             try:
                 return self._run()
             finally:
@@ -137,8 +137,6 @@ class LogPipeline:
 
     def _encode(self) -> None:
         """Tables user_code, item_code (label_code) and `coded`, and the parts: ranges of users of PART_ROWS events."""
-        # Written once and read a few times by this process alone: compressing it takes longer than the disk does.
-        self.con.execute("SET force_compression = 'uncompressed'")
         for name, column in (
             ("user", "user_id"),
             ("item", "item_id"),

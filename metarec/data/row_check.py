@@ -125,8 +125,10 @@ class RowCheck:
         """The DataError of the first row for which ``predicate`` holds."""
         c = column.role
         found = self._one(f"SELECT row, {c}::VARCHAR FROM log_file WHERE {predicate} ORDER BY row LIMIT 1")
-        if found is None:  # the file was written to between two passes
-            return DataError(self.files[0], column.name, what, "do not change the file while it is read")
+        if found is None:
+            # A filter trusts the column statistics of a Parquet file, an aggregate reads the rows: the two disagree.
+            what += "; the row is not found again, so the file is damaged (statistics against rows) or being changed"
+            return DataError(self.files[0], column.name, what, "get a fresh copy and leave it alone while it is read")
         return DataError(f"{self._place(found[0])}: column {column.name}", _shown(found[1]), what, fix)
 
     def _place(self, row: int) -> str:

@@ -7,7 +7,6 @@ a log of any size streams. After it returns, every row has ids and a time, and e
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ def open_log(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, data_dir: Path |
     where = files[0] if len(files) == 1 else files[0].parent
     con.execute("SET TimeZone = 'UTC'")  # naive text is read in the session's zone
     with engine_faults(where):
-        columns, relation = (_csv if form == "csv" else _parquet)(files, spec, zipped)
+        columns, relation = _csv(files[0], spec, zipped) if form == "csv" else _parquet(con, files, spec)
         chosen = ", ".join(f"{_identifier(c, form)} AS {c.role}" for c in columns)
         row = "row_number() OVER () - 1" if form == "csv" else f"(file_index::BIGINT << {FILE_SHIFT}) + file_row_number"
         con.execute(f"CREATE OR REPLACE TEMP VIEW log_file AS SELECT {chosen}, {row} AS row FROM {relation}")
@@ -55,9 +54,10 @@ def open_log(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, data_dir: Path |
         by_role = {c.role: c for c in columns}
         session = by_role["s"].id_sql if "s" in by_role else "NULL::VARCHAR"
         order = by_role["o"].order_sql if "o" in by_role else "NULL::BIGINT"
+        columns_sql = f"{by_role['u'].id_sql} AS user_id, {by_role['i'].id_sql} AS item_id, {plan.sql} AS t, row"
         con.execute(
             f"CREATE OR REPLACE TEMP VIEW log AS "
-            f"SELECT {by_role['u'].id_sql} AS user_id, {by_role['i'].id_sql} AS item_id, {plan.sql} AS t, row, {order} AS ord, {session} AS session FROM log_file"
+            f"SELECT {columns_sql}, {order} AS ord, {session} AS session FROM log_file"
         )
     return SourceInfo(plan.has_clock, n_rows, f"{by_role['t'].name}: {plan.note}", tuple(files))
 
@@ -252,8 +252,7 @@ def _mapped(spec: DatasetSpec, names: list[str], path: Path, hint: str = "") -> 
     return wanted
 
 
-def _csv(files: list[Path], spec: DatasetSpec, zipped: bool) -> tuple[list[Column], str]:
-    path = files[0]
+def _csv(path: Path, spec: DatasetSpec, zipped: bool) -> tuple[list[Column], str]:
     delimiter = csv_check.DELIMITER_NAMES.get(spec.delimiter, spec.delimiter)
     if len(delimiter) != 1:
         raise DataError("dataset.delimiter", spec.delimiter, "not one character", "give one character, or tab")
@@ -271,10 +270,10 @@ def _csv(files: list[Path], spec: DatasetSpec, zipped: bool) -> tuple[list[Colum
     options = "header=true, auto_detect=false, strict_mode=true, null_padding=false, ignore_errors=false"
     options += f", columns={{{types}}}, force_not_null=[{kept}], delim={_literal(delimiter)}, quote='\"', escape='\"'"
     options += f", compression='{'gzip' if zipped else 'none'}', hive_partitioning=false"
-    return columns, f"read_csv({_paths(files)}, {options})"
+    return columns, f"read_csv({_paths([path])}, {options})"
 
 
-def _parquet(files: list[Path], spec: DatasetSpec, zipped: bool) -> tuple[list[Column], str]:
+def _parquet(con: duckdb.DuckDBPyConnection, files: list[Path], spec: DatasetSpec) -> tuple[list[Column], str]:
     footers = parquet_check.read_footers(files)
     columns: list[Column] = []
     for footer in footers:
@@ -301,7 +300,7 @@ def _parquet(files: list[Path], spec: DatasetSpec, zipped: bool) -> tuple[list[C
                     "write all files with the same column types",
                 )
         columns = columns or found
-    parquet_check.check_pages(files, [c.name for c in columns])
+    parquet_check.check_pages(con, files, [c.name for c in columns])
     # can_have_nan: column statistics leave NaN out, and a filter that trusts them misses the very row to be named.
     # union_by_name widens int32 to int64 where files differ in width; it opens every footer, which has just been done.
     union = "true" if len({tuple(f.types[c.name] for c in columns) for f in footers}) > 1 else "false"
@@ -317,6 +316,4 @@ def _literal(text: str) -> str:
 
 
 def _paths(files: list[Path]) -> str:
-    """A list literal; the engine takes [ * ? in a name for a pattern, so they are bracketed."""
-    escaped = ("".join(f"[{c}]" if c in "[*?" else c for c in os.fspath(p)) for p in files)
-    return "[" + ", ".join(map(_literal, escaped)) + "]"
+    return "[" + ", ".join(_literal(parquet_check.engine_path(path)) for path in files) + "]"

@@ -189,9 +189,8 @@ def _unit_by_hand(unit: str, counts: dict[str, Any], v: str) -> str:
     names = list(UNITS)
     lower = {name: counts[name] for name in names[: names.index(unit)] if counts.get(name)}
     # A clock that starts at zero passes through every class below its own; a mix of units leaves the lowest one empty.
-    if (
-        lower and counts[unit] and not counts["order"]
-    ):  # without a second pass all rows are of one class: lower is empty
+    # (Where no second pass was needed all rows are of one class, and ``lower`` is empty.)
+    if lower and counts[unit] and not counts["order"]:
         raise _mixed(lower | {unit: counts[unit]}, v)
     return unit
 

@@ -1,8 +1,8 @@
 """From the rank of every target under every method to the figures of metrics.json.
 
 A method is a name and its ranks, so another baseline is another entry of ``TargetRecords.ranks`` and nothing here
-changes. Names used by the main job: zeroshot, control (fine-tune control), fewshot, and where the data's law is known
-bayes_zeroshot, bayes_fewshot.
+changes. Names used by the main job: pretrained (the warm start, not adapted), control (fine-tune control), zeroshot (the
+meta-learned start, not adapted), fewshot, and where the data's law is known bayes_zeroshot, bayes_fewshot.
 
     metrics.<method>.<metric>         mean over targets (plain floats: hr@1 hr@5 hr@10 hr@20 ndcg@10 mrr)
     intervals.<method>.<metric>       [low, high] or null, user-clustered bootstrap; also of comparison, improvement
@@ -11,7 +11,8 @@ bayes_zeroshot, bayes_fewshot.
     differences.<name>                of, against; for each metric mean, low, high, macro_mean, p_value, p_holm, verdict
     comparison.<metric>               few-shot minus fine-tune control; improvement.{absolute,relative}.<metric>
                                       few-shot minus zero-shot, and that over zero-shot (null where zero-shot is 0)
-    share_of_gap.<method>.<metric>    {share, low, high} of (method - zeroshot) / (bayes_fewshot - zeroshot)
+    share_of_gap.<method>.<metric>    {share, low, high} of (method - start) / (bayes_fewshot - start), where start is
+                                      the pretrained model's zero-shot (`pretrained`; `zeroshot` where that is all)
     counts                            users, episodes, targets, unknown_target_share, repeat_share
 
 Shapes: n targets. Every figure over all targets, the differences and the shares come from one set of draws of users.
@@ -36,8 +37,9 @@ Json = dict[str, Any]
 # name of a difference -> (method, method it is compared with); one is left out where a method was not run
 DIFFERENCES: Mapping[str, tuple[str, str]] = {
     "gain_over_control": ("fewshot", "control"),
+    "gain_over_pretrained": ("fewshot", "pretrained"),
     "gain_over_zeroshot": ("fewshot", "zeroshot"),
-    "control_over_zeroshot": ("control", "zeroshot"),
+    "control_over_pretrained": ("control", "pretrained"),
 }
 
 
@@ -229,13 +231,14 @@ def _shares(
     confidence: float,
     n_users: int,
 ) -> Json:
+    start = "pretrained" if "pretrained" in records.ranks else "zeroshot"
     out: Json = {}
     for method in records.ranks:
-        if method in ("zeroshot", "bayes_zeroshot", "bayes_fewshot"):
+        if method in (start, "bayes_zeroshot", "bayes_fewshot"):
             continue
         out[method] = {}
         for metric in METRICS:
-            three = [records.column(name, metric) for name in (method, "zeroshot", "bayes_fewshot")]
+            three = [records.column(name, metric) for name in (method, start, "bayes_fewshot")]
             share, low, high = iv.gap_ratio(means[three], replicates[:, three], confidence=confidence, n_users=n_users)
             out[method][metric] = {"share": _or_none(share), "low": _or_none(low), "high": _or_none(high)}
     return out

@@ -1,8 +1,8 @@
 """Weights from elsewhere -> a metarec model: flat state dicts of `Embedding, GRU, Linear`, with 0-based item ids.
 
-Such a dict numbers items from 0 and pads with 0 as well. Here 0 is padding only, so item i there is item i + 1 here: the
-embedding gets a zero row in front, the output layer (no logit for padding) stays as it is. A dict whose embedding has
-one row more than the output layer has that row already.
+Such a dict numbers items from 0 and pads with 0 as well. Here 0 is padding only, so item i there is item i + 1 here:
+the embedding gets a zero row in front, the output layer (no logit for padding) stays as it is. A dict whose embedding
+has one row more than the output layer has that row already.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ def from_state_dict(tensors: Params, shapes: dict[str, tuple[int, ...]], where: 
         raise CheckpointError(where, extra[0], "a tensor that the model has no place for", "give a one-layer GRU4Rec")
     params = {name: tensors[name].to(dtype) for name in shapes}
     embedding = params["embedding.weight"]
-    if embedding.shape[0] == params["fc.weight"].shape[0]:
+    n_rows, width = shapes["embedding.weight"]
+    if tuple(embedding.shape) == (n_rows - 1, width):
         params["embedding.weight"] = torch.cat([torch.zeros_like(embedding[:1]), embedding])
     for name, shape in shapes.items():
         if tuple(params[name].shape) != shape:
             what = "the number of items or a width is not the model's"
-            if params["fc.bias"].shape[0] != shapes["fc.bias"][0]:
-                what = f"made for {params['fc.bias'].shape[0]} items, the dataset has {shapes['fc.bias'][0]}"
+            if params["fc.bias"].numel() != shapes["fc.bias"][0]:
+                what = f"made for {params['fc.bias'].numel()} items, the dataset has {shapes['fc.bias'][0]}"
             raise CheckpointError(
                 where, f"{name} {list(params[name].shape)}", f"{what}; {list(shape)} is needed",
                 "use the dataset and the model options it was trained with",

@@ -4,8 +4,8 @@
 
 Source: Hidasi et al. 2016, arXiv:1511.06939; weights, names and gate order as in torch.nn.GRU, so a state dict of
 `Embedding, GRU, Linear` loads as it is (`metarec.models.convert`).
-Shapes: T tasks, M events and N pairs a task, V items, d embedding, H hidden. Item 0 is padding: its embedding is
-never read by a valid state and it has no logit.
+Shapes: T tasks, N pairs a task, S states of the batch (`core.batch`), V items, d embedding, H hidden. Item 0 is
+padding: its embedding is never read by a valid state and it has no logit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metarec.core.batch import Sequences
@@ -55,16 +54,17 @@ class GRU4Rec:
         return params
 
     def encode(self, params: Weights, sequences: Sequences) -> Tensor:
-        """Hidden states [T, M + 1, H]: number 0 before any event (zero), number j + 1 behind event j of the task."""
+        """Hidden states [1 + S, H]: number 0 before any event (zero), number j + 1 is state j of the sequences."""
         x = linear(
             embed(sequences.items, params["embedding.weight"]), params["gru.weight_ih_l0"], params["gru.bias_ih_l0"]
         )
-        states = gru(x, sequences, params["gru.weight_hh_l0"], params["gru.bias_hh_l0"])
-        return F.pad(states, (0, 0, 1, 0))
+        return gru(x, sequences, params["gru.weight_hh_l0"], params["gru.bias_hh_l0"])
 
     def score(self, params: Weights, states: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """states [T, N, H] -> logits [T, N, V], column i - 1 for item i. A generator switches dropout on."""
         if generator is not None and self.dropout > 0:
-            keep = torch.rand(states.shape, generator=generator, dtype=states.dtype, device=states.device) >= self.dropout
+            keep = (
+                torch.rand(states.shape, generator=generator, dtype=states.dtype, device=states.device) >= self.dropout
+            )
             states = states * keep / (1 - self.dropout)
         return linear(states, params["fc.weight"], params["fc.bias"])

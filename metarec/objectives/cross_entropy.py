@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """logits [T, N, V], target int64 [T, N] (1..V; -1 unknown and 0 none do not count) -> loss [T] (0 where nothing counts)."""
+    """logits [T, N, V], target int64 [T, N] -> loss [T].
+
+    Targets are 1..V; -1 (unknown) and 0 (no pair) do not count. A task in which nothing counts has loss 0.
+    """
     n_tasks, n_pairs, n_items = logits.shape
     column = (target - 1).clamp(min=-1)  # -1 is ignored: no pair (0) and an unknown item (-1)
     each = F.cross_entropy(

@@ -23,7 +23,7 @@ Series = dict[str, tuple[list[int], list[float]]]
 # Okabe & Ito 2008: told apart with any colour vision; a method keeps its colour in every picture
 _COLOURS = {"fewshot": "#0072B2", "zeroshot": "#E69F00", "control": "#009E73", "train": "#000000"}
 _SPARE = ("#CC79A7", "#56B4E9", "#D55E00")
-_NAMES = {"fewshot": "few-shot (meta)", "zeroshot": "zero-shot", "control": "fine-tune control"}
+_NAMES = {"fewshot": "few-shot (meta)", "zeroshot": "zero-shot (meta)", "control": "fine-tune control"}
 
 
 def plot_curves(

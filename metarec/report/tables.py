@@ -26,7 +26,8 @@ HEADLINE = ("hr@10", "ndcg@10")  # the two columns that show their interval
 LABELS = {
     "bayes_zeroshot": "Bayes zero-shot",
     "bayes_fewshot": "Bayes few-shot",
-    "zeroshot": "zero-shot",
+    "pretrained": "pretrained, zero-shot",
+    "zeroshot": "zero-shot (meta)",
     "control": "fine-tune control",
     "fewshot": "few-shot (meta)",
 }
@@ -34,7 +35,8 @@ _STYLES = {"fewshot": "bold"}
 _DIFFERENCES = {
     "gain_over_control": "gain over control",
     "gain_over_zeroshot": "gain over zero-shot",
-    "control_over_zeroshot": "control over zero-shot",
+    "gain_over_pretrained": "gain over pretrained",
+    "control_over_pretrained": "control over pretrained",
 }
 Json = Mapping[str, Any]
 

@@ -2,10 +2,11 @@
 
     theta = theta_base + alpha * delta
 
-`delta` is meta-learned and adapted, theta_base never moves. With delta = 0 the model is the pretrained one, bit for bit.
-With alpha = 1, l2 = 0 and delta = 0 at the start this *is* naive warm start: same gradients, same steps
+`delta` is meta-learned and adapted, theta_base never moves. With delta = 0 the model is the pretrained one, bit for
+bit. With alpha = 1, l2 = 0 and delta = 0 at the start this *is* naive warm start: same gradients, same steps
 (tests/residual/test_full.py shows the identity over 20 Adam steps). What makes a residual mean something is the
-pull towards the base (`residual.l2`, taken by the inner loop and the outer loss) and alpha: by the chain rule an inner step moves theta by alpha^2 * lr * grad.
+pull towards the base (`residual.l2`, taken by the inner loop and the outer loss) and alpha: by the chain rule an inner
+step moves theta by alpha^2 * lr * grad.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from metarec.core.weights import FastWeight, Params, Weights
+from metarec.core.weights import FastWeight, Params, Weight, Weights
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class FullResidual:
         if self.init_scale == 0:
             return {name: torch.zeros_like(value) for name, value in self.base.items()}
         return {
-            name: torch.randn(value.shape, generator=generator, dtype=value.dtype) * self.init_scale
+            name: (torch.randn(value.shape, generator=generator, dtype=value.dtype) * self.init_scale).to(value.device)
             for name, value in self.base.items()
         }
 
     def compose(self, phi: Weights) -> Weights:
-        theta = {}
+        theta: dict[str, Weight] = {}
         for name, delta in phi.items():
             base = self.base[name]
             if isinstance(delta, FastWeight):

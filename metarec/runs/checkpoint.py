@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +162,16 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda entry: (_step(entry.name), entry.name))
 
 
-def latest_good(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and a line for each newer one that was passed over; for automatic resume."""
+def latest_good(
+    directory: Path, check: Callable[[Path], None] = verify_checkpoint
+) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that passes `check`, and a line for each newer one passed over; for automatic resume."""
     skipped = []
     for path in reversed(list_checkpoints(directory)):
         try:
-            verify_checkpoint(path)
+            check(path)
         except CheckpointError as error:
-            skipped.append(f"skipped a damaged checkpoint: {error}")
+            skipped.append(f"skipped {path.name}: {error}")
         else:
             return path, skipped
     return None, skipped

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -65,6 +67,25 @@ def write_run_card(
     atomic.write_text(run_dir / "config.yaml", config_yaml)
     atomic.write_json(run_dir / "overrides.json", list(overrides))
     atomic.write_json(run_dir / "environment.json", capture(command))
+
+
+@contextmanager
+def whole_or_nothing(run_dir: Path) -> Iterator[None]:
+    """Empty ``run_dir`` when the block ends by an exception, whichever: half a record is worth nothing."""
+    try:
+        yield
+    except BaseException:
+        empty(run_dir)
+        raise
+
+
+def empty(run_dir: Path) -> None:
+    """Remove everything in the directory of a run that failed before it had anything to keep."""
+    for path in run_dir.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def seal(run_dir: Path) -> Path:

@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM end a run at the next step, after a checkpoint; a second signal leaves at once."""
+"""SIGINT and SIGTERM end a run: inside a loop at its next step, after a checkpoint, elsewhere at once; a second signal
+leaves without another word."""
 
 from __future__ import annotations
 
@@ -17,18 +18,31 @@ class Stop:
 
     def __init__(self) -> None:
         self.wanted: int | None = None
+        self._waiting = False
+
+    @contextmanager
+    def at_steps(self) -> Iterator[None]:
+        """Inside the block a signal only sets `wanted`: the loop saves at its next step and calls `leave`."""
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
 
     def leave(self, step: int) -> None:
         """Raise Stopped, once a checkpoint of `step` is saved."""
+        raise self.stopped(f"step {step}", "stopped as asked, after a checkpoint")
+
+    def stopped(self, where: str, what: str) -> Stopped:
         number = signal.Signals(self.wanted or signal.SIGTERM)
-        raise Stopped(
-            number.name, f"step {step}", "stopped as asked, after a checkpoint", "go on by resume=RUN", int(number)
-        )
+        return Stopped(number.name, where, what, "go on by metarec train resume=RUN", int(number))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.wanted is not None:
             os._exit(128 + number)  # nothing is torn: files are renamed into place when whole
         self.wanted = number
+        if not self._waiting:
+            raise self.stopped("between checkpoints", "stopped as asked")
 
 
 @contextmanager
@@ -41,6 +55,11 @@ def stop_on_signals() -> Iterator[Stop]:
     before = {number: signal.signal(number, stop._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except Exception as error:
+        if stop.wanted is None or isinstance(error, Stopped):
+            raise
+        # a library that was interrupted reports it as a failure of its own
+        raise stop.stopped("between checkpoints", "stopped as asked") from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

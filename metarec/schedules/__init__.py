@@ -6,8 +6,9 @@ import math
 
 
 def factor(step: int, *, steps: int, name: str, warmup_steps: int = 0, final_factor: float = 0.0) -> float:
-    """The factor of step 0..steps-1. Warm-up rises linearly; then `constant`, `linear` or `cosine` down to `final_factor`.
+    """The factor of step 0..steps-1.
 
+    Warm-up rises linearly; then `constant`, or `linear` or `cosine` down to `final_factor` at the last step.
     Cosine: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts.
     """
     if step < warmup_steps:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from metarec.config.schema import Config, EvalConfig, PrepareConfig
 
 
-def run_verb(verb: str, config: Config, run_dir: Path, resume: bool) -> dict[str, Any]:
-    """Run a verb in `run_dir`; returns {"run_dir", "headline": {name: value}}."""
+def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
+    """Run a verb in `run_dir`; `overrides` are the words typed. Returns {"run_dir", "headline": {name: value}}."""
     if isinstance(config, PrepareConfig):
         from metarec.verbs.prepare import run_prepare
 
-        return run_prepare(config, run_dir)
+        return run_prepare(config, run_dir, overrides)
     if isinstance(config, EvalConfig):
         from metarec.verbs.eval import run_eval
 
-        return run_eval(config, run_dir)
+        return run_eval(config, run_dir, overrides)
     from metarec.verbs.train import run_train
 
-    return run_train(config, run_dir, resume)
+    return run_train(config, run_dir, resume, overrides)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +12,31 @@ import numpy as np
 from metarec import build
 from metarec.build import Bench
 from metarec.config.compose import config_from_dict, config_to_yaml
+from metarec.config.overrides import given_keys
 from metarec.config.schema import EvalConfig, FomamlConfig, TrainConfig
 from metarec.errors import ConfigError, DataError, nearest
 from metarec.evaluate import Control
-from metarec.report.tables import results_table, show
+from metarec.report.tables import show
 from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.lock import hold
 from metarec.verbs import measure as m
 from metarec.verbs.warm_start import check_vocabulary
 
 
-def run_eval(config: EvalConfig, run_dir: Path) -> dict[str, Any]:
-    """Measure a checkpoint in a run directory of its own."""
+def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Measure a checkpoint in a run directory of its own; what `overrides` do not set is as the run was trained."""
+    given = given_keys(overrides)
     assert config.ckpt is not None  # the configuration check asks for it
     found = checkpoint.resolve(Path(config.ckpt).expanduser())
     tensors, state = checkpoint.load_checkpoint(found)
     trained_as = config_from_dict(state["config"], "train")
     assert isinstance(trained_as, TrainConfig)
+    config.hardware = _as_trained("hardware", config.hardware, trained_as.hardware, given)
+    config.evaluation = _as_trained("evaluation", config.evaluation, trained_as.evaluation, given)
     on = build.hardware(config.hardware)
     spec = trained_as.dataset
     if config.dataset_path is not None:
-        spec.path, spec.in_data_dir = config.dataset_path, False
+        spec = replace(spec, path=config.dataset_path, in_data_dir=False)
     if config.data_dir is None:
         config.data_dir = trained_as.data_dir
     prepared = build.data(config, spec, lambda line: print(line, flush=True))
@@ -55,8 +59,8 @@ def run_eval(config: EvalConfig, run_dir: Path) -> dict[str, Any]:
         bench, trained_as, tensors, lambda base: build.residual(trained_as.residual, base), algorithm
     )
     run_dir.mkdir(parents=True, exist_ok=True)
-    with hold(run_dir):
-        rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=sys.argv[2:], command=sys.argv)
+    with hold(run_dir), rundir.whole_or_nothing(run_dir):
+        rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=overrides)
         control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, "auto")
         steps = trained_as.evaluation.test_steps if config.steps is None else config.steps
         document, columns = m.measure(
@@ -75,9 +79,21 @@ def run_eval(config: EvalConfig, run_dir: Path) -> dict[str, Any]:
         atomic.write_json(run_dir / "metrics.json", document)
         m.write_per_user(run_dir / "per_user.parquet", columns)
         rundir.seal(run_dir)
-    show(results_table(document, title=f"{prepared.name}: {found.name} of {found.parent.parent}"))
+    show(m.table(document, f"{prepared.name}: {found.name} of {found.parent.parent}"))
     print(f"results in {run_dir}", flush=True)
     return {"run_dir": str(run_dir), "headline": m.headline(document, config.evaluation.monitor)}
+
+
+def _as_trained(group: str, now: Any, then: Any, given: Collection[str]) -> Any:
+    """`then` with the keys that were given now; the whole of `now` where another choice of the group was."""
+    if group in given:
+        return now
+    changed = {f.name: getattr(now, f.name) for f in fields(now) if _is_given(f"{group}.{f.name}", given)}
+    return replace(then, **changed)
+
+
+def _is_given(key: str, given: Collection[str]) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for name in given)
 
 
 def _rows(config: EvalConfig, bench: Bench) -> np.ndarray | None:

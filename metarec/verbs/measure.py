@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from rich.console import RenderableType
 
 from metarec.algorithms.fomaml import FOMAML
 from metarec.build import Bench
@@ -18,20 +19,17 @@ from metarec.config.schema import TrainConfig
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params, Weights
 from metarec.data.bayes import bayes_scores
+from metarec.data.store import train_sessions
 from metarec.data.synthetic import World
 from metarec.evaluate import Control, Episodes, Method, ranks, records, tune_control
 from metarec.metrics.ranking import coverage, popularity_percentile
 from metarec.metrics.ranks import rank_of_target
-from metarec.metrics.summary import DIFFERENCES, per_user, summarise
+from metarec.metrics.summary import per_user, summarise
 from metarec.report.progress import progress
+from metarec.report.tables import results_table
 from metarec.residual.full import FullResidual
 from metarec.residual.off import NoResidual
 from metarec.runs import atomic
-
-# what is compared with what; `pretrained` is the warm start without adaptation
-COMPARED = {**DIFFERENCES, "gain_over_pretrained": ("fewshot", "pretrained"),
-            "control_over_pretrained": ("control", "pretrained")}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -95,9 +93,8 @@ def measure(
     found |= _bayes(bench, episodes, split)
     rows = records(bench.batcher, episodes, found, bench.prepared.n_items)
     document = summarise(
-        rows, n_resamples=bench.evaluation.bootstrap, confidence=bench.evaluation.confidence, seed=seed,
-        differences=COMPARED,
-    )  # fmt: skip
+        rows, n_resamples=bench.evaluation.bootstrap, confidence=bench.evaluation.confidence, seed=seed
+    )
     popularity = _popularity(bench)
     document["beyond"] = {
         name: {
@@ -122,6 +119,12 @@ def measure(
     columns = per_user(rows)
     columns = {"user_id": bench.prepared.user_ids[columns.pop("user")], **columns}
     return document, columns
+
+
+def table(document: dict[str, Any], title: str) -> RenderableType:
+    """The closing table; in the embedded worlds the columns that their figures are known by carry the intervals."""
+    columns = ("hr@1", "hr@5") if "bayes_fewshot" in document["metrics"] else ("hr@10", "ndcg@10")
+    return results_table(document, title=title, headline=columns)
 
 
 def headline(document: dict[str, Any], monitor: str) -> dict[str, float]:
@@ -156,8 +159,6 @@ def _bayes(bench: Bench, episodes: Episodes, split: str) -> dict[str, np.ndarray
 
 def _popularity(bench: Bench) -> np.ndarray:
     """Training events of every item, int64 [V]."""
-    from metarec.data.store import train_sessions
-
     begin, end = train_sessions(bench.prepared)
     edge = np.zeros(len(bench.prepared.item) + 1, dtype=np.int64)
     np.add.at(edge, np.asarray(begin), 1)

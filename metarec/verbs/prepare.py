@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from metarec.runs import atomic, rundir
 from metarec.runs.lock import hold
 
 
-def run_prepare(config: PrepareConfig, run_dir: Path) -> dict[str, Any]:
+def run_prepare(config: PrepareConfig, run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Prepare, with the record in `run_dir`. Raises MetarecError, leaving nothing in it."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with hold(run_dir):
-        rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=sys.argv[2:], command=sys.argv)
+    with hold(run_dir), rundir.whole_or_nothing(run_dir):
+        rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=overrides)
         export = Path(config.export).expanduser() if config.export else None
         prepared = build.data(config, config.dataset, lambda line: print(line, flush=True), export)
         show(funnel_table(prepared.funnel, prepared.counts, title=f"{prepared.name}: {prepared.split_note}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from metarec.config.compose import config_to_yaml
 from metarec.config.schema import FomamlConfig, SupervisedConfig, TrainConfig
 from metarec.core.seeding import generator
 from metarec.data.episodes import sample
-from metarec.errors import CheckpointError, ConfigError
+from metarec.errors import ConfigError, MetarecError, Stopped
 from metarec.evaluate import Control, monitored, ranks
 from metarec.report.plots import plot_curves
 from metarec.report.progress import progress
-from metarec.report.tables import funnel_table, results_table, show
+from metarec.report.tables import funnel_table, show
 from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
@@ -28,19 +29,23 @@ from metarec.verbs import measure as m
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
 
 
-def run_train(config: TrainConfig, run_dir: Path, resume: bool) -> dict[str, Any]:
+def run_train(config: TrainConfig, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
     """One run in `run_dir`. Raises MetarecError; whatever was saved before stays."""
-    if not resume:
-        run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     with hold(run_dir), stop_on_signals() as stop:
-        if resume and (run_dir / "metrics.json").exists() and (run_dir / "manifest.json").exists():
-            raise ConfigError("resume", run_dir, "the run is finished", "start a new one, or metarec eval ckpt=RUN")
-        if not resume:
-            command = sys.argv
-            rundir.write_run_card(
-                run_dir, config_yaml=config_to_yaml(config), overrides=command[2:], command=command
-            )
-        return _run(config, run_dir, resume, stop)
+        if resume:
+            if (run_dir / "manifest.json").exists():
+                raise ConfigError("resume", run_dir, "the run is finished", "start a new one, or metarec eval ckpt=RUN")
+            return _run(config, run_dir, resume, stop)
+        try:
+            rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=overrides)
+            return _run(config, run_dir, resume, stop)
+        except Stopped:
+            raise  # the run card is all that a resume needs
+        except MetarecError:
+            if stop.wanted is None and not (run_dir / "checkpoints").exists():  # nothing trained: leave nothing behind
+                rundir.empty(run_dir)
+            raise
 
 
 def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     rundir.seal(run_dir)
     if not quiet:
         title = f"{prepared.name}: {config.model.name}, {config.algorithm.name}, residual {config.residual.name}"
-        show(results_table(document, title=title))
+        show(m.table(document, title))
         say(f"best validation at step {at.best_step} of {at.step}; {document['seconds']['total']} s; results in {run_dir}")
     return {"run_dir": str(run_dir), "headline": m.headline(document, config.evaluation.monitor)}
 
@@ -108,21 +113,19 @@ def _resumed(run_dir: Path, bench: Bench, say: Any) -> Path | None:
     atomic.clean_leftovers(run_dir)
     if directory.exists():
         atomic.clean_leftovers(directory)
-    found, skipped = checkpoint.latest_good(directory)
+    found, skipped = checkpoint.latest_good(directory, _usable)
     for line in skipped:
-        say(line)
+        print(line, file=sys.stderr, flush=True)  # even when quiet: work is done again
     if found is None:
-        say("no checkpoint yet: the run starts from the beginning")
+        say("no checkpoint to go on from: the run starts from the beginning")
         (run_dir / "history.jsonl").unlink(missing_ok=True)
+        for path in checkpoint.list_checkpoints(directory):
+            checkpoint.discard(path)
         return None
     _, state = checkpoint.load_checkpoint(found)
     check_vocabulary(found, state, bench)
     progress_state = state["progress"]
-    name = f"step-{progress_state['best_step']:06d}"
-    if not (directory / name).exists():
-        raise CheckpointError(
-            directory / name, "missing", "the best checkpoint so far is gone", "start the run anew"
-        )
+    name = _best_name(state)
     for later in checkpoint.list_checkpoints(directory):  # damaged, or of steps that will be done again
         if int(later.name.rsplit("-", 1)[1]) > progress_state["step"]:
             checkpoint.discard(later)
@@ -132,6 +135,16 @@ def _resumed(run_dir: Path, bench: Bench, say: Any) -> Path | None:
         truncate_after(run_dir / "history.jsonl", progress_state["step"])
     say(f"going on from {found.name}")
     return found
+
+
+def _usable(path: Path) -> None:
+    """CheckpointError unless a run can go on from `path`: it, and the best checkpoint at that time, are whole."""
+    _, state = checkpoint.load_checkpoint(path)
+    checkpoint.verify_checkpoint(path.parent / _best_name(state))
+
+
+def _best_name(state: dict[str, Any]) -> str:
+    return f"step-{state['progress']['best_step']:06d}"
 
 
 def _algorithm(config: TrainConfig) -> Any:

@@ -19,7 +19,7 @@ from metarec.core.weights import Params
 from metarec.errors import CheckpointError
 from metarec.evaluate import pair_metrics
 from metarec.models.convert import from_state_dict
-from metarec.pretrain import loss_of_step, training_sessions, validation_pairs
+from metarec.pretrain import loss_of_step, training_pieces, validation_pairs
 from metarec.report.progress import progress
 from metarec.runs import atomic, checkpoint
 from metarec.runs.environment import metarec_version
@@ -27,6 +27,8 @@ from metarec.runs.history import History
 from metarec.runs.legacy import read_legacy
 from metarec.runs.signals import Stop
 from metarec.train import Plan, Progress, Store, fit, restore
+
+LEAST_BETWEEN_VALIDATIONS = 50  # steps; an epoch of a small log is only a few
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,11 @@ def pretrain(
     """Train on the sessions of the training users, the best weights by validation."""
     options = config.pretrain
     params = build.trainable(_to(start, bench))
-    sessions = training_sessions(bench.prepared, options.batch_size, config.seed)
-    per_epoch = sessions.steps_per_epoch
+    pieces = training_pieces(bench.prepared, config.model.max_len, options.batch_size, config.seed)
+    per_epoch = pieces.steps_per_epoch
     plan = Plan(
-        steps=options.epochs * per_epoch,
-        eval_every=options.eval_every_epochs * per_epoch,
+        steps=max(options.epochs * per_epoch, options.min_steps),
+        eval_every=max(options.eval_every_epochs * per_epoch, LEAST_BETWEEN_VALIDATIONS),
         patience=options.patience,
         checkpoint_every=max(config.train.checkpoint_every, per_epoch),
         clip_norm=options.clip_norm,
@@ -114,7 +116,7 @@ def pretrain(
                 bar.note(f"pretrain step {step}/{plan.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
         at, best = fit(
-            params, loss_of_step(tasks, bench.batcher, sessions, params, device), optimizer, lambda step: 1.0, plan,
+            params, loss_of_step(tasks, bench.batcher, pieces, params, device), optimizer, lambda step: 1.0, plan,
             lambda: pair_metrics(tasks, bench.batcher, pairs, params, ties, device),
             at=at, store=store, history=history, on_step=on_step, stop=stop,
         )  # fmt: skip

@@ -135,8 +135,8 @@ def test_command_line_options_are_frozen() -> None:
         evaluation.control.users
         logger.name logger.plots logger.every
         train.steps train.meta_batch_size train.eval_every train.checkpoint_every train.patience train.sampler
-        pretrain.epochs pretrain.batch_size pretrain.lr pretrain.weight_decay pretrain.clip_norm pretrain.patience
-        pretrain.eval_every_epochs
+        pretrain.epochs pretrain.min_steps pretrain.batch_size pretrain.lr pretrain.weight_decay pretrain.clip_norm
+        pretrain.patience pretrain.eval_every_epochs
     """.split()
     )
     assert [key for key in train if key.startswith("dataset.") and ".world." not in key] == [

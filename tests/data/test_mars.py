@@ -5,7 +5,6 @@ Exact targets: 3,659 rows, 4 repeats, 30-minute gap, two events at least, users 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,20 +12,15 @@ import pytest
 from metarec.data.prepare import prepare
 from metarec.data.spec import DatasetSpec, EpisodeShape, Sessions, Split
 
-DATA = Path(os.environ.get("METAREC_DATA", Path(__file__).parents[2] / "shared" / "data"))
-pytestmark = pytest.mark.skipif(
-    not (DATA / "mars" / "explicit_en.parquet").is_file(), reason="needs METAREC_DATA with mars/explicit_en.parquet"
-)
-
 
 @pytest.mark.parametrize("ties", ["item", "row"])
-def test_published_funnel(ties: str, tmp_path: Path) -> None:
+def test_published_funnel(ties: str, data_dir: Path, tmp_path: Path) -> None:
     spec = DatasetSpec(
         name="mars", path="mars/explicit_en.parquet", in_data_dir=True, duplicates="drop", ties=ties,
         sessions=Sessions(by="gap", gap_minutes=30, min_events=2), episodes=EpisodeShape(5, 10),
         split=Split(by="user_disjoint", fractions=[0.4, 0.2, 0.4], seed=20260107),
     )  # fmt: skip
-    mars = prepare(spec, data_dir=DATA, cache_dir=tmp_path)
+    mars = prepare(spec, data_dir=data_dir, cache_dir=tmp_path)
     rows = {step["step"]: step["rows"] for step in mars.funnel}
     assert (rows["input"], rows["duplicates"]) == (3_659, 3_655)
     assert mars.funnel[-1]["sessions"] == 561

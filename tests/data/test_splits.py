@@ -99,7 +99,10 @@ def test_sampler_is_frozen() -> None:
     """A change of these numbers changes every training run."""
     ranges = ranges_of([5, 1, 9, 30, 2], stride=3)
     assert [a.tolist() for a in sample(ranges, seed=1, step=0, n_tasks=3)] == [[2006, 4000, 1000], [2, 4, 1]]
-    assert [a.tolist() for a in sample(ranges, seed=1, step=0, n_tasks=3, sampler="window")] == [[3018, 3057, 0], [3, 3, 0]]
+    assert [a.tolist() for a in sample(ranges, seed=1, step=0, n_tasks=3, sampler="window")] == [
+        [3018, 3057, 0],
+        [3, 3, 0],
+    ]
 
 
 @settings(max_examples=200, deadline=None)

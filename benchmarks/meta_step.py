@@ -1,0 +1,269 @@
+"""Claim: one FOMAML meta-batch is at least 4x faster than one task at a time, with the same meta-gradient.
+
+    python benchmarks/meta_step.py                    # T=32, K=5, Q=10, 3 inner steps, V=1,518
+    python benchmarks/meta_step.py --items 20000
+    python benchmarks/meta_step.py --quick            # fewer repetitions, no memory measurement
+
+Contenders, on the same episodes and weights (GRU4Rec, d=64, h=128, float32), each giving the meta-gradient:
+
+    metarec    tasks together on the task axis; includes laying out the steps of the recurrence (once a batch)
+    loop       one task at a time, the published way: deepcopy of an nn.Module, prefixes expanded and padded,
+               torch.optim.SGD for the inner steps, backward of the query loss, gradients summed
+    vmap       torch.func over full copies, a GRU written with torch operators (nn.GRU has no batching rule)
+    supervised one supervised step over the same T*(K+Q) examples through nn.GRU, expanded: no adaptation, a floor
+
+Histories: sessions of a long-tailed length, all pairs of a session, windows of K+Q pairs; so prefixes are nested as in
+real episodes. Padded tensors of the other contenders are made before and not timed; `batching` is the time ours take.
+Gradients are compared first. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from machine import alternate, machine, medians, peak_of_own_process, peak_rss_bytes
+from torch import Tensor, nn
+
+from metarec.algorithms.fomaml import FOMAML
+from metarec.core.batch import EpisodeBatch, PairBatch, Sequences
+from metarec.core.weights import Params
+from metarec.data.batches import Batcher
+from metarec.models.gru4rec import GRU4Rec
+from metarec.objectives.cross_entropy import cross_entropy
+from metarec.tasks import Tasks
+
+MAX_LEN, DIM, HIDDEN = 50, 64, 128
+Padded = tuple[Tensor, Tensor, Tensor]  # items [N, L], lengths [N], targets [N] (0-based)
+
+
+def histories(n_users: int, n_items: int, n_pairs: int, seed: int) -> tuple[Batcher, np.ndarray]:
+    """A batcher over long-tailed sessions (prefixes: mean about 6, 90 % below about 19) and a window of each user."""
+    rng = np.random.default_rng(seed)
+    begin, event, first, at = [], [], [], 0
+    for _ in range(n_users):
+        wanted, made = n_pairs + int(rng.integers(25, 85)), 0
+        own = len(begin)
+        while made < wanted:
+            length = 1 + max(1, int(np.ceil(rng.lognormal(-0.5, 1.6))))
+            begin += [at] * (length - 1)
+            event += range(at + 1, at + length)
+            at, made = at + length, made + length - 1
+        first.append(own + int(rng.integers(0, made - n_pairs + 1)))
+    popularity = 1.0 / np.arange(1, n_items + 1) ** 0.8
+    item = rng.choice(np.arange(1, n_items + 1), size=at, p=popularity / popularity.sum()).astype(np.int32)
+    return Batcher(item, np.array(begin), np.array(event), MAX_LEN), np.array(first)
+
+
+def padded(batcher: Batcher, pairs: np.ndarray) -> Padded:
+    """Each pair's prefix as a row of its own, zeros behind it."""
+    prefixes = []
+    for pair in pairs:
+        begin, event = batcher.pair_begin[pair], batcher.pair_event[pair]
+        prefixes.append(torch.from_numpy(batcher.item[max(begin, event - MAX_LEN) : event].astype(np.int64)))
+    target = torch.from_numpy(batcher.item[batcher.pair_event[pairs]].astype(np.int64) - 1)
+    return (
+        nn.utils.rnn.pad_sequence(prefixes, batch_first=True),
+        torch.tensor([len(prefix) for prefix in prefixes]),
+        target,
+    )
+
+
+class Published(nn.Module):
+    """GRU4Rec as it is usually written."""
+
+    def __init__(self, n_items: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_items + 1, DIM)
+        self.gru = nn.GRU(DIM, HIDDEN, batch_first=True)
+        self.fc = nn.Linear(HIDDEN, n_items)
+
+    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+        states, _ = self.gru(self.embedding(items))
+        return self.fc(states[torch.arange(len(items)), lengths - 1])
+
+
+def one_task_at_a_time(module: Published, tasks: list[tuple[Padded, Padded]], lr: float, steps: int) -> Params:
+    total = [torch.zeros_like(value) for value in module.parameters()]
+    for (items, lengths, target), (query_items, query_lengths, query_target) in tasks:
+        own = copy.deepcopy(module)
+        optimizer = torch.optim.SGD(own.parameters(), lr=lr)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(own(items, lengths), target).backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        F.cross_entropy(own(query_items, query_lengths), query_target).backward()
+        for grad, value in zip(total, own.parameters(), strict=True):
+            grad.add_(value.grad, alpha=1 / len(tasks))
+    return {name: grad for (name, _), grad in zip(module.named_parameters(), total, strict=True)}
+
+
+def supervised(module: Published, everything: Padded) -> None:
+    module.zero_grad()
+    F.cross_entropy(module(everything[0], everything[1]), everything[2]).backward()
+
+
+def fresh(batch: EpisodeBatch) -> EpisodeBatch:
+    """The same batch without what an earlier repetition has left in it."""
+
+    def again(pairs: PairBatch) -> PairBatch:
+        held = pairs.sequences
+        return PairBatch(Sequences(held.items, held.starts, held.lengths), pairs.at, pairs.target)
+
+    return EpisodeBatch(again(batch.support), again(batch.query), batch.user)
+
+
+def together(params: Params, batch: EpisodeBatch, lr: float, steps: int) -> Params:
+    batch = fresh(batch)
+    phi = {name: value.detach().requires_grad_() for name, value in params.items()}
+    n_items = phi["fc.weight"].shape[0]
+    tasks = Tasks(GRU4Rec(n_items, DIM, HIDDEN), cross_entropy, lambda weights: weights)
+    losses = FOMAML(lr, steps).meta_losses(phi, tasks.loss(batch.support), tasks.loss(batch.query), batch.n_tasks)
+    found = torch.autograd.grad(losses.mean(), list(phi.values()))
+    return dict(zip(phi, found, strict=True))
+
+
+def functional_loss(params: Params, items: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+    """The loss of one task with torch operators that vmap knows."""
+    x = F.linear(params["embedding.weight"][items], params["gru.weight_ih_l0"], params["gru.bias_ih_l0"])
+    h = x.new_zeros(items.shape[0], HIDDEN)
+    for step in range(items.shape[1]):
+        r, z, n = x[:, step].chunk(3, -1)
+        hr, hz, hn = F.linear(h, params["gru.weight_hh_l0"], params["gru.bias_hh_l0"]).chunk(3, -1)
+        r, z = torch.sigmoid(r + hr), torch.sigmoid(z + hz)
+        n = torch.tanh(n + r * hn)
+        h = torch.where((step < lengths)[:, None], (1 - z) * n + z * h, h)
+    return F.cross_entropy(F.linear(h, params["fc.weight"], params["fc.bias"]), target)
+
+
+def over_copies(params: Params, support: list[Tensor], query: list[Tensor], lr: float, steps: int) -> Params:
+    def of_one(s: list[Tensor], q: list[Tensor]) -> Params:
+        own = params
+        for _ in range(steps):
+            grads = torch.func.grad(functional_loss)(own, *s)
+            own = {name: value - lr * grads[name] for name, value in own.items()}
+        return torch.func.grad(functional_loss)(own, *q)
+
+    return {name: grad.mean(0) for name, grad in torch.func.vmap(of_one)(support, query).items()}
+
+
+def stacked(parts: list[Padded]) -> list[Tensor]:
+    width = max(items.shape[1] for items, _, _ in parts)
+    items = torch.stack([F.pad(items, (0, width - items.shape[1])) for items, _, _ in parts])
+    return [items, torch.stack([lengths for _, lengths, _ in parts]), torch.stack([target for _, _, target in parts])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=1518)
+    parser.add_argument("--tasks", type=int, default=32)
+    parser.add_argument("--support", type=int, default=5)
+    parser.add_argument("--query", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=0, help="0 = as torch chooses")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--vmap", action="store_true", help="vmap over copies also where they take gigabytes")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    k, q, lr, steps = options.support, options.query, options.lr, options.steps
+
+    batcher, first = histories(options.tasks, options.items, k + q, seed=1)
+    span = first[:, None] + np.arange(k + q)
+    lengths = np.minimum(batcher.pair_event[span] - batcher.pair_begin[span], MAX_LEN).ravel()
+    prefix = {"mean": lengths.mean(), **{f"p{p}": np.percentile(lengths, p) for p in (50, 90, 99)}}
+    prefix = {name: round(float(value), 1) for name, value in prefix.items()}
+    print("prefix length: " + ", ".join(f"{name} {value}" for name, value in prefix.items()))
+
+    batch = batcher.episodes(np.arange(options.tasks), first, k, q)
+    params = GRU4Rec(options.items, DIM, HIDDEN).init(torch.Generator().manual_seed(1))
+    module = Published(options.items)
+    module.load_state_dict(params)
+    plain = [(padded(batcher, own[:k]), padded(batcher, own[k:])) for own in span]
+
+    contenders: dict[str, Callable[[], object]] = {
+        "metarec": partial(together, params, batch, lr, steps),
+        "loop": partial(one_task_at_a_time, module, plain, lr, steps),
+        "supervised": partial(supervised, module, padded(batcher, span.ravel())),
+    }
+    if options.vmap or options.items <= 2000:
+        support, query = stacked([s for s, _ in plain]), stacked([s for _, s in plain])
+        contenders["vmap"] = partial(over_copies, params, support, query, lr, steps)
+    if options.only:
+        contenders[options.only]()
+        print(json.dumps({"peak_rss": peak_rss_bytes()}))
+        return
+
+    wanted = one_task_at_a_time(module, plain, lr, steps)
+    difference = {}
+    for name in ("metarec", "vmap"):
+        if name in contenders:
+            got = contenders[name]()
+            assert isinstance(got, dict)
+            off = max(float((got[key] - wanted[key]).abs().max() / wanted[key].abs().max()) for key in wanted)
+            difference[name] = off
+            print(
+                f"meta-gradient of {name} against the loop: largest difference {off:.1e} of the tensor's largest entry"
+            )
+            if not off < 1e-4:
+                raise SystemExit(f"{name} does not give the loop's meta-gradient: {off}")
+
+    start = time.perf_counter()
+    for _ in range(20):
+        batcher.episodes(np.arange(options.tasks), first, k, q)
+    batching = (time.perf_counter() - start) / 20
+
+    every = alternate(contenders, 2 if options.quick else options.repeats)
+    seconds = medians(every)
+    for name, value in seconds.items():
+        spread = f"{min(every[name]) * 1e3:.1f} to {max(every[name]) * 1e3:.1f}"
+        print(f"{name:11s} {value * 1e3:8.1f} ms (median; {spread})   {seconds['loop'] / value:6.2f}x the loop")
+    print(f"{'batching':11s} {batching * 1e3:8.1f} ms")
+    memory = {}
+    if not options.quick:
+        same = ["--items", str(options.items), "--tasks", str(options.tasks), "--steps", str(steps)]
+        same += ["--support", str(k), "--query", str(q)] + (["--vmap"] if options.vmap else [])
+        memory = {name: peak_of_own_process(__file__, [*same, "--only", name]) for name in contenders}
+    ratios = {f"loop_over_{name}": seconds["loop"] / value for name, value in seconds.items() if name != "loop"}
+    ratios["metarec_over_supervised"] = seconds["metarec"] / seconds["supervised"]
+    ratios["loop_over_metarec_with_batching"] = seconds["loop"] / (seconds["metarec"] + batching)
+    print(
+        json.dumps(
+            {
+                "benchmark": "meta_step",
+                "ratios": {name: round(value, 3) for name, value in ratios.items()},
+                "seconds": {**seconds, "batching": batching},
+                "bytes": {
+                    "peak_rss": peak_rss_bytes(),
+                    **{f"peak_rss_{name}": value for name, value in memory.items()},
+                },
+                "sizes": {
+                    "tasks": options.tasks,
+                    "support": k,
+                    "query": q,
+                    "inner_steps": steps,
+                    "items": options.items,
+                    "embedding_dim": DIM,
+                    "hidden_dim": HIDDEN,
+                    "prefix_length": prefix,
+                },
+                "gradient_difference": difference,
+                "machine": machine(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

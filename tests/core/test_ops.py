@@ -1,0 +1,154 @@
+"""linear and embed against autograd on explicit per-task copies, for every form of offset, with taps and without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metarec.core import ops
+from metarec.core.ops import embed, linear
+from metarec.core.weights import Dense, FastWeight, LowRank, Offset, Rows, Tap
+
+T, N, OUT, IN, N_ROWS = 3, 5, 6, 4, 8
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+WEIGHT_OFFSETS: dict[str, Offset | None] = {
+    "none": None,
+    "dense": Dense(normal(T, OUT, IN, seed=1)),
+    "low rank": LowRank(normal(T, 2, OUT, seed=2), normal(T, 2, IN, seed=3)),
+}
+BIAS_OFFSETS: dict[str, Offset | None] = {"none": None, "dense": Dense(normal(T, OUT, seed=4))}
+
+
+def copies(shared: Tensor, offset: Offset | None) -> Tensor:
+    """Each task's own weight, a leaf."""
+    own = shared.detach().expand(T, *shared.shape) if offset is None else shared.detach() + offset.dense()
+    return own.clone().requires_grad_()
+
+
+def close(got: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def of_taps(loss: Tensor, *taps: Tap) -> list[Tensor]:
+    """Each tap's gradient, dense: differentiated at the noted nodes as the inner loop does."""
+    found = []
+    for tap in taps:
+        total = None
+        for at, finish in tap.notes:
+            (grad,) = torch.autograd.grad(loss, at, retain_graph=True)
+            part = finish(grad).dense()
+            total = part if total is None else total + part
+        assert total is not None
+        found.append(total)
+    return found
+
+
+def check_linear(weight_offset: Offset | None, bias_offset: Offset | None) -> None:
+    x, mix = normal(T, N, IN, seed=5).requires_grad_(), normal(T, N, OUT, seed=6)
+    weight, bias = normal(OUT, IN, seed=7).requires_grad_(), normal(OUT, seed=8).requires_grad_()
+    own_w, own_b = copies(weight, weight_offset), copies(bias, bias_offset)
+    wanted = torch.stack([F.linear(x[t], own_w[t], own_b[t]) for t in range(T)])
+    slow_x, slow_w, slow_b = torch.autograd.grad((wanted.tanh() * mix).sum(), [x, own_w, own_b])
+
+    # shared parts: the gradient is the sum over tasks (this is the first-order meta-gradient)
+    got = linear(x, FastWeight(weight, weight_offset), FastWeight(bias, bias_offset))
+    close(got, wanted)
+    fast = torch.autograd.grad((got.tanh() * mix).sum(), [x, weight, bias])
+    for mine, theirs in zip(fast, (slow_x, slow_w.sum(0), slow_b.sum(0)), strict=True):
+        close(mine, theirs)
+
+    # taps: each task's own gradient, with nothing shared differentiated
+    w_tap, b_tap = Tap(), Tap()
+    got = linear(
+        x.detach(),
+        FastWeight(weight.detach(), weight_offset, w_tap),
+        FastWeight(bias.detach(), bias_offset, b_tap),
+    )
+    for mine, theirs in zip(of_taps((got.tanh() * mix).sum(), w_tap, b_tap), (slow_w, slow_b), strict=True):
+        close(mine, theirs)
+
+
+@pytest.mark.parametrize("bias_offset", BIAS_OFFSETS)
+@pytest.mark.parametrize("weight_offset", WEIGHT_OFFSETS)
+def test_linear(weight_offset: str, bias_offset: str) -> None:
+    check_linear(WEIGHT_OFFSETS[weight_offset], BIAS_OFFSETS[bias_offset])
+
+
+def test_linear_without_bias_and_with_plain_tensors() -> None:
+    x, weight, bias = normal(T, N, IN), normal(OUT, IN), normal(OUT)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_a_weight_used_twice_has_both_gradients() -> None:
+    weight, tap = normal(IN, IN, seed=1), Tap()
+    x, own = normal(T, N, IN, seed=2), copies(weight, None)
+    slow = torch.stack([F.linear(F.linear(x[t], own[t]).tanh(), own[t]) for t in range(T)])
+    (wanted,) = torch.autograd.grad(slow.square().sum(), own)
+    fast = FastWeight(weight, None, tap)
+    (got,) = of_taps(linear(linear(x, fast).tanh(), fast).square().sum(), tap)
+    close(got, wanted)
+
+
+IDS = torch.tensor([[1, 3, 3, 7], [0, 2, 1, 1], [5, 5, 5, 5]])
+
+
+@pytest.mark.parametrize("seen", [None, [[3, 1], [6, 6], [5, 7]]], ids=["none", "rows"])
+def test_embed(seen: list[list[int]] | None) -> None:
+    check_embed(seen)
+
+
+def check_embed(seen: list[list[int]] | None) -> None:
+    table, mix = normal(N_ROWS, IN, seed=1).requires_grad_(), normal(T, 4, IN, seed=2)
+    offset = None if seen is None else Rows.of(torch.tensor(seen), normal(T, 2, IN, seed=3), N_ROWS)
+    own = copies(table, offset)
+    wanted = torch.stack([own[t][IDS[t]] for t in range(T)])
+    (slow,) = torch.autograd.grad((wanted.tanh() * mix).sum(), own)
+
+    got = embed(IDS, FastWeight(table, offset))
+    close(got, wanted)
+    (fast,) = torch.autograd.grad((got.tanh() * mix).sum(), table)
+    close(fast, slow.sum(0))
+
+    tap = Tap()
+    got = embed(IDS, FastWeight(table.detach(), offset, tap))
+    (own_grad,) = of_taps((got.tanh() * mix).sum(), tap)
+    close(own_grad, slow)
+
+
+def test_embed_with_a_plain_table() -> None:
+    table = normal(N_ROWS, IN)
+    assert torch.equal(embed(IDS, table), table[IDS])
+
+
+def test_a_wrong_gradient_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the bias gradient as a mean over rows."""
+
+    class Mean(Dense):
+        def __init__(self, value: Tensor) -> None:
+            super().__init__(value / N)
+
+    monkeypatch.setattr(ops, "Dense", Mean)
+    with pytest.raises(AssertionError):
+        check_linear(None, None)
+
+
+def test_a_forgotten_offset_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rows, "look_up", lambda self, ids: torch.zeros(*ids.shape, IN, dtype=torch.float64))
+    with pytest.raises(AssertionError):
+        check_embed([[3, 1], [6, 6], [5, 7]])
+
+
+def test_an_offset_of_another_form_is_refused() -> None:
+    rows = Rows.of(IDS, normal(T, 4, IN), OUT)
+    with pytest.raises(TypeError, match="linear has no rule for an offset of Rows"):
+        linear(normal(T, N, IN), FastWeight(normal(OUT, IN), rows))
+    with pytest.raises(TypeError, match="embed has no rule for an offset of Dense"):
+        embed(IDS, FastWeight(normal(N_ROWS, IN), Dense(normal(T, N_ROWS, IN))))

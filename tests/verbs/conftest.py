@@ -1,0 +1,59 @@
+"""One cache of prepared data and pretrained weights for all tests of the verbs, and one finished run to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from reference.tiny_runs import Work
+
+from metarec.config.compose import Composer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shipped_files_composed_once() -> Iterator[None]:
+    """Remember what `Composer` reads of the shipped files: a third of a second for every run otherwise."""
+    patch = pytest.MonkeyPatch()
+    compose, seen = Composer._hydra, dict[tuple[str, ...], DictConfig]()
+
+    def remembered(self: Composer, verb: str, words: tuple[str, ...]) -> DictConfig:
+        if self._search:
+            return compose(self, verb, words)
+        key = (verb, *words)
+        if key not in seen:
+            seen[key] = compose(self, verb, words)
+        return seen[key]
+
+    patch.setattr(Composer, "_hydra", remembered)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def work(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+    """An empty working directory with the shared cache."""
+    monkeypatch.chdir(tmp_path)
+    return Work(tmp_path, cache)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A finished run with the default algorithm and residual; not to be changed."""
+    return Work(tmp_path_factory.mktemp("finished"), cache).train("logger.plots=true")
+
+
+@pytest.fixture(autouse=True)
+def torch_as_before() -> Iterator[None]:
+    """A run sets threads and determinism of its process; the tests of other parts want their own."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)

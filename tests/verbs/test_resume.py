@@ -1,0 +1,256 @@
+"""A run that is killed anywhere and resumed ends with the bits of one that never was; and how a run ends on a signal.
+
+The runs under attack are processes of their own, killed with real signals.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference.tiny_runs import Work, assert_same_run, ended, metrics, state, wait_for
+
+from metarec import cli
+from metarec.runs.rundir import verify
+
+META = ("train.steps=60", "train.eval_every=10", "train.checkpoint_every=25", "train.patience=0")
+SUPERVISED = (
+    "algorithm=supervised", "pretrain.epochs=40", "pretrain.batch_size=64", "pretrain.patience=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Callable[..., Path]:
+    """The uninterrupted run of some words, made once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def run(*words: str) -> Path:
+        if words not in made:
+            process = (work := Work(tmp_path_factory.mktemp("whole"), cache)).start_train(*words)
+            assert ended(process) == 0, work.output(process)
+            (made[words],) = work.directories("train")
+        return made[words]
+
+    return run
+
+
+def card(work: Work) -> Path | None:
+    """The run directory, once it says what the run is; before that there is nothing to resume."""
+    return next((path for path in work.directories("train") if (path / "config.yaml").exists()), None)
+
+
+def lines(work: Work) -> int:
+    """Records in the history so far."""
+    run = card(work)
+    path = run / "history.jsonl" if run else None
+    return len(path.read_bytes().splitlines()) if path and path.exists() else 0
+
+
+def resume(work: Work) -> str:
+    """Resume until done; what it printed."""
+    (run,) = work.directories("train")
+    process = work.start("train", f"resume={run}")
+    assert ended(process) == 0, work.output(process)
+    assert verify(run) == []
+    return work.output(process)
+
+
+def killed(work: Work, words: tuple[str, ...], ready: Callable[[], Any], number: int = signal.SIGKILL) -> int | None:
+    process = work.start_train(*words)
+    wait_for(ready, process)
+    os.kill(process.pid or 0, number)
+    return ended(process)
+
+
+@pytest.mark.parametrize("words", [META, SUPERVISED], ids=["fomaml", "supervised"])
+@pytest.mark.parametrize("after", [1, 23, 66])
+def test_killed_and_resumed_ends_with_the_same_bits(
+    words: tuple[str, ...], after: int, work: Work, whole: Callable[..., Path]
+) -> None:
+    """Killed when the history has so many records: just begun, between two checkpoints, close to the end."""
+    assert killed(work, words, lambda: lines(work) >= after) == -signal.SIGKILL
+    resume(work)
+    assert_same_run(work.directories("train")[0], whole(*words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("instant", range(25))
+def test_killed_at_any_instant(instant: int, work: Work, whole: Callable[..., Path]) -> None:
+    """At a random moment of the whole run, cold cache included, and once more while it is being resumed."""
+    cold, words = Work(work.root, work.root / "cache"), SUPERVISED if instant % 3 == 0 else META
+    rng = random.Random(instant)
+    begin = time.monotonic()
+    assert ended((calm := Work(work.root / "calm", work.root / "calm-cache")).start_train(*words)) == 0, calm
+    seconds = time.monotonic() - begin
+    process = cold.start_train(*words)
+    wait_for(lambda: card(cold), process)
+    time.sleep(rng.uniform(0, seconds))
+    process.kill()
+    if ended(process) == 0:
+        pytest.skip("it had ended already")
+    second = cold.start("train", f"resume={card(cold)}")
+    time.sleep(rng.uniform(0, seconds))
+    second.kill()
+    if ended(second) != 0:
+        resume(cold)
+    assert_same_run(cold.directories("train")[0], whole(*words))
+
+
+def test_killed_while_pretraining_starts_over_and_ends_equal(work: Work, whole: Callable[..., Path]) -> None:
+    cold = Work(work.root, work.root / "cold")
+    words = (*META, "pretrain.epochs=30", "pretrain.patience=0")
+
+    def pretraining() -> bool:
+        run = card(cold)
+        path = run / "pretrain_history.jsonl" if run else None
+        return bool(path and path.exists() and len(path.read_bytes().splitlines()) > 5)
+
+    assert killed(cold, words, pretraining) == -signal.SIGKILL
+    assert not (cold.directories("train")[0] / "checkpoints").exists()
+    resume(cold)
+    assert_same_run(cold.directories("train")[0], whole(*words))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_saves_and_leaves_with_its_code(number: signal.Signals, work: Work, whole: Callable[..., Path]) -> None:
+    """The next step is the last; resuming from it ends with the bits of the uninterrupted run."""
+    process = work.start_train(*META)
+    wait_for(lambda: lines(work) >= 15, process)
+    begin = time.monotonic()
+    os.kill(process.pid or 0, number)
+    assert ended(process) == 128 + number
+    assert time.monotonic() - begin < 10
+    (run,) = work.directories("train")
+    stopped_at = state(run, "last")["progress"]["step"]
+    records = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert stopped_at == records[-1]["step"] > 0
+    told = work.output(process)
+    assert f"error: {number.name}: step {stopped_at}: stopped as asked, after a checkpoint" in told
+    assert "Traceback" not in told
+    resume(work)
+    assert_same_run(run, whole(*META))
+
+
+def test_a_signal_while_pretraining_keeps_what_a_resume_needs(work: Work) -> None:
+    cold = Work(work.root, work.root / "cold")
+    words = (*META, "pretrain.epochs=200", "pretrain.patience=0")
+
+    def pretraining() -> Any:
+        run = card(cold)
+        return run and (run / "pretrain_history.jsonl").exists()
+
+    assert killed(cold, words, pretraining, signal.SIGTERM) == 143
+    (run,) = cold.directories("train")
+    assert (run / "config.yaml").exists()
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_signal_during_preparation_ends_at_once(work: Work) -> None:
+    """No loop asks for the signal there."""
+    cold = Work(work.root, work.root / "cold")
+    words = ("dataset.world.n_users=200000",)
+    process = cold.start("train", *cold.words("train", *words)[1:], "logger=quiet")
+    wait_for(lambda: card(cold), process)
+    time.sleep(0.3)
+    begin = time.monotonic()
+    process.terminate()
+    assert ended(process) == 143
+    assert time.monotonic() - begin < 10
+    assert [path for path in (cold.cache / "prepared").iterdir() if path.is_dir()] == []
+
+
+def test_a_finished_run_is_not_resumed(work: Work, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(path.name for path in finished.iterdir())
+    assert cli.main(["train", f"resume={finished}"]) == 2
+    assert "the run is finished" in capsys.readouterr().err
+    assert sorted(path.name for path in finished.iterdir()) == before
+    assert verify(finished) == []
+
+
+def test_a_run_killed_after_its_training_only_measures_again(work: Work, whole: Callable[..., Path]) -> None:
+    copy = Path(shutil.copytree(whole(*META), work.root / "outputs" / "train" / "run"))
+    for name in ("manifest.json", "metrics.json", "per_user.parquet"):
+        (copy / name).unlink()
+    resume(work)
+    assert_same_run(copy, whole(*META))
+
+
+def interrupted(work: Work, run: Path, step: int) -> Path:
+    """A copy of a whole run as if it had been killed after the checkpoint of `step`, which is its last."""
+    copy = Path(shutil.copytree(run, work.root / "outputs" / "train" / "run"))
+    for name in ("manifest.json", "metrics.json", "per_user.parquet"):
+        (copy / name).unlink()
+    for path in (copy / "checkpoints").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    return copy
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_passed_over_and_said(name: str, work: Work, whole: Callable[..., Path]) -> None:
+    """Resume takes an earlier good one, or the beginning, and still ends with the same bits."""
+    copy = interrupted(work, whole(*META), 60)
+    flip(copy / "checkpoints" / "step-000060" / name)
+    told = resume(work)
+    assert "skipped step-000060" in told
+    assert "damaged" in told
+    assert_same_run(copy, whole(*META))
+
+
+def test_a_damaged_best_is_made_again(work: Work, whole: Callable[..., Path]) -> None:
+    """Going on from a good last checkpoint would end with a best that nobody can read."""
+    copy = interrupted(work, whole(*META), 60)
+    best = Path(metrics(whole(*META))["checkpoint"])
+    flip(copy / best / "tensors.safetensors")
+    told = resume(work)
+    assert f"skipped {best.name}" in told
+    assert_same_run(copy, whole(*META))
+
+
+def test_damaged_pointers_are_set_anew(work: Work, whole: Callable[..., Path]) -> None:
+    copy = interrupted(work, whole(*META), 60)
+    for pointer in ("best", "last"):
+        flip(copy / "checkpoints" / f"{pointer}.json")
+    resume(work)
+    assert_same_run(copy, whole(*META))
+
+
+def test_of_two_resumes_at_once_one_runs(work: Work, whole: Callable[..., Path]) -> None:
+    """The second leaves with 5 and names the holder; after a kill of the holder the next start works at once."""
+    assert killed(work, META, lambda: lines(work) >= 5) == -signal.SIGKILL
+    (run,) = work.directories("train")
+    first = work.start("train", f"resume={run}")
+    holder = run / ".lock_holder.json"
+    wait_for(lambda: holder.exists() and str(first.pid) in holder.read_text(), first)
+    os.kill(first.pid or 0, signal.SIGSTOP)
+    second = work.start("train", f"resume={run}")
+    assert ended(second) == 5
+    assert f"held by pid {first.pid}" in work.output(second)
+    first.kill()
+    assert ended(first) == -signal.SIGKILL
+    resume(work)
+    assert_same_run(run, whole(*META))
+
+
+def test_data_that_changed_since_is_refused(work: Work, whole: Callable[..., Path]) -> None:
+    copy = interrupted(work, whole(*META), 25)
+    text = (copy / "config.yaml").read_text()
+    assert "n_items: 30\n" in text
+    (copy / "config.yaml").write_text(text.replace("n_items: 30\n", "n_items: 31\n"))
+    process = work.start("train", f"resume={copy}")
+    assert ended(process) == 4
+    assert "vocabulary" in work.output(process)
