@@ -32,7 +32,7 @@ from metarec.data.batches import Batcher
 from metarec.data.prepare import prepare
 from metarec.data.store import Prepared
 from metarec.errors import EnvironmentFault
-from metarec.evaluate import Episodes
+from metarec.evaluate import Control, Episodes
 from metarec.models.gru4rec import GRU4Rec
 from metarec.objectives.cross_entropy import cross_entropy
 from metarec.residual.full import FullResidual
@@ -61,8 +61,10 @@ def hardware(config: HardwareConfig) -> Hardware:
         raise EnvironmentFault(
             "hardware.device", name, "this machine has no such device", "choose hardware=cpu or hardware=auto"
         )
-    threads = config.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(config.threads or threads)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    elif hasattr(os, "sched_getaffinity"):  # the cores this process may use, not those of the machine
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA asks of deterministic products
     torch.use_deterministic_algorithms(config.deterministic)
@@ -84,9 +86,12 @@ def residual(config: ResidualOnConfig | ResidualOffConfig, base: Params) -> NoRe
     return NoResidual(base)
 
 
-def algorithm(config: FomamlConfig, on: ResidualOnConfig | ResidualOffConfig) -> FOMAML:
+def algorithm(config: FomamlConfig, on: ResidualOnConfig | ResidualOffConfig, control: Control) -> FOMAML:
+    """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control."""
+    lr = control.lr if config.inner.lr is None else config.inner.lr
+    steps = control.steps if config.inner.steps is None else config.inner.steps
     pull = on.l2 if isinstance(on, ResidualOnConfig) else 0.0
-    return FOMAML(config.inner.lr, config.inner.steps, pull)
+    return FOMAML(lr, steps, pull)
 
 
 def optimizer(config: AdamConfig | AdamWConfig | SgdConfig, params: Params) -> torch.optim.Optimizer:
@@ -147,6 +152,9 @@ class Bench:
 
 def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: Prepared, on: Hardware) -> Bench:
     batcher = Batcher(
-        np.asarray(prepared.item), np.asarray(prepared.pair_begin), np.asarray(prepared.pair_event), config.model.max_len
+        np.asarray(prepared.item),
+        np.asarray(prepared.pair_begin),
+        np.asarray(prepared.pair_event),
+        config.model.max_len,
     )
     return Bench(prepared, batcher, model(config.model, prepared.n_items), objective(config.objective), on, evaluation)

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 INTERRUPTED, TERMINATED = 130, 143
 
 
-def run_verb(
-    verb: str, config: Config, run_dir: Path, resume: bool, overrides: Sequence[str] = ()
-) -> dict[str, Any]:
+def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Build and run what the words `overrides` ask for; torch is first imported here.
 
     Returns {"run_dir", "headline": {name: value}}.

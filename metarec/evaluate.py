@@ -57,9 +57,9 @@ class Episodes:
         for begin in range(0, len(self.rows), self.chunk):
             rows = self.rows[begin : begin + self.chunk]
             first = self.ranges.first_pair[rows]
-            yield self.batcher.episodes(
-                self.ranges.user[rows], first, self.n_support, self.ranges.n_query, skip
-            ).to(self.device)
+            yield self.batcher.episodes(self.ranges.user[rows], first, self.n_support, self.ranges.n_query, skip).to(
+                self.device
+            )
 
     def pairs(self) -> tuple[Ints, Ints]:
         """Numbers of the support pairs [N, K] and query pairs [N, Q]."""

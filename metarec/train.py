@@ -94,7 +94,10 @@ def restore(
             if stored is None or stored.shape != value.shape:
                 got = "missing" if stored is None else list(stored.shape)
                 raise CheckpointError(
-                    path, f"phi/{name} {got}", f"the model has {list(value.shape)} there", "give the model's own options"
+                    path,
+                    f"phi/{name} {got}",
+                    f"the model has {list(value.shape)} there",
+                    "give the model's own options",
                 )
             value.copy_(stored)
     if optimizer is not None:
@@ -168,7 +171,7 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             loss = loss_at(at.step)
             _refuse(torch.isfinite(loss.detach()), "loss", float(loss.detach()), at.step)
-            loss.backward()
+            torch.autograd.backward(loss)
             norm = torch.nn.utils.get_total_norm([p.grad for p in leaves if p.grad is not None])
             _refuse(torch.isfinite(norm), "gradient", float(norm), at.step)
             if plan.clip_norm > 0:

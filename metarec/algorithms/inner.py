@@ -74,7 +74,7 @@ def _check_finite(losses: Tensor, step: int) -> None:
         task = int((~finite).nonzero()[0])
         raise DivergedError(
             f"inner step {step}, task {task} of the batch",
-            float(losses[task]),
+            float(losses[task].detach()),
             "the support loss is not finite",
             "lower algorithm.inner.lr or algorithm.inner.steps",
         )

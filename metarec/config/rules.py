@@ -80,7 +80,11 @@ def batch_below_piece(seen: Seen) -> Iterator[Refusal]:
     size, longest = seen.get("pretrain.batch_size"), seen.get("model.max_len")
     if None not in (size, longest) and size < longest:
         fix = f"give {longest} or more, or lower model.max_len"
-        yield "pretrain.batch_size", f"targets a step are fewer than one sequence may have (model.max_len={longest})", fix
+        yield (
+            "pretrain.batch_size",
+            f"targets a step are fewer than one sequence may have (model.max_len={longest})",
+            fix,
+        )
 
 
 def world_kept_exact(seen: Seen) -> Iterator[Refusal]:

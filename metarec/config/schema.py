@@ -63,8 +63,8 @@ class Gru4RecConfig:
 
 @dataclass
 class InnerLoop:
-    lr: float = ranged(0.1, min=0)
-    steps: int = ranged(5, min=0)
+    lr: float | None = ranged(None, min=0)  # None = as the fine-tune control was tuned
+    steps: int | None = ranged(None, min=0)
 
 
 @dataclass
@@ -171,7 +171,7 @@ class LinearConfig:
 
 @dataclass
 class ControlGrid:
-    lrs: list[float] = ranged([0.01, 0.03, 0.1, 0.3, 1.0], min=0, exclusive=["min"])
+    lrs: list[float] = ranged([0.003, 0.01, 0.03, 0.1, 0.3, 1.0], min=0, exclusive=["min"])
     steps: list[int] = ranged([1, 3, 5, 10, 20], min=1)
     users: int = ranged(256, min=1)  # of the validation split, evenly spaced
 
@@ -183,7 +183,7 @@ class EvaluationConfig:
     bootstrap: int = ranged(2000, min=1)
     confidence: float = ranged(0.95, min=0, max=1, exclusive=["min", "max"])
     ties: str = ranged("conservative", choices=["conservative", "first"])
-    task_chunk: int = ranged(128, min=1)
+    task_chunk: int = ranged(32, min=1)
     test_steps: int | None = ranged(None, min=0)
     control: ControlGrid = field(default_factory=ControlGrid)
 

@@ -83,8 +83,9 @@ class _GRU(torch.autograd.Function):
         gates = x.reshape(-1, width).index_select(0, plan.read)  # x of all entries; becomes r, z, n in place
         products = torch.empty_like(gates)
         states = gates.new_empty(len(gates), hidden)
+        h = states  # of the block before
         for block, gate, p, state in zip(
-            plan.blocks, gates.split(plan.sizes), products.split(plan.sizes), states.split(plan.sizes), strict=True
+            plan.blocks, *(torch.split(part, plan.sizes) for part in (gates, products, states)), strict=True
         ):
             shape = (block.tasks, block.rows, -1)
             h = x.new_zeros(*shape[:2], hidden) if block.first else h[: block.tasks, : block.rows].contiguous()
@@ -113,7 +114,7 @@ class _GRU(torch.autograd.Function):
         dp_of = torch.cat([through_n * pn * r * (1 - r), (before - n) * z * (1 - z), through_n * r], 1)
         dh: Tensor | None = None
         for block, total, dp, keep in zip(
-            reversed(plan.blocks), *(reversed(part.split(plan.sizes)) for part in (dh_of, dp_of, z)), strict=True
+            reversed(plan.blocks), *(reversed(torch.split(part, plan.sizes)) for part in (dh_of, dp_of, z)), strict=True
         ):
             shape = (block.tasks, block.rows, -1)
             if dh is not None:  # what ended with this step has no gradient from the next
@@ -137,9 +138,9 @@ class _GRU(torch.autograd.Function):
 
 
 def gru(x: Tensor, sequences: Sequences, weight: Weight, bias: Weight) -> Tensor:
-    """The hidden state behind every event of every sequence: x [T, M, 3H] -> [1 + S, H], number 0 the zero they start from.
+    """The hidden state behind every event of every sequence: x [T, M, 3H] -> [1 + S, H].
 
-    weight [3H, H]; bias [3H].
+    Number 0 is the zero that sequences start from. weight [3H, H]; bias [3H].
     """
     w = weight if isinstance(weight, FastWeight) else FastWeight(weight)
     b = bias if isinstance(bias, FastWeight) else FastWeight(bias)

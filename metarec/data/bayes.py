@@ -95,7 +95,8 @@ def type_posterior(
 
 def _uncounted(begin: np.ndarray, counted_to: np.ndarray) -> np.ndarray:
     """First event of a session prefix that no earlier pair has counted (pairs stand in the order of their labels)."""
-    return np.maximum(begin, counted_to + 1)
+    first: np.ndarray = np.maximum(begin, counted_to + 1)
+    return first
 
 
 def _log_likelihood(

@@ -21,7 +21,9 @@ class Columns:
 
 @dataclass
 class Sessions:
-    by: str = "auto"  # auto | gap | user | column; auto: column if mapped, else gap with a clock, else one sequence per user
+    by: str = (
+        "auto"  # auto | gap | user | column; auto: column if mapped, else gap with a clock, else one sequence per user
+    )
     gap_minutes: float = 30.0  # > 0
     min_events: int = 2  # >= 2: a session of one event has no pair
     drop_repeats: bool = True  # the same item twice in a row is one event
@@ -37,7 +39,9 @@ class Core:
 
 @dataclass
 class Split:
-    by: str = "auto"  # auto | user_time | user_disjoint | leave_one_out; auto: user_time with a clock, else user_disjoint
+    by: str = (
+        "auto"  # auto | user_time | user_disjoint | leave_one_out; auto: user_time with a clock, else user_disjoint
+    )
     fractions: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])  # users: train, validation, test
     time_quantiles: list[float] = field(default_factory=lambda: [0.7, 0.8])  # of all event times: T1, T2 (user_time)
     seed: int = 20260107  # of numpy.random.RandomState, which shuffles the sorted user ids

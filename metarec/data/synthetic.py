@@ -249,13 +249,15 @@ def _draw(cdf: np.ndarray, row: np.ndarray, uniform: np.ndarray) -> np.ndarray:
 def _cdf(probability: np.ndarray) -> np.ndarray:
     """Running sums over the last axis that end in exactly 1, so that no draw falls behind the last possible item."""
     total = np.cumsum(probability, axis=-1)
-    return total / total[..., -1:]
+    shares: np.ndarray = total / total[..., -1:]
+    return shares
 
 
 def _popularity(spec: WorldSpec) -> np.ndarray:
     """Zipf's law, weight 1/rank, in an order unrelated to the items' numbers [I]."""
     weight = 1 / (1 + _stream(spec, "popularity").permutation(spec.n_items))
-    return weight / weight.sum()
+    shares: np.ndarray = weight / weight.sum()
+    return shares
 
 
 def _preference_table(spec: WorldSpec, popularity: np.ndarray) -> np.ndarray:

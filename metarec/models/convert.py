@@ -19,7 +19,7 @@ def from_state_dict(tensors: Params, shapes: dict[str, tuple[int, ...]], where: 
     """The weights by the names and shapes of `GRU4Rec.shapes()`. CheckpointError names the tensor that does not fit."""
     missing = [name for name in shapes if name not in tensors]
     if missing:
-        near = nearest(missing[0], tensors)
+        near = nearest(missing[0], set(tensors) - set(shapes))
         raise CheckpointError(
             where, missing[0], "the checkpoint has no such tensor" + (f" (it has {near})" if near else ""),
             f"give one with {', '.join(shapes)}",

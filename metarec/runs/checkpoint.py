@@ -76,7 +76,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     files = _manifest(path)["files"]
     tensor_bytes, state_bytes = read_verified(path / TENSORS, files[TENSORS]), read_verified(path / STATE, files[STATE])
     try:
-        tensors = parse_tensors(tensor_bytes)
+        # copies: what is parsed starts at any address, and sums over a vector depend on where it starts
+        tensors = {name: value.clone() for name, value in parse_tensors(tensor_bytes).items()}
     except (SafetensorError, ValueError, KeyError, AssertionError) as error:
         raise damaged(path / TENSORS, f"no safetensors ({error})") from error
     try:
@@ -162,9 +163,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda entry: (_step(entry.name), entry.name))
 
 
-def latest_good(
-    directory: Path, check: Callable[[Path], None] = verify_checkpoint
-) -> tuple[Path | None, list[str]]:
+def latest_good(directory: Path, check: Callable[[Path], None] = verify_checkpoint) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that passes `check`, and a line for each newer one passed over; for automatic resume."""
     skipped = []
     for path in reversed(list_checkpoints(directory)):

@@ -48,13 +48,14 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
             f"give 0 to {prepared.n_support}, or train with dataset.episodes.n_support={config.n_support}",
         )  # fmt: skip
     episodes = bench.episodes(config.split, n_support=config.n_support, rows=_rows(config, bench))
-    meta = isinstance(trained_as.algorithm, FomamlConfig)
-    if not meta and (config.steps is not None or config.lr is not None):
+    if not isinstance(trained_as.algorithm, FomamlConfig) and (config.steps is not None or config.lr is not None):
         raise ConfigError(
             "steps" if config.steps is not None else "lr", config.steps if config.steps is not None else config.lr,
             "the checkpoint was trained with algorithm=supervised and has no inner loop", "leave it out",
         )  # fmt: skip
-    algorithm = build.algorithm(trained_as.algorithm, trained_as.residual) if meta else None
+    algorithm = None
+    if isinstance(trained_as.algorithm, FomamlConfig):
+        algorithm = build.algorithm(trained_as.algorithm, trained_as.residual, Control(**state["control"]))
     trained = m.trained_from(
         bench, trained_as, tensors, lambda base: build.residual(trained_as.residual, base), algorithm
     )
@@ -105,7 +106,9 @@ def _rows(config: EvalConfig, bench: Bench) -> np.ndarray | None:
         try:
             wanted = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as reason:
-            raise DataError(path, reason, "not a readable list of users", "give a text file with one id a line") from reason
+            raise DataError(
+                path, reason, "not a readable list of users", "give a text file with one id a line"
+            ) from reason
     else:
         wanted = list(config.users)
     ids = bench.prepared.user_ids[bench.prepared.episodes(config.split).user].tolist()

@@ -31,6 +31,7 @@ from metarec.residual.full import FullResidual
 from metarec.residual.off import NoResidual
 from metarec.runs import atomic
 
+
 @dataclass(frozen=True)
 class Trained:
     """What a checkpoint holds: base weights, and what was meta-learned over them (None: supervised training only)."""
@@ -45,7 +46,8 @@ def adapted(bench: Bench, trained: Trained, *, lr: float | None = None, steps: i
     """Few-shot: the meta-learned start, adapted on the support as in training unless told otherwise."""
     tasks = bench.tasks(trained.residual)
     algorithm, phi = trained.algorithm, trained.phi
-    assert algorithm is not None and phi is not None
+    assert algorithm is not None
+    assert phi is not None
 
     def weights(batch: EpisodeBatch) -> Weights:
         return algorithm.adapt(phi, tasks.loss(batch.support), batch.n_tasks, lr=lr, steps=steps)

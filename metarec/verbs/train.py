@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,18 @@ def run_train(config: TrainConfig, run_dir: Path, resume: bool, overrides: Seque
             raise
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _silent(line: str) -> None:
+    """logger=quiet."""
+
+
 def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[str, Any]:
     began = time.time()
     quiet = config.logger.name == "quiet"
-    say = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
+    say = _silent if quiet else _say
     on = build.hardware(config.hardware)
     prepared = build.data(config, config.dataset, say)
     if not quiet:
@@ -69,7 +77,10 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
 
     best = checkpoint.resolve(run_dir)
     tensors, state = checkpoint.load_checkpoint(best)
-    trained = m.trained_from(bench, config, tensors, lambda base: build.residual(config.residual, base), _algorithm(config))
+    algorithm = None
+    if isinstance(config.algorithm, FomamlConfig):
+        algorithm = build.algorithm(config.algorithm, config.residual, Control(**state["control"]))
+    trained = m.trained_from(bench, config, tensors, lambda base: build.residual(config.residual, base), algorithm)
     control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.name)
     document, columns = m.measure(
         bench, trained, control, bench.episodes("test"), "test", seed=config.seed,
@@ -103,11 +114,13 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     if not quiet:
         title = f"{prepared.name}: {config.model.name}, {config.algorithm.name}, residual {config.residual.name}"
         show(m.table(document, title))
-        say(f"best validation at step {at.best_step} of {at.step}; {document['seconds']['total']} s; results in {run_dir}")
+        say(
+            f"best validation at step {at.best_step} of {at.step}; {document['seconds']['total']} s; results in {run_dir}"
+        )
     return {"run_dir": str(run_dir), "headline": m.headline(document, config.evaluation.monitor)}
 
 
-def _resumed(run_dir: Path, bench: Bench, say: Any) -> Path | None:
+def _resumed(run_dir: Path, bench: Bench, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that verifies, with history and pointers put back to it; None = start over."""
     directory = run_dir / "checkpoints"
     atomic.clean_leftovers(run_dir)
@@ -147,10 +160,6 @@ def _best_name(state: dict[str, Any]) -> str:
     return f"step-{state['progress']['best_step']:06d}"
 
 
-def _algorithm(config: TrainConfig) -> Any:
-    return build.algorithm(config.algorithm, config.residual) if isinstance(config.algorithm, FomamlConfig) else None
-
-
 def _fixed_state(config: TrainConfig, bench: Bench, control: Control | None, source: dict[str, Any]) -> dict[str, Any]:
     return {
         "config": asdict(config),
@@ -175,12 +184,19 @@ def _supervised(config: TrainConfig, bench: Bench, run_dir: Path, found: Path | 
 
 
 def _meta_train(
-    config: TrainConfig, options: FomamlConfig, bench: Bench, run_dir: Path, found: Path | None, stop: Stop, say: Any
+    config: TrainConfig,
+    options: FomamlConfig,
+    bench: Bench,
+    run_dir: Path,
+    found: Path | None,
+    stop: Stop,
+    say: Callable[[str], None],
 ) -> Progress:
     if found:
         tensors, state = checkpoint.load_checkpoint(found)
         on = bench.hardware
-        base = {n[len("base/") :]: v.to(on.device, on.dtype) for n, v in tensors.items() if n.startswith("base/")}
+        # in the model's own order, as at the first start: sums and draws over all weights follow it
+        base = {name: tensors[f"base/{name}"].to(on.device, on.dtype) for name in bench.model.shapes()}
         control, source = Control(**state["control"]), state["warm_start"]
     else:
         warm = warm_start(config, bench, run_dir, stop)
@@ -189,7 +205,7 @@ def _meta_train(
         say(f"fine-tune control: step size {control.lr:g}, {control.steps} steps "
             f"(validation {config.evaluation.monitor} {control.value:.4f})")  # fmt: skip
     over = build.residual(config.residual, base)
-    algorithm = build.algorithm(options, config.residual)
+    algorithm = build.algorithm(options, config.residual, control)
     tasks = bench.tasks(over)
     phi = build.trainable(over.init(generator(config.seed, "residual")))
     optimizer = build.optimizer(config.optimizer, phi)
@@ -202,9 +218,9 @@ def _meta_train(
         first, row = sample(
             training, seed=config.seed, step=step, n_tasks=section.meta_batch_size, sampler=section.sampler
         )
-        batch = bench.batcher.episodes(
-            training.user[row], first, training.n_support, training.n_query
-        ).to(bench.hardware.device)
+        batch = bench.batcher.episodes(training.user[row], first, training.n_support, training.n_query).to(
+            bench.hardware.device
+        )
         losses = algorithm.meta_losses(phi, tasks.loss(batch.support), tasks.loss(batch.query), batch.n_tasks)
         return losses.mean()
 

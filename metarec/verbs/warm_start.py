@@ -155,4 +155,5 @@ def check_vocabulary(path: Path, state: dict[str, Any], bench: Bench) -> None:
 
 
 def _to(params: Params, bench: Bench) -> Params:
-    return {name: value.to(bench.hardware.device, bench.hardware.dtype) for name, value in params.items()}
+    """On the device, in the model's own order: a file has another one, and sums and draws over all weights follow it."""
+    return {name: params[name].to(bench.hardware.device, bench.hardware.dtype) for name in bench.model.shapes()}

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from metarec.core import gru as gru_module
-from metarec.core.batch import Sequences, Step
+from metarec.core.batch import Sequences
 from metarec.core.gru import gru
-from metarec.core.weights import Dense, FastWeight, Offset, Tap
+from metarec.core.weights import Dense, FastWeight, LowRank, Offset, Tap
 
 D, H = 4, 5
 LENGTHS = [[5, 3, 3, 0], [1, 0, 0, 0], [0, 0, 0, 0], [7, 7, 2, 1], [4, 0, 0, 0]]  # one task has no event at all
 
 
-def packed(lengths: list[list[int]], extra_columns: int = 0, extra_rows: int = 0, shuffle: int | None = None) -> Sequences:
+def packed(
+    lengths: list[list[int]], extra_columns: int = 0, extra_rows: int = 0, shuffle: int | None = None
+) -> Sequences:
     """Sequences of these lengths, one behind the other; `shuffle` seeds another order of rows in memory and in time."""
     width = max(map(sum, lengths)) + extra_columns
     items = torch.zeros(len(lengths), width, dtype=torch.int64)
@@ -40,20 +43,31 @@ def modules(n_tasks: int, seed: int = 0) -> list[nn.GRU]:
     return [nn.GRU(D, H, batch_first=True, dtype=torch.float64) for _ in range(n_tasks)]
 
 
+OVERLAPPING = Sequences(  # windows of one session: sequences of their own over the same events
+    torch.ones(3, 9, dtype=torch.int64),
+    torch.tensor([[0, 2, 4, 1], [0, 5, 7, 0], [0, 0, 0, 0]]),
+    torch.tensor([[5, 5, 5, 2], [4, 2, 2, 0], [1, 0, 0, 0]]),
+)
+LAYOUTS = {
+    "ragged": packed(LENGTHS),
+    "overlapping": OVERLAPPING,
+    "one heavy task": packed([[9] * 6, *[[2] + [0] * 5] * 9]),
+}
+
+
 def inputs(sequences: Sequences, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*sequences.items.shape, D, generator=generator, dtype=torch.float64)
 
 
 def reference(cells: list[nn.GRU], x: Tensor, sequences: Sequences) -> Tensor:
-    """One sequence at a time through nn.GRU; zero behind the last event."""
-    out = x.new_zeros(*x.shape[:2], H)
+    """One sequence at a time through nn.GRU, states one behind the other; number 0 is the zero state."""
+    out = [x.new_zeros(1, H)]
     for task, cell in enumerate(cells):
         for start, length in zip(sequences.starts[task].tolist(), sequences.lengths[task].tolist(), strict=True):
             if length:
-                run, _ = cell(x[task : task + 1, start : start + length])
-                out = out.index_put((torch.tensor(task), torch.arange(start, start + length)), run[0])
-    return out
+                out.append(cell(x[task : task + 1, start : start + length])[0][0])
+    return torch.cat(out)
 
 
 def mixing(shape: torch.Size) -> Tensor:
@@ -84,8 +98,16 @@ def check_shared(sequences: Sequences) -> None:
         close(mine, theirs, 1e-12 * max(1.0, theirs.abs().max().item()))
 
 
-def test_equals_nn_gru_with_shared_weights() -> None:
-    check_shared(packed(LENGTHS))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_nn_gru_with_shared_weights(layout: str) -> None:
+    check_shared(LAYOUTS[layout])
+
+
+def test_a_heavy_task_runs_apart() -> None:
+    """So that the rows of one task do not make rows for all."""
+    assert sum(block.first for block in LAYOUTS["one heavy task"].plan.blocks) == 2
+    assert len(LAYOUTS["one heavy task"].plan.read) == 9 * 6 + 9 * 2
+    assert sum(block.first for block in LAYOUTS["ragged"].plan.blocks) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -95,12 +117,12 @@ def test_rows_in_any_order(seed: int) -> None:
 
 def test_nothing_to_run() -> None:
     sequences = packed([[0, 0], [0, 0]], extra_columns=2)
-    assert sequences.steps == []
+    assert sequences.plan.blocks == []
     x = torch.ones(2, 2, 3 * H, dtype=torch.float64, requires_grad=True)
     weight = torch.ones(3 * H, H, dtype=torch.float64, requires_grad=True)
     bias = torch.ones(3 * H, dtype=torch.float64, requires_grad=True)
     states = gru(x, sequences, weight, bias)
-    assert not states.any()
+    assert torch.equal(states, torch.zeros(1, H, dtype=torch.float64))
     assert not any(grad.any() for grad in torch.autograd.grad(states.sum(), [x, weight, bias]))
 
 
@@ -135,8 +157,9 @@ def check_per_task(sequences: Sequences) -> None:
     close(fast[2].sum(1), slow_ih)  # the gradient of the input projection: its sum is the input bias's
 
 
-def test_equals_one_nn_gru_a_task() -> None:
-    check_per_task(packed(LENGTHS))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_one_nn_gru_a_task(layout: str) -> None:
+    check_per_task(LAYOUTS[layout])
 
 
 def test_shared_part_of_per_task_weights_has_the_summed_gradient() -> None:
@@ -182,10 +205,8 @@ def test_extra_padding_changes_nothing() -> None:
     found = []
     for sequences, given in ((plain, x), (padded, wide)):
         states = gru(project(cell, given), sequences, cell.weight_hh_l0, cell.bias_hh_l0)
-        kept = states[:, : x.shape[1]]
-        grads = torch.autograd.grad((kept * mixing(kept.shape)).sum(), list(cell.parameters()))
-        found.append((kept, *grads))
-        assert not states[:, x.shape[1] :].any()
+        grads = torch.autograd.grad((states * mixing(states.shape)).sum(), list(cell.parameters()))
+        found.append((states, *grads))
     for mine, theirs in zip(*found, strict=True):
         close(mine, theirs)
 
@@ -196,7 +217,10 @@ def test_order_of_tasks_is_irrelevant() -> None:
     mixed = Sequences(plain.items[order], plain.starts[order], plain.lengths[order])
     cell, x = modules(1)[0], inputs(plain)
     weights = (cell.weight_hh_l0, cell.bias_hh_l0)
-    close(gru(project(cell, x[order]), mixed, *weights), gru(project(cell, x), plain, *weights)[order])
+    counts = [sum(own) for own in LENGTHS]
+    by_task = gru(project(cell, x), plain, *weights)[1:].split(counts)
+    wanted = torch.cat([by_task[task] for task in order])
+    close(gru(project(cell, x[order]), mixed, *weights)[1:], wanted)
 
 
 def test_two_backward_passes_over_one_graph_agree() -> None:
@@ -222,21 +246,16 @@ def test_gradcheck() -> None:
 # -- the checks above are seen to fail ------------------------------------------------------------------------------
 
 
-def test_a_forgotten_end_of_a_sequence_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    true_steps = Sequences.steps.func  # type: ignore[attr-defined]
-
-    def never_ended(self: Sequences) -> list[Step]:
-        return [Step(s.tasks, s.rows, s.read, s.write, None) for s in true_steps(self)]
-
-    monkeypatch.setattr(Sequences, "steps", property(never_ended))
-    with pytest.raises(AssertionError):
-        check_shared(packed(LENGTHS))
-
-
-def test_tasks_mixed_up_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_of_the_wrong_sequence_are_seen() -> None:
     sequences = packed(LENGTHS)
-    assert sequences.steps  # made with the right order
-    object.__setattr__(sequences, "order", torch.arange(sequences.n_tasks))
+    object.__setattr__(sequences, "plan", replace(sequences.plan, before=sequences.plan.before.roll(1)))
+    with pytest.raises(AssertionError):
+        check_shared(sequences)
+
+
+def test_tasks_mixed_up_are_seen() -> None:
+    sequences = packed(LENGTHS)
+    object.__setattr__(sequences, "plan", replace(sequences.plan, order=torch.arange(sequences.n_tasks)))
     with pytest.raises(AssertionError):
         check_per_task(sequences)
 
@@ -246,9 +265,16 @@ def test_a_wrong_gate_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(torch, name)
 
-        def lerp(self, n: Tensor, h: Tensor, z: Tensor) -> Tensor:
-            return torch.lerp(h, n, z)  # h' = z n + (1 - z) h, as some papers have it
+        def lerp(self, n: Tensor, h: Tensor, z: Tensor, out: Tensor) -> Tensor:
+            return torch.lerp(h, n, z, out=out)  # h' = z n + (1 - z) h, as some papers have it
 
     monkeypatch.setattr(gru_module, "torch", Lerp())
     with pytest.raises(AssertionError):
         check_shared(packed(LENGTHS))
+
+
+def test_an_offset_of_another_form_is_refused() -> None:
+    sequences, cell = packed(LENGTHS), modules(1)[0]
+    offset = LowRank(torch.ones(5, 1, 3 * H), torch.ones(5, 1, H))
+    with pytest.raises(TypeError, match="gru has no rule for an offset of LowRank"):
+        gru(project(cell, inputs(sequences)), sequences, FastWeight(cell.weight_hh_l0, offset), cell.bias_hh_l0)

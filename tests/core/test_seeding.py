@@ -18,7 +18,14 @@ def test_same_key_same_numbers_whatever_was_drawn_before() -> None:
 
 
 def test_every_part_of_the_key_counts() -> None:
-    keys = [(1, "dropout", 3), (2, "dropout", 3), (1, "init", 3), (1, "dropout", 4), (1, "dropout 3", 0), (13, "dropout", 0)]
+    keys = [
+        (1, "dropout", 3),
+        (2, "dropout", 3),
+        (1, "init", 3),
+        (1, "dropout", 4),
+        (1, "dropout 3", 0),
+        (13, "dropout", 0),
+    ]
     assert len({tuple(draw(*key)) for key in keys}) == len(keys)
 
 

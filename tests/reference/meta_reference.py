@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +30,14 @@ class Reference:
     alpha: float = 1.0
     pull: float = 0.0
 
+    @cached_property
+    def module(self) -> ReferenceGRU4Rec:
+        """Only its forward is used; the weights are given with each call."""
+        return reference_of(self.base)
+
     def logits(self, delta: Params, pairs: Sequence[Pair]) -> Tensor:
         theta = {name: self.base[name] + self.alpha * value for name, value in delta.items()}
-        shapes = reference_of(self.base)
-        return torch.func.functional_call(shapes, theta, ([prefix for prefix, _ in pairs],))
+        return torch.func.functional_call(self.module, theta, ([prefix for prefix, _ in pairs],))
 
     def loss(self, delta: Params, pairs: Sequence[Pair]) -> Tensor:
         """Mean cross-entropy over the pairs with a known target (zero, but differentiable, where there is none)."""
@@ -94,6 +99,3 @@ class Reference:
 def no_base(params: Params) -> Params:
     """The base of a model without residual: zero."""
     return {name: torch.zeros_like(value) for name, value in params.items()}
-
-
-__all__ = ["Reference", "ReferenceGRU4Rec", "no_base"]

@@ -83,7 +83,11 @@ class Work:
 
     def eval(self, ckpt: Path, *words: str) -> dict[str, Any]:
         """metrics.json of an evaluation, without the command line around it."""
-        return metrics(self._run("eval", f"ckpt={ckpt}", *words))
+        return metrics(self.evaluated(ckpt, *words))
+
+    def evaluated(self, ckpt: Path, *words: str) -> Path:
+        """The directory of an evaluation, without the command line around it."""
+        return self._run("eval", f"ckpt={ckpt}", *words)
 
     def _run(self, verb: str, *words: str) -> Path:
         """Check the words and run; Hydra's own composition of them, three quarters of a tiny run, is left out."""

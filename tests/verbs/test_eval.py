@@ -85,9 +85,9 @@ def test_fewer_support_pairs_keep_users_and_targets(work: Work, finished: Path) 
 def test_no_step_or_a_step_of_size_zero_is_zero_shot(work: Work, finished: Path) -> None:
     users = []
     for word in ("steps=0", "lr=0"):
-        found = work.eval(finished, word)
-        assert found["metrics"]["fewshot"] == found["metrics"]["zeroshot"]
-        users.append(pq.read_table(work.directories("eval")[-1] / "per_user.parquet"))
+        run = work.evaluated(finished, word)
+        assert metrics(run)["metrics"]["fewshot"] == metrics(run)["metrics"]["zeroshot"]
+        users.append(pq.read_table(run / "per_user.parquet"))
     for table in users:
         for metric in METRICS:
             assert table[f"fewshot.{metric}"].equals(table[f"zeroshot.{metric}"])
@@ -108,8 +108,9 @@ def test_chosen_users_have_the_figures_they_have_in_the_whole(work: Work, finish
     listed.write_text("".join(f"{user}\n" for user in chosen))
     tables = []
     for users in (f"[{','.join(chosen)}]", str(listed)):
-        assert work.eval(finished, f"users={users}")["counts"]["users"] == 2
-        tables.append(pq.read_table(work.directories("eval")[-1] / "per_user.parquet").to_pandas().set_index("user_id"))
+        run = work.evaluated(finished, f"users={users}")
+        assert metrics(run)["counts"]["users"] == 2
+        tables.append(pq.read_table(run / "per_user.parquet").to_pandas().set_index("user_id"))
     assert tables[0].equals(tables[1])
     assert set(tables[0].index) == set(chosen)
     exact = [name for name in whole if not name.startswith("bayes")]

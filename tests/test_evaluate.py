@@ -1,0 +1,175 @@
+"""Ranks, the control's tuning and the records of a measurement against one user, one prefix, one step at a time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from reference.meta_reference import Reference, no_base
+from reference.small_episodes import SmallLog, small_log
+from torch import Tensor
+
+from metarec.algorithms.fomaml import FOMAML
+from metarec.core.weights import Params
+from metarec.data.episodes import EpisodeRanges
+from metarec.errors import DivergedError
+from metarec.evaluate import Episodes, Method, monitored, pair_metrics, ranks, records, tune_control
+from metarec.metrics.ranking import METRICS
+from metarec.models.gru4rec import GRU4Rec
+from metarec.objectives.cross_entropy import cross_entropy
+from metarec.tasks import Tasks
+
+N_ITEMS, N_SUPPORT, N_QUERY = 11, 3, 4
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For tensors this small a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Small:
+    log: SmallLog
+    tasks: Tasks
+    params: Params
+    known: dict[tuple[object, ...], np.ndarray]  # slow ranks found before
+
+    def episodes(self, *, n_support: int = N_SUPPORT, chunk: int = 3) -> Episodes:
+        users = np.arange(self.log.n_users)
+        ranges = EpisodeRanges(users, users * self.log.n_pairs, np.ones_like(users), 1, N_SUPPORT, N_QUERY)
+        return Episodes(self.log.batcher, ranges, users, n_support, chunk, CPU)
+
+    def adapted(self, lr: float, steps: int) -> Method:
+        return lambda batch: FOMAML(lr, steps).adapt(self.params, self.tasks.loss(batch.support), batch.n_tasks)
+
+    def slow_ranks(self, lr: float, steps: int, ties: str = "conservative", n_support: int = N_SUPPORT) -> np.ndarray:
+        """Full copies of the weights, torch.optim.SGD, a rank counted item by item."""
+        key = (lr, steps, ties, n_support)
+        if key not in self.known:
+            self.known[key] = self._slow_ranks(lr, steps, ties, n_support)
+        return self.known[key]
+
+    def _slow_ranks(self, lr: float, steps: int, ties: str, n_support: int) -> np.ndarray:
+        reference = Reference(no_base(self.params), lr, steps)
+        out = []
+        for support, query in self.log.plain_episodes(N_SUPPORT, N_QUERY):
+            own = reference.adapt(self.params, support[N_SUPPORT - n_support :]) if n_support else self.params
+            with torch.no_grad():
+                scores = reference.logits(own, query)
+            for row, (_, target) in zip(scores, query, strict=True):
+                out.append(slow_rank(row, target, ties))
+        return np.array(out).reshape(self.log.n_users, N_QUERY)
+
+
+def slow_rank(scores: Tensor, target: int, ties: str) -> int:
+    if target < 1:
+        return N_ITEMS + 1
+    own = float(scores[target - 1])
+    better = sum(float(score) > own for score in scores)
+    level = sum(float(score) == own for score in scores) - 1
+    return 1 + better + (level if ties == "conservative" else sum(float(s) == own for s in scores[: target - 1]))
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def small(request: pytest.FixtureRequest) -> Small:
+    model = GRU4Rec(N_ITEMS, 4, 6, dropout=0.5)  # off here: nothing asks for it
+    params = model.init(torch.Generator().manual_seed(request.param), torch.float64)
+    log = small_log(request.param, n_users=7, n_items=N_ITEMS)
+    return Small(log, Tasks(model, cross_entropy, lambda phi: phi), params, {})
+
+
+@pytest.mark.parametrize("n_support", range(N_SUPPORT + 1))
+@pytest.mark.parametrize(("lr", "steps"), [(0.0, 0), (0.5, 1), (0.8, 4)])
+def test_ranks_are_those_of_one_user_at_a_time(lr: float, steps: int, n_support: int, small: Small) -> None:
+    found, top = ranks(small.tasks, small.episodes(n_support=n_support), small.adapted(lr, steps), "conservative")
+    assert np.array_equal(found, small.slow_ranks(lr, steps, n_support=n_support))
+    assert found.shape == (7, N_QUERY)
+    assert top.shape == (7, N_QUERY, 10)
+    assert top.min() >= 1
+    assert top.max() <= N_ITEMS
+    target = [[t for _, t in query] for _, query in small.log.plain_episodes(N_SUPPORT, N_QUERY)]
+    for place, rank in np.ndenumerate(found):
+        if rank <= 10:
+            assert top[place][rank - 1] == target[place[0]][place[1]]
+
+
+def test_ties_count_against_the_model_unless_said_otherwise(small: Small) -> None:
+    level = {name: torch.zeros_like(value) for name, value in small.params.items()}
+    target = np.array([[t for _, t in query] for _, query in small.log.plain_episodes(N_SUPPORT, N_QUERY)])
+    conservative, _ = ranks(small.tasks, small.episodes(), lambda batch: level, "conservative")
+    assert np.array_equal(conservative, np.where(target > 0, N_ITEMS, N_ITEMS + 1))
+    first, _ = ranks(small.tasks, small.episodes(), lambda batch: level, "first")
+    assert np.array_equal(first, np.where(target > 0, target, N_ITEMS + 1))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 100])
+def test_the_size_of_a_chunk_changes_nothing(chunk: int, small: Small) -> None:
+    one, _ = ranks(small.tasks, small.episodes(chunk=chunk), small.adapted(0.8, 3), "conservative")
+    assert np.array_equal(one, small.slow_ranks(0.8, 3))
+
+
+def test_a_score_that_is_not_finite_is_no_rank(small: Small) -> None:
+    broken = small.params | {"fc.bias": torch.full((N_ITEMS,), torch.nan, dtype=torch.float64)}
+    with pytest.raises(DivergedError):
+        ranks(small.tasks, small.episodes(), lambda batch: broken, "conservative")
+
+
+@pytest.mark.parametrize("monitor", list(METRICS))
+def test_the_control_is_the_best_of_all_choices(monitor: str, small: Small) -> None:
+    """Every step size with every number of steps, each run on its own."""
+    lrs, steps = [2.0, 0.05, 0.5], [4, 1, 2]
+    found = tune_control(small.tasks, small.params, small.episodes(), lrs, steps, monitor, "conservative")
+    scores = {
+        (lr, count): monitored(small.slow_ranks(lr, count), N_ITEMS)[monitor]
+        for lr, count in itertools.product(lrs, steps)
+    }
+    assert {(row["lr"], row["steps"]): row[monitor] for row in found.tried} == pytest.approx(scores)
+    best = max(scores.values())
+    ties = [choice for choice, score in scores.items() if score == best]
+    assert (found.lr, found.steps) == min(ties)  # the smaller step size, then fewer steps
+    assert found.value == pytest.approx(best)
+
+
+def test_a_step_size_that_diverges_is_out(small: Small) -> None:
+    words = (small.tasks, small.params, small.episodes())
+    found = tune_control(*words, [1e308, 0.1], [1, 5], "mrr", "conservative")
+    assert {row["lr"] for row in found.tried} == {0.1}
+    with pytest.raises(DivergedError, match="fine-tuning diverges at every step size"):
+        tune_control(*words, [1e308], [5], "mrr", "conservative")
+
+
+def test_single_pairs_score_as_in_their_episodes(small: Small) -> None:
+    pairs = np.concatenate([np.arange(u * small.log.n_pairs + N_SUPPORT, u * small.log.n_pairs + 7) for u in range(7)])
+    found = pair_metrics(small.tasks, small.log.batcher, pairs, small.params, "conservative", CPU, chunk=5)
+    assert found == pytest.approx(monitored(small.slow_ranks(0.0, 0), N_ITEMS))
+
+
+@pytest.mark.parametrize("n_support", [0, 2, N_SUPPORT])
+def test_a_repeat_was_seen_in_the_prefix_or_the_support(n_support: int, small: Small) -> None:
+    found = {"zeroshot": small.slow_ranks(0.0, 0)}
+    got = records(small.log.batcher, small.episodes(n_support=n_support), found, N_ITEMS)
+    expected = []
+    for user in range(small.log.n_users):
+        pairs = user * small.log.n_pairs + np.arange(N_SUPPORT + N_QUERY)
+        whole = [log_prefix(small.log, int(pair)) for pair in pairs]
+        support = {item for prefix, target in whole[N_SUPPORT - n_support : N_SUPPORT] for item in [*prefix, target]}
+        for prefix, target in whole[N_SUPPORT:]:
+            expected.append(target > 0 and target in support | set(prefix))
+    assert got.repeat.tolist() == expected
+    assert got.user.tolist() == np.repeat(np.arange(7), N_QUERY).tolist()
+    assert got.position.tolist() == [0, 1, 2, 3] * 7
+
+
+def log_prefix(log: SmallLog, pair: int) -> tuple[list[int], int]:
+    """The whole prefix of a pair, not only its latest events, and its target."""
+    begin, event = int(log.batcher.pair_begin[pair]), int(log.batcher.pair_event[pair])
+    return [int(item) for item in log.batcher.item[begin:event]], int(log.batcher.item[event])
