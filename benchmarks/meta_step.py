@@ -10,7 +10,7 @@ Contenders, on the same episodes and weights (GRU4Rec, d=64, h=128, float32), ea
     loop       one task at a time, the published way: deepcopy of an nn.Module, prefixes expanded and padded to max_len
                (50), torch.optim.SGD for the inner steps, backward of the query loss, gradients summed
     loop_tight the same with each set padded to its own longest prefix only, the kindest form of the loop
-    vmap       torch.func over full copies, a GRU written with torch operators (nn.GRU has no batching rule)
+    vmap       with --vmap: torch.func over full copies, a GRU written with torch operators (nn.GRU has no batching rule)
     supervised one supervised step over the same T*(K+Q) examples through nn.GRU, expanded: no adaptation, a floor
 
 Histories: sessions of a long-tailed length, all pairs of a session, windows of K+Q pairs; so prefixes are nested as in
@@ -201,10 +201,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0 = as torch chooses")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--vmap", action="store_true", help="vmap over copies also where they take gigabytes")
+    parser.add_argument("--vmap", action="store_true", help="also vmap over copies (slow; gigabytes at many items)")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
@@ -226,7 +226,7 @@ def main() -> None:
         "loop_tight": lambda world: one_task_at_a_time(module, world.tight, lr, steps),
         "supervised": lambda world: supervised(module, world.everything),
     }
-    if options.vmap or options.items <= 2000:
+    if options.vmap:
         ways["vmap"] = lambda world: over_copies(params, *world.stacked, lr, steps)
     contenders = {name: partial(over_all, way, worlds) for name, way in ways.items()}
     if options.only:

@@ -177,6 +177,6 @@ def _bias_gradient(sequences: Sequences, grad: Tensor) -> Dense:
     g = F.pad(grad, (0, 0, 0, 1))
     out = grad.new_empty(sequences.n_tasks, grad.shape[1])
     for group in sequences.groups:
-        rows = g.index_select(0, group.entry.flatten()).view(*group.entry.shape, -1)
+        rows = g.index_select(0, group.entry.flatten()).view(*group.entry.shape, grad.shape[1])
         out.index_copy_(0, group.tasks, rows.sum(1))
     return Dense(out)

@@ -58,7 +58,8 @@ def warm_start(config: TrainConfig, bench: Bench, run_dir: Path, stop: Stop) -> 
                 print(f"pretrained weights in the cache are damaged and made again: {error}", flush=True)
             else:
                 atomic.write_text(lines, state["history"])
-                print(f"warm start: pretrained weights from the cache ({key[:12]})", flush=True)
+                if config.logger.name != "quiet":
+                    print(f"warm start: pretrained weights from the cache ({key[:12]})", flush=True)
                 return WarmStart(_to(tensors, bench), {"kind": "auto", "key": key, **state["summary"]})
         lines.unlink(missing_ok=True)
         with History(lines) as history:

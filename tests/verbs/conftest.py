@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def work(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """A finished run with the default algorithm and residual; not to be changed."""
     return Work(tmp_path_factory.mktemp("finished"), cache).train("logger.plots=true")
+
+
+@pytest.fixture(autouse=True)
+def no_closed_log() -> None:
+    """Hydra's own screens (--hydra-help) leave a handler that writes to an earlier test's output, which is closed."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
+            root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)
