@@ -262,6 +262,7 @@ def main() -> None:
     memory = {}
     if not options.quick:
         same = ["--items", str(options.items), "--tasks", str(options.tasks), "--steps", str(steps)]
+        same += ["--batches", "1", "--threads", str(options.threads)]
         same += ["--support", str(k), "--query", str(q)] + (["--vmap"] if options.vmap else [])
         memory = {name: peak_of_own_process(__file__, [*same, "--only", name]) for name in contenders}
     ratios = {f"loop_over_{name}": seconds["loop"] / value for name, value in seconds.items() if name != "loop"}

@@ -172,6 +172,7 @@ def main() -> None:
     memory = {}
     if not options.quick:
         same = ["--items", str(options.items), "--batch", str(options.batch), "--steps", str(options.steps)]
+        same += ["--threads", str(options.threads)]
         memory = {name: peak_of_own_process(__file__, [*same, "--only", name]) for name in runs}
     print(
         json.dumps(

@@ -32,6 +32,7 @@ class Plan:
     clip_norm: float  # 0 = off
     monitor: str  # key of what `validate` returns; larger is better
     log_every: int = 10
+    method: str = "zeroshot"  # what is validated, by its name in the tables
 
 
 @dataclass
@@ -150,7 +151,7 @@ def fit(
             at.waited += 1
         at.stopped = plan.patience > 0 and at.waited >= plan.patience
         if history is not None:
-            history.append({"step": at.step, "kind": "val", **values})
+            history.append({"step": at.step, "kind": "val", plan.method: dict(values)})
         on_step(at.step, {f"val {plan.monitor}": value})
 
     def save() -> None:

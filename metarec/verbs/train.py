@@ -231,7 +231,7 @@ def _meta_train(
 
     plan = Plan(
         section.steps, section.eval_every, section.patience, section.checkpoint_every,
-        config.optimizer.clip_norm, config.evaluation.monitor, config.logger.every,
+        config.optimizer.clip_norm, config.evaluation.monitor, config.logger.every, "fewshot",
     )  # fmt: skip
     # a frozen base stands in every checkpoint: it is what the control and the residual start from
     fixed = {f"base/{name}": value for name, value in base.items()}

@@ -33,6 +33,25 @@ CASES = [
     ("supervised_outer", "algorithm=supervised optimizer=sgd", "optimizer: sgd: does nothing", "optimizer=sgd"),
     ("supervised_outer", "algorithm=supervised schedule=cosine", "schedule: cosine: does nothing", "schedule=cosine"),
     (
+        "supervised_test_steps",
+        "algorithm=supervised evaluation.test_steps=2",
+        "evaluation.test_steps: 2: does nothing",
+        "algorithm=supervised",
+    ),
+    (
+        "batch_below_piece",
+        "pretrain.batch_size=20",
+        "pretrain.batch_size: 20: targets a step",
+        "pretrain.batch_size=20 model.max_len=20",
+    ),
+    (
+        "world_kept_exact",
+        "dataset.core.min_item_events=2",
+        "dataset.core.min_item_events: 2: the optimum",
+        "dataset.sessions.by=column",
+    ),
+    ("world_kept_exact", "dataset.sessions.by=user", "dataset.sessions.by: user: the embedded world", "seed=2"),
+    (
         "pretrain_unused",
         "warm_start=x pretrain.epochs=2",
         "pretrain.epochs: 2: does nothing",

@@ -68,7 +68,7 @@ def test_the_table_is_the_mean_of_the_users(finished: Path) -> None:
 def test_history_holds_every_step_and_the_best_is_its_best(finished: Path) -> None:
     records = read_history(finished / "history.jsonl")
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
-    validated = {r["step"]: r["ndcg@10"] for r in records if r["kind"] == "val"}
+    validated = {r["step"]: r["fewshot"]["ndcg@10"] for r in records if r["kind"] == "val"}
     assert list(validated) == [0, 2, 4, 6]
     training = metrics(finished)["training"]
     assert training["val_ndcg@10"] == max(validated.values()) == validated[training["best_step"]]
