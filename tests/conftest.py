@@ -8,7 +8,7 @@ from pathlib import Path
 # Tiny tensors: a second thread only spins, and pytest -n has the cores at work already. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session")

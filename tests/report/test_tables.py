@@ -16,7 +16,14 @@ from metarec.report.tables import LABELS, WIDTH, funnel_table, plain_text, resul
 def document(n_users: int = 60, methods: tuple[str, ...] = tuple(LABELS), **extra: Any) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     user = np.repeat(np.arange(n_users), 10)
-    quality = {"pretrained": 1.05, "bayes_zeroshot": 0.5, "bayes_fewshot": 0.2, "zeroshot": 1.0, "control": 0.98, "fewshot": 0.6}
+    quality = {
+        "pretrained": 1.05,
+        "bayes_zeroshot": 0.5,
+        "bayes_fewshot": 0.2,
+        "zeroshot": 1.0,
+        "control": 0.98,
+        "fewshot": 0.6,
+    }
     base = np.exp(rng.normal(2.5, 1.2, user.size))
     ranks = {
         m: np.minimum((base * quality[m] * np.exp(rng.normal(0, 0.2, user.size))).astype(int) + 1, 500) for m in methods
