@@ -172,8 +172,8 @@ class LinearConfig:
 @dataclass
 class ControlGrid:
     lrs: list[float] = ranged([0.003, 0.01, 0.03, 0.1, 0.3, 1.0], min=0, exclusive=["min"])
-    steps: list[int] = ranged([1, 3, 5, 10, 20], min=1)
-    users: int = ranged(256, min=1)  # of the validation split, evenly spaced
+    steps: list[int] = ranged([1, 3, 5, 10], min=1)
+    users: int = ranged(512, min=1)  # of the validation split, evenly spaced
 
 
 @dataclass
