@@ -309,3 +309,33 @@ def test_removal_is_noticed_when_episodes_depend_on_others(monkeypatch: pytest.M
     assert two is not None
     before, after = windows(one, "train")["3"], windows(two, "train")["3"]
     assert not all(same_where_both_know(*both) for both in zip(before, after, strict=False))
+
+
+def test_relabelling_is_noticed_when_names_decide() -> None:
+    """The check of property 9 can fail: at equal times the item's name decides, and a relabelling may turn it round."""
+    to = {5 * n: 30 - 5 * n for n in range(1, 6)}
+    one = prepare_or_none(fixed_log(), shape(1, 1, by="user_disjoint"))
+    two = prepare_or_none(relabelled(fixed_log(), lambda u: u, lambda i: to[i]), shape(1, 1, by="user_disjoint"))
+    assert one is not None
+    assert two is not None
+    targets = [str(to[int(pair[1])]) for of_user in windows(one, "train").values() for w in of_user for pair in w]
+    assert targets != [pair[1] for of_user in windows(two, "train").values() for w in of_user for pair in w]
+
+
+def test_future_events_are_noticed_when_windows_count_from_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of property 11 can fail: with the training windows taken from a user's last pairs."""
+    sliding = store.sliding_windows
+
+    def from_the_end(user: np.ndarray, begin: np.ndarray, end: np.ndarray, **options: int) -> EpisodeRanges:
+        return sliding(user, np.maximum(begin, end - options["n_support"] - options["n_query"]), end, **options)
+
+    monkeypatch.setattr(store, "sliding_windows", from_the_end)
+    rows = fixed_log()
+    user, last = last_user("train", rows), max(row.time for row in rows)
+    future = [Row(user, item, last + (n + 1) * 60_000_000, 30 + n, 6, 0) for n, item in enumerate((5, 10))]
+    one = prepare_or_none(rows, shape(1, 1, by="user_disjoint"))
+    two = prepare_or_none([*rows, *future], shape(1, 1, by="user_disjoint"))
+    assert one is not None
+    assert two is not None
+    before, after = windows(one, "train")[str(user)], windows(two, "train")[str(user)]
+    assert not all(same_where_both_know(*both) for both in zip(before, after, strict=False))
