@@ -70,8 +70,9 @@ def write_summary(sweep_dir: Path, records: Sequence[Record]) -> None:
 
 
 def print_summary(sweep_dir: Path, records: Sequence[Record]) -> None:
-    """One row a job, then the reason of each failure on a line of its own."""
+    """One row a job with the options that differ between jobs, then the reason of each failure on a line of its own."""
     console = _console()
+    shared = set.intersection(*(set(record.overrides) for record in records)) if len(records) > 1 else set()
     names = list(dict.fromkeys(name for record in records for name in record.headline))
     table = Table(title=f"sweep {sweep_dir}", title_justify="left", box=SIMPLE)
     for heading in ("#", "overrides", "status", *names, "directory"):
@@ -79,7 +80,13 @@ def print_summary(sweep_dir: Path, records: Sequence[Record]) -> None:
     for record in records:
         figures = [_figure(record.headline.get(name)) for name in names]
         where = Path(record.directory).name if record.directory else ""
-        table.add_row(str(record.number), " ".join(record.overrides), record.status, *figures, where)
+        table.add_row(
+            str(record.number),
+            " ".join(word for word in record.overrides if word not in shared),
+            record.status,
+            *figures,
+            where,
+        )
     console.print(table)
     for record in records:
         if record.error:
