@@ -33,7 +33,8 @@ import torch.nn.functional as F
 from machine import alternate, machine, medians, peak_of_own_process, peak_rss_bytes
 from torch import Tensor, nn
 
-from metarec.algorithms.fomaml import FOMAML
+from metarec.algorithms.fomaml import fomaml
+from metarec.algorithms.inner import InnerLoop
 from metarec.core.batch import EpisodeBatch, PairBatch, Sequences
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
@@ -132,7 +133,9 @@ def together(params: Params, batch: EpisodeBatch, lr: float, steps: int) -> Para
     phi = {name: value.detach().requires_grad_() for name, value in params.items()}
     n_items = phi["fc.weight"].shape[0]
     tasks = Tasks(GRU4Rec(n_items, DIM, HIDDEN), cross_entropy, lambda weights: weights)
-    losses = FOMAML(lr, steps).meta_losses(phi, tasks.loss(batch.support), tasks.loss(batch.query), batch.n_tasks)
+    losses = fomaml(InnerLoop(lr, steps)).meta_losses(
+        phi, tasks.loss(batch.support), tasks.loss(batch.query), batch.n_tasks
+    )
     found = torch.autograd.grad(losses.mean(), list(phi.values()))
     return dict(zip(phi, found, strict=True))
 

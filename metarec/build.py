@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from metarec import schedules
-from metarec.algorithms.fomaml import FOMAML
+from metarec.algorithms.fomaml import fomaml
+from metarec.algorithms.inner import InnerLoop
+from metarec.algorithms.maml import MAML
 from metarec.config.schema import (
     AdamConfig,
     AdamWConfig,
@@ -86,12 +88,12 @@ def residual(config: ResidualOnConfig | ResidualOffConfig, base: Params) -> NoRe
     return NoResidual(base)
 
 
-def algorithm(config: FomamlConfig, on: ResidualOnConfig | ResidualOffConfig, control: Control) -> FOMAML:
+def algorithm(config: FomamlConfig, on: ResidualOnConfig | ResidualOffConfig, control: Control) -> MAML:
     """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control."""
     lr = control.lr if config.inner.lr is None else config.inner.lr
     steps = control.steps if config.inner.steps is None else config.inner.steps
     pull = on.l2 if isinstance(on, ResidualOnConfig) else 0.0
-    return FOMAML(lr, steps, pull)
+    return fomaml(InnerLoop(lr, steps, pull))
 
 
 def optimizer(config: AdamConfig | AdamWConfig | SgdConfig, params: Params) -> torch.optim.Optimizer:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from metarec.algorithms import inner
+from metarec.algorithms.inner import InnerLoop
 from metarec.core.batch import EpisodeBatch, PairBatch
 from metarec.core.weights import Params, Weights
 from metarec.data.batches import Batcher
@@ -125,7 +126,7 @@ def tune_control(
         found: dict[int, list[Ints]] = {count: [] for count in wanted}
         try:
             for batch in episodes.batches():
-                path = inner.path(tasks.loss(batch.support), phi, batch.n_tasks, lr=lr, steps=wanted[-1])
+                path = inner.path(tasks.loss(batch.support), phi, batch.n_tasks, InnerLoop(lr, wanted[-1]))
                 for count, weights in enumerate(path):
                     if count in found:
                         with torch.no_grad():

@@ -7,26 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from metarec.core.batch import PairBatch, Sequences
+from metarec.core.batch import PairBatch
 from metarec.core.weights import Params, Weights
 
 
 class Model(Protocol):
-    """A sequence model: named weights, hidden states behind events, scores of all items."""
+    """A model: named weights, states of its inputs, scores of all items.
+
+    `context_shapes`: further named vectors, zero without effect, that `residual=context` adapts for each task; `encode` and
+    `score` read them where `params` holds them. `head`: names of the weights that `score` reads (contexts among them).
+    """
 
     @property
     def n_items(self) -> int: ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
+    def context_shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    @property
+    def head(self) -> tuple[str, ...]: ...
+
     def init(self, generator: torch.Generator, dtype: torch.dtype = ...) -> Params: ...
 
-    def encode(self, params: Weights, sequences: Sequences) -> Tensor: ...
+    def encode(self, params: Weights, inputs: Any) -> Tensor: ...
 
     def score(self, params: Weights, states: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
 
@@ -40,7 +49,7 @@ class Tasks:
     def logits(self, phi: Weights, pairs: PairBatch, generator: torch.Generator | None = None) -> Tensor:
         """[T, N, V]; a generator switches dropout on."""
         theta = self.compose(phi)
-        return self.model.score(theta, pairs.gather(self.model.encode(theta, pairs.sequences)), generator)
+        return self.model.score(theta, pairs.gather(self.model.encode(theta, pairs.inputs)), generator)
 
     def loss(self, pairs: PairBatch, generator: torch.Generator | None = None) -> Callable[[Weights], Tensor]:
         """phi -> the loss of every task [T]."""

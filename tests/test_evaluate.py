@@ -13,7 +13,8 @@ from reference.meta_reference import Reference, no_base
 from reference.small_episodes import SmallLog, small_log
 from torch import Tensor
 
-from metarec.algorithms.fomaml import FOMAML
+from metarec.algorithms.fomaml import fomaml
+from metarec.algorithms.inner import InnerLoop
 from metarec.core.weights import Params
 from metarec.data.episodes import EpisodeRanges
 from metarec.errors import DivergedError
@@ -49,7 +50,9 @@ class Small:
         return Episodes(self.log.batcher, ranges, users, n_support, chunk, CPU)
 
     def adapted(self, lr: float, steps: int) -> Method:
-        return lambda batch: FOMAML(lr, steps).adapt(self.params, self.tasks.loss(batch.support), batch.n_tasks)
+        return lambda batch: fomaml(InnerLoop(lr, steps)).adapt(
+            self.params, self.tasks.loss(batch.support), batch.n_tasks
+        )
 
     def slow_ranks(self, lr: float, steps: int, ties: str = "conservative", n_support: int = N_SUPPORT) -> np.ndarray:
         """Full copies of the weights, torch.optim.SGD, a rank counted item by item."""

@@ -1,71 +1,230 @@
 """The one inner loop: a few gradient steps for all tasks of a batch at once.
 
-    phi_t[0] = phi;   phi_t[j+1] = phi_t[j] - lr * (grad L_t(phi_t[j]) + pull * phi_t[j])
+    phi_t[0] = phi
+    phi_t[j+1] = phi_t[j] - rate_j * (clip(grad L_t(phi_t[j])) + pull * phi_t[j] + prox * (phi_t[j] - phi))
 
-`phi` is shared and stays as it is; what a task has learned is its offset phi_t - phi (`core.weights`). The first step
-runs on the shared weights alone. Offsets are under stop-gradient, so whatever loss is taken at the result and
-differentiated with respect to `phi` gives the first-order meta-gradient (Finn et al. 2017, arXiv:1703.03400, sec. 5.2;
-systems: d phi_t / d phi is taken as the identity).
+`phi` is shared; what a task has learned is its offset phi_t - phi (`core.weights`). The first step runs on the shared
+weights alone.
 
-The pull is the gradient of pull / 2 * |phi_t|^2 (for a residual: towards the pretrained weights). It shrinks the shared
-part by the same factor for all tasks, so it costs no per-task matrix.
-
+**Order.** First order: the gradient is under stop-gradient, so d phi_t / d phi is the identity, and whatever loss is taken
+at the result and differentiated with respect to `phi` gives the first-order meta-gradient (Finn et al. 2017,
+arXiv:1703.03400, sec. 5.2) and, exactly, that of learned step sizes. Second order: the graph through the gradients is kept.
 Tasks are independent: the gradient of the *sum* of their losses with respect to the offsets is each task's own.
+
+**Learned step sizes** are exp of a trained number, so they stay positive: one for each tensor (Antoniou et al. 2019,
+arXiv:1810.09502, with one for each step as well), or for each element (Li et al. 2017, arXiv:1707.09835, who let them
+change sign). They stand in `phi` beside the weights, under `rates/<name>`.
+
+The pull is the gradient of pull / 2 * |phi_t|^2 (for a residual: towards the pretrained weights), prox that of
+prox / 2 * |phi_t - phi|^2. Both shrink what is there, so they cost no per-task matrix; the clip does not see them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from metarec.core.weights import FastWeight, Offset, Params, Tap, Weights, moved, scaled
+from metarec.core.offsets import Offset, dot, moved, rebuilt, tensors
+from metarec.core.weights import FastWeight, Params, Tap, Weights
 from metarec.errors import DivergedError
 
 TaskLoss = Callable[[Weights], Tensor]  # weights of T tasks -> their losses [T]
+RATES = ("fixed", "tensor", "tensor_step", "element", "element_step")
+RATE = "rates/"  # what the names of learned step sizes begin with
+TINY = 1e-30  # below the square of any norm that a clip could act on
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """Everything about adaptation that is the same in every outer step.
+
+    `adapted`: names of what moves, None = all. `per_step`: names that are learned once for every step (and never move
+    inside): `phi` holds them as [steps + 1, *S]. `recompute`: under second order, keep no graph of a step but its ends.
+    """
+
+    lr: float = 0.01
+    steps: int = 3
+    pull: float = 0.0
+    prox: float = 0.0
+    clip: float = 0.0  # of the norm of a task's whole gradient; 0 = off
+    rates: str = "fixed"
+    adapted: frozenset[str] | None = None
+    per_step: frozenset[str] = frozenset()
+    recompute: bool = False
+
+    def learned(self, phi: Params) -> Params:
+        """`phi` and what is learned beside it: step sizes, and a copy for every step of `per_step` weights."""
+        out = {
+            name: value.expand(self.steps + 1, *value.shape).clone() if name in self.per_step else value
+            for name, value in phi.items()
+        }
+        if self.rates == "fixed":
+            return out
+        for name, value in phi.items():
+            if self.moves(name):
+                shape = value.shape if self.rates.startswith("element") else ()
+                shape = (self.steps, *shape) if self.rates.endswith("_step") else shape
+                out[RATE + name] = value.new_full(shape, math.log(self.lr))
+        return out
+
+    def moves(self, name: str) -> bool:
+        return name not in self.per_step and (self.adapted is None or name in self.adapted)
+
+    def at_step(self, phi: Mapping[str, Tensor], step: int) -> Params:
+        """The weights in `phi` as they start out for step `step`, without the step sizes."""
+        return {
+            name: value[min(step, len(value) - 1)] if name in self.per_step else value
+            for name, value in phi.items()
+            if not name.startswith(RATE)
+        }
+
+    def rate(self, phi: Mapping[str, Tensor], name: str, step: int) -> float | Tensor:
+        """The step size of a weight in a step; steps beyond those learned take the last one's."""
+        if self.rates == "fixed":
+            return self.lr
+        learned = phi[RATE + name].exp()
+        return learned[min(step, len(learned) - 1)] if self.rates.endswith("_step") else learned
+
+
+def start(phi: Mapping[str, Tensor], loop: InnerLoop) -> Params:
+    """The weights before adaptation."""
+    return loop.at_step(phi, 0)
 
 
 def adapt(
-    support_loss: TaskLoss, phi: Params, n_tasks: int, *, lr: float, steps: int, pull: float = 0.0
+    support_loss: TaskLoss, phi: Params, n_tasks: int, loop: InnerLoop, *, second_order: bool = False
 ) -> dict[str, FastWeight]:
-    """`phi` with the offsets of every task after `steps` steps of size `lr`; differentiable with respect to `phi`.
+    """The weights of every task after `loop.steps` steps; differentiable with respect to `phi`.
 
     A tensor that the loss does not use stays without offset. Raises DivergedError, naming step and task, when a support
     loss is not finite.
     """
-    *_, last = path(support_loss, phi, n_tasks, lr=lr, steps=steps, pull=pull)
+    *_, last = path(support_loss, phi, n_tasks, loop, second_order=second_order)
     return last
 
 
 def path(
-    support_loss: TaskLoss, phi: Params, n_tasks: int, *, lr: float, steps: int, pull: float = 0.0
+    support_loss: TaskLoss, phi: Params, n_tasks: int, loop: InnerLoop, *, second_order: bool = False
 ) -> Iterator[dict[str, FastWeight]]:
-    """The weights after 0, 1, ..., `steps` steps, one after the other."""
-    start = {name: value.detach() for name, value in phi.items()}
-    offsets: dict[str, Offset | None] = dict.fromkeys(phi)
-    yield {name: FastWeight(value) for name, value in phi.items()}
-    for step in range(steps):
-        taps = {name: Tap() for name in phi}
+    """The weights after 0, 1, ..., `loop.steps` steps, one after the other."""
+    moving = {name: value for name, value in start(phi, loop).items() if loop.moves(name)}
+    offsets: dict[str, Offset] = {}
+
+    def weights(step: int) -> dict[str, FastWeight]:
+        now = loop.at_step(phi, step) | moving
+        return {name: FastWeight(value, offsets.get(name)) for name, value in now.items()}
+
+    yield weights(0)
+    for number in range(loop.steps):
+        run = _Step(support_loss, phi, loop, number, second_order)
+        moving, offsets = (run.recomputed if second_order and loop.recompute else run)(moving, offsets)
+        yield weights(number + 1)
+
+
+@dataclass(frozen=True)
+class _Step:
+    support_loss: TaskLoss
+    phi: Params
+    loop: InnerLoop
+    number: int
+    second_order: bool
+
+    def __call__(self, moving: Params, offsets: dict[str, Offset]) -> tuple[Params, dict[str, Offset]]:
+        loop, phi, first_order = self.loop, self.phi, not self.second_order
+        now = loop.at_step(phi, self.number) | moving
+        losses, grads = gradients(self.support_loss, now, offsets, moving, self.second_order)
+        _check_finite(losses, self.number)
+        if loop.clip and grads:
+            norm = torch.stack([dot(grad, grad) for grad in grads.values()]).sum(0).clamp(min=TINY).sqrt()
+            factor = (loop.clip / norm).clamp(max=1.0)
+            grads = {name: grad.per_task(factor) for name, grad in grads.items()}
+        moving, offsets = dict(moving), dict(offsets)
+        for name in moving:
+            rate = loop.rate(phi, name, self.number)
+            if loop.pull:
+                by = rate * loop.pull
+                value = moving[name]
+                moving[name] = value - by * (value.detach() if first_order else value)
+            if name in offsets and (loop.pull or loop.prox):
+                offsets[name] = offsets[name].shrunk(rate * (loop.pull + loop.prox), first_order)
+            if name in grads:
+                step = grads[name].scaled(-rate)
+                offsets[name] = moved(offsets.get(name), step, loop.steps - self.number)
+        return moving, offsets
+
+    def recomputed(self, moving: Params, offsets: dict[str, Offset]) -> tuple[Params, dict[str, Offset]]:
+        """The same step; its graph is made again on the way back, so that memory does not grow with the steps."""
+        held = list(self.phi.values()) + list(moving.values()) + [t for o in offsets.values() for t in tensors(o)]
+        made: tuple[Params, dict[str, Offset]] | None = None
+
+        def run(given: list[Tensor]) -> list[Tensor]:
+            nonlocal made
+            parts = iter(given)
+            phi = {name: next(parts) for name in self.phi}
+            own = {name: next(parts) for name in moving}
+            off = {name: rebuilt(offset, [next(parts) for _ in tensors(offset)]) for name, offset in offsets.items()}
+            made = _Step(self.support_loss, phi, self.loop, self.number, True)(own, off)
+            return list(made[0].values()) + [t for o in made[1].values() for t in tensors(o)]
+
+        parts = iter(_Recomputed.apply(run, *held))  # type: ignore[no-untyped-call]
+        assert made is not None
+        shape_moving, shape_offsets = made
+        made = None  # holds the graph that is not to be kept
+        return (
+            {name: next(parts) for name in shape_moving},
+            {name: rebuilt(o, [next(parts) for _ in tensors(o)]) for name, o in shape_offsets.items()},
+        )
+
+
+class _Recomputed(torch.autograd.Function):
+    """run(tensors) -> tensors, keeping only what went in; the backward pass runs it again."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[list[Tensor]], list[Tensor]], *held: Tensor) -> tuple[Tensor, ...]:
+        ctx.run = run
+        ctx.save_for_backward(*held)
         with torch.enable_grad():
-            losses = support_loss({name: FastWeight(start[name], offsets[name], taps[name]) for name in phi})
-            _check_finite(losses, step)
-            # one tensor may serve two weights (a layer's matrix and its bias)
-            nodes = list({id(at): at for tap in taps.values() for at, _ in tap.notes}.values())
-            found = torch.autograd.grad(losses.sum(), nodes, allow_unused=True)
-        grads = {id(at): grad for at, grad in zip(nodes, found, strict=True)}
-        if pull:
-            keep = 1.0 - lr * pull
-            start = {name: value * keep for name, value in start.items()}
-            offsets = {name: None if o is None else scaled(o, keep) for name, o in offsets.items()}
+            out = run([value.detach().requires_grad_(value.requires_grad) for value in held])
+        return tuple(value.detach() for value in out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        held = [value.detach().requires_grad_(value.requires_grad) for value in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = ctx.run(held)
+        pairs = [(o, g) for o, g in zip(out, grads, strict=True) if o.requires_grad]
+        wanted = [value for value in held if value.requires_grad]
+        found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
+        return (None, *(next(found) if value.requires_grad else None for value in held))
+
+
+def gradients(
+    loss: TaskLoss, now: Params, offsets: Mapping[str, Offset], moving: Collection[str], second_order: bool
+) -> tuple[Tensor, dict[str, Offset]]:
+    """(losses [T], the gradient of every task with respect to each weight named in `moving` that its loss uses)."""
+    taps = {name: Tap(second_order) for name in moving}
+    if not second_order:
+        now = {name: value.detach() for name, value in now.items()}
+        offsets = {name: offset.detach() for name, offset in offsets.items()}
+    with torch.enable_grad():
+        losses = loss({n: FastWeight(v, offsets.get(n), taps.get(n)) for n, v in now.items()})
+        # one tensor may serve two weights (a layer's matrix and its bias)
+        nodes = list({id(at): at for tap in taps.values() for at, _ in tap.notes}.values())
+        found = torch.autograd.grad(losses.sum(), nodes, allow_unused=True, create_graph=second_order) if nodes else ()
+        by_node = {id(at): grad for at, grad in zip(nodes, found, strict=True)}
+        grads: dict[str, Offset] = {}
         for name, tap in taps.items():
             for at, finish in tap.notes:
-                grad = grads[id(at)]
+                grad = by_node[id(at)]
                 if grad is not None:
-                    offsets[name] = moved(offsets[name], finish(grad), -lr, steps - step)
-        # the shrinking by the pull is under stop-gradient like every other part of an inner step
-        shared = {n: v + (start[n] - v.detach()) for n, v in phi.items()} if pull else phi
-        yield {name: FastWeight(shared[name], offsets[name]) for name in phi}
+                    part = finish(grad)
+                    grads[name] = grads[name].plus(part) if name in grads else part
+    return losses, grads
 
 
 def _check_finite(losses: Tensor, step: int) -> None:

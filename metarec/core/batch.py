@@ -41,7 +41,8 @@ class Plan:
     blocks: list[Block]
     order: Tensor  # int64 [T], the tasks in the order that blocks count in
     read: Tensor  # int64 [L], the event in [0, T*M) that an entry reads; any event where the sequence has ended
-    before: Tensor  # int64 [L], the same sequence's entry one step earlier; L where there is none
+    task: Tensor  # int64 [L], whose sequence it is
+    origin: Tensor  # int64 [L], the same sequence's entry one step earlier; L + task where there is none
     entry: Tensor  # int64 [S], where the plan makes each state
 
     @property
@@ -55,7 +56,6 @@ class Group:
 
     tasks: Tensor  # int64 [G]
     entry: Tensor  # int64 [G, n], its entry in the plan; L behind a task's last state
-    source: Tensor  # int64 [G, n], the state that it was made from, counted from 1; 0 for the first of a sequence
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Sequences:
         parts = min(
             (_parts(lengths, by_states, count) for count in heavy), key=lambda found: sum(p.cost for p in found)
         )
-        blocks, order, read, before = [], [], [], []
+        blocks, order, read, origin, owner = [], [], [], [], []
         entry = torch.empty(int(lengths.sum()) + 1, dtype=torch.int64)  # the last place is for what has ended
         n_entries = n_ordered = 0
         for part in parts:
@@ -107,22 +107,22 @@ class Sequences:
             read.append((task * self.items.shape[1] + starts[task, row] + step).where(runs, 0))
             earlier = (step - 1).clamp(min=0)
             back = begin[earlier] + inside // part.rows[step] * part.rows[earlier] + row + n_entries
-            before.append(back.where(step > 0, -1))
+            origin.append(back.where(step > 0, -1 - task))  # L is not known yet
+            owner.append(task)
             entry[(places[task, row] + step).where(runs, len(entry) - 1)] = torch.arange(len(step)) + n_entries
             shape = zip(part.tasks.tolist(), part.rows.tolist(), strict=True)
             blocks += [Block(n_ordered, tasks, rows, i == 0) for i, (tasks, rows) in enumerate(shape)]
             order.append(part.order)
             n_entries, n_ordered = n_entries + len(step), n_ordered + len(part.order)
-        earlier_entry = torch.cat(before)
-        tensors = torch.cat(order), torch.cat(read), earlier_entry.where(earlier_entry >= 0, n_entries), entry[:-1]
+        found = torch.cat(origin)
+        origins = found.where(found >= 0, n_entries - 1 - found)
+        tensors = torch.cat(order), torch.cat(read), torch.cat(owner), origins, entry[:-1]
         return Plan(blocks, *(tensor.to(self.items.device) for tensor in tensors))
 
     @cached_property
     def groups(self) -> list[Group]:
         """The tasks by how many states they have, so that a short one is not padded to a long one."""
         lengths, places, entry = self.lengths.cpu(), self.places.cpu(), self.plan.entry.cpu()
-        source = torch.arange(len(entry))
-        source[places[lengths > 0]] = 0
         counts, members = lengths.sum(1), dict[int, list[int]]()
         for task, count in enumerate(counts.tolist()):
             members.setdefault((count - 1).bit_length() // 2, []).append(task)
@@ -132,7 +132,7 @@ class Sequences:
             at = torch.arange(int(counts[tasks].max()))
             inside = at < counts[tasks, None]
             state = (places[tasks, :1] + at).where(inside, 0)
-            padded = Group(tasks, entry[state].where(inside, len(self.plan.read)), source[state].where(inside, 0))
+            padded = Group(tasks, entry[state].where(inside, len(self.plan.read)))
             found.append(Group(*(tensor.to(self.items.device) for tensor in vars(padded).values())))
         return found
 
@@ -178,9 +178,15 @@ class PairBatch:
     def to(self, device: torch.device) -> PairBatch:
         return PairBatch(self.sequences.to(device), self.at.to(device), self.target.to(device))
 
+    @property
+    def inputs(self) -> Sequences:
+        """What a model encodes."""
+        return self.sequences
+
     def gather(self, states: Tensor) -> Tensor:
-        """The hidden states [T, N, H] of the pairs, out of [1 + S, H]."""
-        return states[self.at]
+        """The hidden states [T, N, H] of the pairs, out of [T + S, H]: those before any event, then all states."""
+        task = torch.arange(self.n_tasks, device=self.at.device)[:, None]
+        return states[torch.where(self.at > 0, self.at + (self.n_tasks - 1), task)]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,30 @@
-"""The GRU of many tasks at once, with its backward pass through time written out.
+"""The GRU of many tasks at once, with its backward pass through time, and the backward pass of that, written out.
 
-    r, z = sigmoid(x_r + W_r h + b_r), sigmoid(x_z + W_z h + b_z)
-    n    = tanh(x_n + r * (W_n h + b_n))
-    h'   = (1 - z) * n + z * h                    (Cho et al. 2014, arXiv:1406.1078; gates as in torch.nn.GRU)
+    r, z = sigmoid(x_r + P_r), sigmoid(x_z + P_z)        P = W h + b
+    n    = tanh(x_n + r * P_n)
+    h'   = n + z * (h - n)                        (Cho et al. 2014, arXiv:1406.1078; gates as in torch.nn.GRU)
 
 `x` is the input projection of *all* events, made by one product before. What makes it fast on few long-tailed
 sequences: events are packed, so no projection is spent on padding; a step touches only the sequences that still run;
-the backward pass makes all that does not depend on a later step before its loop, and the weight gradient, the gradient
-of `x` and the scattering after it. `W` is shared or shared-plus-offset (`core.weights`).
+each pass makes all that does not depend on a neighbouring step outside its loop. `W` and `b` are shared or
+shared-plus-offset, and sequences start from zero or from a state of their task (`core.weights`).
 
-The gradient G of the product P = W h + b is all that an own weight needs: it is G^T h for `W` and the sum of G for `b`.
+**Backward.** With t the gradient of h', D = d h'/d P gate by gate and kappa = d h'/d x_n,
+
+    dP = D t,   dx_r, dx_z = dP_r, dP_z,   dx_n = kappa t,   and h receives  z t + W^T dP.
+
+The gradient dP is all that an own weight needs: it is dP^T h for `W` and the sum of dP for `b`.
+
+**Backward of the backward**, for second order. The backward pass runs from the last event to the first, so its own
+adjoint runs forward again: it is the tangent of the GRU. With u the cotangent of dP (from dx, from the weight gradients)
+and c_n that of dx_n,
+
+    tau = z tau_before + kappa c_n + D (u + W tau_before)        is the cotangent of t, event after event.
+
+What is left are the cotangents of r, z, n, P_n and h that stand in D, kappa and z themselves; they are known once tau is,
+and go down one more ordinary backward pass. So second order costs one forward and one backward loop more, and no graph of
+single steps is ever kept. Checked against torch.nn.GRU, autograd through plain steps and gradgradcheck in
+tests/core/test_gru.py.
 
 Shapes: T tasks, M events a task, S states of the batch, L entries of the plan (`core.batch`), H hidden. Gate order r,
 z, n along 3H.
@@ -26,12 +41,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from metarec.core.batch import Block, Sequences
-from metarec.core.weights import Dense, FastWeight, Weight, zero_leaf
+from metarec.core.offsets import Dense
+from metarec.core.weights import Weight, fast, zero_leaf
 
 
 @dataclass(frozen=True)
 class _Product:
-    """P = W h + b of a block of leading tasks, and the way back; tasks in the order of the plan."""
+    """W h (+ b) of a block of leading tasks, and the way back; tasks in the order of the plan."""
 
     weight: Tensor  # [3H, H]
     bias: Tensor  # [3H]
@@ -39,13 +55,13 @@ class _Product:
     own_bias: Tensor | None  # [T, 1, 3H], the whole bias of each task
 
     @staticmethod
-    def of(weight: Tensor, bias: Tensor, offset: Dense | None, bias_offset: Dense | None, order: Tensor) -> _Product:
-        own = None if offset is None else offset.value.index_select(0, order).add_(weight)
-        own_bias = None if bias_offset is None else (bias_offset.value[order] + bias)[:, None, :]
+    def of(weight: Tensor, bias: Tensor, offset: Tensor | None, bias_offset: Tensor | None, order: Tensor) -> _Product:
+        own = None if offset is None else offset.index_select(0, order).add_(weight)
+        own_bias = None if bias_offset is None else (bias_offset[order] + bias)[:, None, :]
         return _Product(weight, bias, own, own_bias)
 
     def into(self, out: Tensor, h: Tensor, block: Block) -> None:
-        """h [tasks, rows, H] -> out [tasks, rows, 3H]."""
+        """h [tasks, rows, H] -> out [tasks, rows, 3H] = W h + b."""
         which = slice(block.begin, block.begin + block.tasks)
         bias = self.bias if self.own_bias is None else self.own_bias[which]
         if self.own is not None:
@@ -55,6 +71,13 @@ class _Product:
         else:
             torch.matmul(h, self.weight.T, out=out).add_(bias)
 
+    def onto(self, out: Tensor, h: Tensor, block: Block) -> None:
+        """out [tasks, rows, 3H] += W h."""
+        if self.own is None:
+            out.flatten(0, 1).addmm_(h.flatten(0, 1), self.weight.T)
+        else:
+            out.baddbmm_(h, self.own[block.begin : block.begin + block.tasks].transpose(1, 2))
+
     def back(self, dh: Tensor, dp: Tensor, block: Block) -> None:
         """dh [tasks, rows, H] += dp [tasks, rows, 3H] W."""
         if self.own is None:
@@ -63,120 +86,347 @@ class _Product:
             dh.baddbmm_(dp, self.own[block.begin : block.begin + block.tasks])
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What the forward pass leaves for the others, one row for each entry of the plan."""
+
+    gates: Tensor  # [L, 3H]: r, z, n
+    pn: Tensor  # [L, H]: P_n
+    before: Tensor  # [L, H]: the state an entry was made from
+    product: _Product
+
+    def slopes(self) -> tuple[Tensor, Tensor]:
+        """kappa [L, H] and D [L, 3H]."""
+        r, z, n = self.gates.chunk(3, 1)
+        kappa = (1 - z) * (1 - n * n)
+        return kappa, torch.cat([kappa * self.pn * r * (1 - r), (self.before - n) * z * (1 - z), kappa * r], 1)
+
+
+def _forward(x: Tensor, sequences: Sequences, product: _Product, start: Tensor | None) -> tuple[_Kept, Tensor]:
+    """(what is kept, states [L, H])."""
+    width = x.shape[2]
+    hidden, plan = width // 3, sequences.plan
+    gates = x.reshape(-1, width).index_select(0, plan.read)  # x of all entries; becomes r, z, n in place
+    products = torch.empty_like(gates)
+    states = gates.new_empty(len(gates), hidden)
+    own_start = None if start is None else start.index_select(0, plan.order)[:, None, :]
+    h = states  # of the block before
+    for block, gate, p, state in zip(
+        plan.blocks, *(torch.split(part, plan.sizes) for part in (gates, products, states)), strict=True
+    ):
+        shape = (block.tasks, block.rows, -1)
+        if not block.first:
+            h = h[: block.tasks, : block.rows].contiguous()
+        elif own_start is None:
+            h = x.new_zeros(*shape[:2], hidden)
+        else:
+            h = own_start[block.begin : block.begin + block.tasks].expand(-1, block.rows, -1).contiguous()
+        product.into(p.view(shape), h, block)
+        rz = gate[:, : 2 * hidden].add_(p[:, : 2 * hidden]).sigmoid_()
+        n = gate[:, 2 * hidden :].addcmul_(rz[:, :hidden], p[:, 2 * hidden :]).tanh_()
+        torch.lerp(n, h.view(-1, hidden), rz[:, hidden:], out=state)
+        h = state.view(shape)
+    before = torch.cat([states, states.new_zeros(sequences.n_tasks, hidden) if start is None else start])
+    return _Kept(gates, products[:, 2 * hidden :].contiguous(), before.index_select(0, plan.origin), product), states
+
+
+def _back_through_time(
+    kept: _Kept,
+    sequences: Sequences,
+    slope: Tensor,
+    total: Tensor,
+    to_start: bool,
+    direct: Tensor | None = None,
+    into_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From the gradients of the states alone (`total` [L, H], becomes the whole gradient t in place) down the time axis.
+
+    `direct` [L, 3H] and `into_state` [L, H] join dP and the gradient of the state before. Returns dP [L, 3H], t, and the
+    gradient of each task's start [T, H] (zero unless `to_start`).
+    """
+    plan, hidden = sequences.plan, total.shape[1]
+    keep = kept.gates[:, hidden : 2 * hidden]
+    dp_of = slope if direct is None else torch.empty_like(slope)
+    start = total.new_zeros(sequences.n_tasks, hidden)
+    parts = [reversed(torch.split(part, plan.sizes)) for part in (total, slope, dp_of, keep)]
+    extra = [None if part is None else torch.split(part, plan.sizes) for part in (direct, into_state)]
+    dh: Tensor | None = None
+    last = len(plan.blocks) - 1
+    for step, (block, t, d, dp, z) in enumerate(zip(reversed(plan.blocks), *parts, strict=True)):
+        shape = (block.tasks, block.rows, -1)
+        if dh is not None:  # what ended with this step has no gradient from the next
+            t.view(shape)[: dh.shape[0], : dh.shape[1]] += dh
+        if extra[0] is None:
+            dp.view(-1, 3, hidden).mul_(t[:, None, :])
+        else:
+            torch.addcmul(
+                extra[0][last - step].view(-1, 3, hidden), d.view(-1, 3, hidden), t[:, None, :],
+                out=dp.view(-1, 3, hidden),
+            )  # fmt: skip
+        if block.first and not to_start:
+            dh = None
+            continue
+        dh = (t * z).view(shape)
+        if extra[1] is not None:
+            dh += extra[1][last - step].view(shape)
+        kept.product.back(dh, dp.view(shape), block)
+        if block.first:
+            start.index_add_(0, plan.order[block.begin : block.begin + block.tasks], dh.sum(1))
+            dh = None
+    return dp_of, total, start
+
+
+def _tangents(kept: _Kept, sequences: Sequences, slope: Tensor, u: Tensor, tau: Tensor, start: Tensor | None) -> Tensor:
+    """tau in place of kappa c_n [L, H], W tau_before added to `u` [L, 3H] in place; returns tau_before [L, H]."""
+    plan, hidden = sequences.plan, tau.shape[1]
+    keep = kept.gates[:, hidden : 2 * hidden]
+    own_start = None if start is None else start.index_select(0, plan.order)[:, None, :]
+    h = tau
+    for block, cotangent, d, z, out in zip(
+        plan.blocks, *(torch.split(part, plan.sizes) for part in (u, slope, keep, tau)), strict=True
+    ):
+        shape = (block.tasks, block.rows, -1)
+        if not block.first:
+            h = h[: block.tasks, : block.rows].contiguous()
+        elif own_start is not None:
+            h = own_start[block.begin : block.begin + block.tasks].expand(-1, block.rows, -1).contiguous()
+        if not block.first or own_start is not None:
+            kept.product.onto(cotangent.view(shape), h, block)
+            out.addcmul_(z, h.view(-1, hidden))
+        out.add_((cotangent * d).view(-1, 3, hidden).sum(1))
+        h = out.view(shape)
+    begin = tau.new_zeros(sequences.n_tasks, hidden) if start is None else start
+    return torch.cat([tau, begin]).index_select(0, plan.origin)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which gradients are asked for."""
+
+    x: bool
+    weight: bool
+    own: bool
+    bias: bool
+    own_bias: bool
+    leaf: bool
+    start: bool
+
+
+def _gradients(
+    wanted: _Wanted, kept: _Kept, sequences: Sequences, shape: torch.Size, dp: Tensor, dx_n: Tensor, start: Tensor
+) -> list[Tensor | None]:
+    """dP and dx_n of all entries -> the gradients of x, W, own W, b, own b, leaf, start."""
+    hidden = dx_n.shape[1]
+    dx = None
+    if wanted.x:
+        rows = torch.cat([dp[:, : 2 * hidden], dx_n], 1)
+        dx = dp.new_zeros(shape[0] * shape[1], shape[2]).index_add_(0, sequences.plan.read, rows).view(shape)
+    return [
+        dx,
+        dp.T @ kept.before if wanted.weight else None,
+        _weight_gradient(sequences, kept.before, dp) if wanted.own else None,
+        dp.sum(0) if wanted.bias else None,
+        _bias_gradient(sequences, dp) if wanted.own_bias else None,
+        dp if wanted.leaf else None,
+        start if wanted.start else None,
+    ]
+
+
 class _GRU(torch.autograd.Function):
+    """(x, W, own offset of W, b, own offset of b, leaf, start) -> states [S, H].
+
+    `leaf` [L, 3H] takes the gradient of P at each entry of the plan; its value is not read.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        sequences: Sequences,
         weight: Tensor,
-        weight_offset: Dense | None,
+        offset: Tensor | None,
         bias: Tensor,
-        bias_offset: Dense | None,
+        bias_offset: Tensor | None,
         leaf: Tensor | None,
+        start: Tensor | None,
+        sequences: Sequences,
     ) -> Tensor:
-        """`leaf` [L, 3H] takes the gradient of P at each entry of the plan; its value is not read."""
-        width = x.shape[2]
-        hidden = width // 3
-        plan = sequences.plan
-        product = _Product.of(weight, bias, weight_offset, bias_offset, plan.order)
-        gates = x.reshape(-1, width).index_select(0, plan.read)  # x of all entries; becomes r, z, n in place
-        products = torch.empty_like(gates)
-        states = gates.new_empty(len(gates), hidden)
-        h = states  # of the block before
-        for block, gate, p, state in zip(
-            plan.blocks, *(torch.split(part, plan.sizes) for part in (gates, products, states)), strict=True
-        ):
-            shape = (block.tasks, block.rows, -1)
-            h = x.new_zeros(*shape[:2], hidden) if block.first else h[: block.tasks, : block.rows].contiguous()
-            product.into(p.view(shape), h, block)
-            rz = gate[:, : 2 * hidden].add_(p[:, : 2 * hidden]).sigmoid_()
-            n = gate[:, 2 * hidden :].addcmul_(rz[:, :hidden], p[:, 2 * hidden :]).tanh_()
-            torch.lerp(n, h.view(-1, hidden), rz[:, hidden:], out=state)
-            h = state.view(shape)
-        ctx.kept = gates, products[:, 2 * hidden :].contiguous(), states
-        ctx.product, ctx.plan, ctx.shape = product, plan, x.shape
-        return torch.cat([x.new_zeros(1, hidden), states.index_select(0, plan.entry)])
+        product = _Product.of(weight, bias, offset, bias_offset, sequences.plan.order)
+        ctx.kept, states = _forward(x, sequences, product, start)
+        ctx.sequences = sequences
+        # not read again but by the graph: the gradients are functions of them
+        ctx.save_for_backward(x, weight, offset, bias, bias_offset, leaf, start)
+        return states.index_select(0, sequences.plan.entry)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        wanted = _Wanted(*ctx.needs_input_grad[:7])
+        return (*_GRUBackward.apply(g, *ctx.saved_tensors, ctx.sequences, ctx.kept, wanted), None)  # type: ignore[no-untyped-call]
+
+
+class _GRUBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        g: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        offset: Tensor | None,
+        bias: Tensor,
+        bias_offset: Tensor | None,
+        leaf: Tensor | None,
+        start: Tensor | None,
+        sequences: Sequences,
+        kept: _Kept,
+        wanted: _Wanted,
+    ) -> tuple[Tensor | None, ...]:
+        kappa, slope = kept.slopes()
+        # zero where a sequence has ended
+        total = torch.zeros_like(kappa).index_copy_(0, sequences.plan.entry, g)
+        dp, total, d_start = _back_through_time(kept, sequences, slope, total, wanted.start)
+        ctx.kept, ctx.sequences, ctx.shape = kept, sequences, x.shape
+        ctx.save_for_backward(dp, total)
+        ctx.set_materialize_grads(False)
+        return tuple(_gradients(wanted, kept, sequences, x.shape, dp, total * kappa, d_start))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        (gates, pn, states), product, plan = ctx.kept, ctx.product, ctx.plan
-        n_tasks, n_events, width = ctx.shape
-        hidden = width // 3
-        need_x, _, need_w, _, need_b, _, need_leaf = ctx.needs_input_grad
-        r, z, n = gates.chunk(3, 1)
-        before = F.pad(states, (0, 0, 0, 1)).index_select(0, plan.before)
-        dh_of = torch.zeros_like(states).index_copy_(0, plan.entry, g[1:])  # zero where a sequence has ended
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        kept, sequences = ctx.kept, ctx.sequences
+        dp, t = ctx.saved_tensors
+        plan, hidden = sequences.plan, t.shape[1]
+        c_x, c_w, c_own, c_b, c_own_b, c_leaf, c_start = cotangents
+        wanted = _Wanted(*ctx.needs_input_grad[1:8])
+        r, z, n = kept.gates.chunk(3, 1)
+        kappa, slope = kept.slopes()
 
-        # d state / d (x + P) per gate; times the gradient of the state, it becomes the gradient of P in place
-        through_n = (1 - z) * (1 - n * n)
-        dp_of = torch.cat([through_n * pn * r * (1 - r), (before - n) * z * (1 - z), through_n * r], 1)
-        dh: Tensor | None = None
-        for block, total, dp, keep in zip(
-            reversed(plan.blocks), *(reversed(torch.split(part, plan.sizes)) for part in (dh_of, dp_of, z)), strict=True
-        ):
-            shape = (block.tasks, block.rows, -1)
-            if dh is not None:  # what ended with this step has no gradient from the next
-                total.view(shape)[: dh.shape[0], : dh.shape[1]] += dh
-            dp.view(-1, 3, hidden).mul_(total[:, None, :])
-            if block.first:
-                dh = None
-            else:
-                dh = (total * keep).view(shape)
-                product.back(dh, dp.view(shape), block)
+        u = torch.zeros_like(dp) if c_leaf is None else c_leaf.clone()  # the cotangent of dP
+        e_before = torch.zeros_like(t)  # of the state before
+        c_n = None
+        if c_x is not None:
+            rows = c_x.reshape(-1, 3 * hidden).index_select(0, plan.read)
+            u[:, : 2 * hidden] += rows[:, : 2 * hidden]
+            c_n = rows[:, 2 * hidden :]
+        if c_w is not None:
+            u.addmm_(kept.before, c_w.T)
+            e_before.addmm_(dp, c_w)
+        if c_own is not None:
+            _through_own(sequences, c_own, kept.before, dp, u, e_before)
+        if c_b is not None:
+            u += c_b
+        if c_own_b is not None:
+            u += c_own_b.index_select(0, plan.task)
 
-        dx = dw = db = None
-        if need_x:
-            dx_of = torch.cat([dp_of[:, : 2 * hidden], dh_of * through_n], 1)
-            dx = g.new_zeros(n_tasks * n_events, width).index_add_(0, plan.read, dx_of).view(ctx.shape)
-        if need_w:
-            dw = dp_of.T @ before
-        if need_b:
-            db = dp_of.sum(0)
-        return dx, None, dw, None, db, None, dp_of if need_leaf else None
+        tau = torch.zeros_like(t) if c_n is None else kappa * c_n
+        tau_before = _tangents(kept, sequences, slope, u, tau, c_start)
+        d_g = tau.index_select(0, plan.entry) if ctx.needs_input_grad[0] else None
+
+        u_r, u_z, u_n = u.chunk(3, 1)
+        a_n, bend_r, bend_z = t * kappa, r * (1 - r), z * (1 - z)
+        a = u_n * r + u_r * kept.pn * bend_r  # the cotangent of dx_n
+        if c_n is not None:
+            a = a + c_n
+        at, through_z = a * t, u_z * t
+        e_r = a_n * (u_n + u_r * kept.pn * (1 - 2 * r))
+        e_z = through_z * (kept.before - n) * (1 - 2 * z) - at * (1 - n * n) + tau_before * t
+        e_n = (-through_z * bend_z - 2 * at * (1 - z) * n) * (1 - n * n)  # of the tanh's argument
+        e_pn = u_r * a_n * bend_r + e_n * r
+        e_before.addcmul_(through_z, bend_z)
+        direct = torch.cat([(e_r + e_n * kept.pn) * bend_r, e_z * bend_z, e_pn], 1)
+
+        dq, total, d_start = _back_through_time(
+            kept, sequences, slope, torch.zeros_like(t), wanted.start, direct, e_before
+        )
+        found = _gradients(wanted, kept, sequences, ctx.shape, dq, total * kappa + e_n, d_start)
+        if wanted.weight:
+            found[1] = found[1] + dp.T @ tau_before
+        if wanted.own:
+            found[2] = found[2] + _weight_gradient(sequences, tau_before, dp)  # type: ignore[operator]
+        return (d_g, *found, None, None, None)
 
 
-def gru(x: Tensor, sequences: Sequences, weight: Weight, bias: Weight) -> Tensor:
-    """The hidden state behind every event of every sequence: x [T, M, 3H] -> [1 + S, H].
+def gru(x: Tensor, sequences: Sequences, weight: Weight, bias: Weight, start: Tensor | None = None) -> Tensor:
+    """The hidden state behind every event of every sequence: x [T, M, 3H] -> [S, H].
 
-    Number 0 is the zero that sequences start from. weight [3H, H]; bias [3H].
+    weight [3H, H]; bias [3H]; start [T, H], the state of each task before any event (zero without).
     """
-    w = weight if isinstance(weight, FastWeight) else FastWeight(weight)
-    b = bias if isinstance(bias, FastWeight) else FastWeight(bias)
+    w, b = fast(weight), fast(bias)
     for offset in (w.offset, b.offset):
         if not isinstance(offset, Dense | None):
             raise TypeError(f"gru has no rule for an offset of {type(offset).__name__}")
+    plan = sequences.plan
     tapped = w.tap is not None or b.tap is not None
-    leaf = zero_leaf((len(sequences.plan.read), x.shape[2]), x) if tapped else None
+    leaf = zero_leaf((len(plan.read), x.shape[2]), x) if tapped else None
     states: Tensor = _GRU.apply(  # type: ignore[no-untyped-call]
-        x, sequences, w.shared, w.offset, b.shared, b.offset, leaf
+        x,
+        w.shared,
+        None if w.offset is None else w.offset.value,  # type: ignore[union-attr]
+        b.shared,
+        None if b.offset is None else b.offset.value,  # type: ignore[union-attr]
+        leaf,
+        start,
+        sequences,
     )
     if leaf is not None and w.tap is not None:
-        seen = states.detach()
-        w.tap.add(leaf, lambda grad: _weight_gradient(sequences, seen, grad))
+        seen = w.tap.keep(states)
+        begin = x.new_zeros(sequences.n_tasks, states.shape[1]) if start is None else w.tap.keep(start)
+
+        def finish(grad: Tensor) -> Dense:
+            made = seen.new_zeros(len(plan.read), states.shape[1]).index_copy(0, plan.entry, seen)
+            before = torch.cat([made, begin]).index_select(0, plan.origin)
+            return Dense(_OwnWeight.apply(before, grad, sequences))  # type: ignore[no-untyped-call]
+
+        w.tap.add(leaf, finish)
     if leaf is not None and b.tap is not None:
-        b.tap.add(leaf, lambda grad: _bias_gradient(sequences, grad))
+        b.tap.add(leaf, lambda grad: Dense(_bias_gradient(sequences, grad)))
     return states
 
 
-def _weight_gradient(sequences: Sequences, states: Tensor, grad: Tensor) -> Dense:
-    """G^T h of each task: states [1 + S, H], grad [L, 3H] -> [T, 3H, H]."""
-    hidden, width = states.shape[1], grad.shape[1]
-    g = F.pad(grad, (0, 0, 0, 1))
+class _OwnWeight(torch.autograd.Function):
+    """dP^T h of each task: before [L, H], grad [L, 3H] -> [T, 3H, H]; bilinear, so its backward is its own kind."""
+
+    @staticmethod
+    def forward(ctx: Any, before: Tensor, grad: Tensor, sequences: Sequences) -> Tensor:
+        ctx.save_for_backward(before, grad)
+        ctx.sequences = sequences
+        return _weight_gradient(sequences, before, grad)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor, Tensor, None]:
+        before, grad = ctx.saved_tensors
+        u, e_before = torch.zeros_like(grad), torch.zeros_like(before)
+        _through_own(ctx.sequences, c, before, grad, u, e_before)
+        return e_before, u, None
+
+
+def _weight_gradient(sequences: Sequences, before: Tensor, grad: Tensor) -> Tensor:
+    """G^T h of each task: before [L, H], grad [L, 3H] -> [T, 3H, H]."""
+    hidden, width = before.shape[1], grad.shape[1]
+    g, h = F.pad(grad, (0, 0, 0, 1)), F.pad(before, (0, 0, 0, 1))
     out = grad.new_empty(sequences.n_tasks, width, hidden)
     for group in sequences.groups:
-        left = g.index_select(0, group.entry.flatten()).view(*group.entry.shape, width)
-        right = states.index_select(0, group.source.flatten()).view(*group.entry.shape, hidden)
+        entry = group.entry.flatten()
+        left = g.index_select(0, entry).view(*group.entry.shape, width)
+        right = h.index_select(0, entry).view(*group.entry.shape, hidden)
         out.index_copy_(0, group.tasks, torch.bmm(left.transpose(1, 2), right))
-    return Dense(out)
+    return out
 
 
-def _bias_gradient(sequences: Sequences, grad: Tensor) -> Dense:
-    """The sum of G of each task: grad [L, 3H] -> [T, 3H]."""
-    g = F.pad(grad, (0, 0, 0, 1))
-    out = grad.new_empty(sequences.n_tasks, grad.shape[1])
+def _through_own(sequences: Sequences, c: Tensor, before: Tensor, dp: Tensor, u: Tensor, e_before: Tensor) -> None:
+    """The cotangent c [T, 3H, H] of dP^T h of each task: u += h c^T, e_before += dP c, in place."""
+    hidden, width = before.shape[1], dp.shape[1]
+    g, h = F.pad(dp, (0, 0, 0, 1)), F.pad(before, (0, 0, 0, 1))
+    more_u, more_e = torch.zeros_like(g), torch.zeros_like(h)
     for group in sequences.groups:
-        rows = g.index_select(0, group.entry.flatten()).view(*group.entry.shape, grad.shape[1])
-        out.index_copy_(0, group.tasks, rows.sum(1))
-    return Dense(out)
+        entry, own = group.entry.flatten(), c.index_select(0, group.tasks)
+        left = g.index_select(0, entry).view(*group.entry.shape, width)
+        right = h.index_select(0, entry).view(*group.entry.shape, hidden)
+        more_u.index_copy_(0, entry, torch.bmm(right, own.transpose(1, 2)).flatten(0, 1))
+        more_e.index_copy_(0, entry, torch.bmm(left, own).flatten(0, 1))
+    u += more_u[:-1]
+    e_before += more_e[:-1]
+
+
+def _bias_gradient(sequences: Sequences, grad: Tensor) -> Tensor:
+    """The sum of G of each task: grad [L, 3H] -> [T, 3H]."""
+    return grad.new_zeros(sequences.n_tasks, grad.shape[1]).index_add(0, sequences.plan.task, grad)

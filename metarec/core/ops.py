@@ -1,7 +1,8 @@
 """Operators with a leading task axis: each takes a weight that is shared or shared-plus-offset (`core.weights`).
 
-    linear   y[t] = x[t] (W + D[t])^T + b + c[t]
-    embed    y[t, i] = (E + D[t])[ids[t, i]]
+    linear      y[t] = x[t] (W + D[t])^T + b + c[t]
+    embed       y[t, i] = (E + D[t])[ids[t, i]]
+    layer_norm  y[t] = (w + d[t]) * (x[t] - mean) / sd + b + c[t]      (Ba et al. 2016, arXiv:1607.06450)
 
 Where a weight carries a tap, the operator notes its result and how the result's gradient G becomes the weight's own:
 G^T X for a linear weight, the sum of G for a bias, G by row for an embedding. Checked against autograd on plain copies
@@ -16,39 +17,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarec.core.weights import Dense, FastWeight, LowRank, Rows, Weight
+from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows
+from metarec.core.weights import Weight, fast
 
 
 def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
     """x [T, N, in], weight [out, in], bias [out] -> [T, N, out]."""
-    w = weight if isinstance(weight, FastWeight) else FastWeight(weight)
-    b = bias if isinstance(bias, FastWeight) or bias is None else FastWeight(bias)
-    y = F.linear(x, w.shared, None if b is None else b.shared)
-    if isinstance(w.offset, LowRank):
-        y = torch.baddbmm(y, torch.bmm(x, w.offset.right.transpose(1, 2)), w.offset.left)
-    elif isinstance(w.offset, Dense):
-        y = torch.baddbmm(y, x, w.offset.value.transpose(1, 2))
-    elif w.offset is not None:
-        raise TypeError(f"linear has no rule for an offset of {type(w.offset).__name__}")
+    w, b = fast(weight), None if bias is None else fast(bias)
+    y = _plus_product(F.linear(x, w.shared, None if b is None else b.shared), x, w.offset)
     if b is not None and b.offset is not None:
         y = y + b.offset.dense()[:, None, :]
     if w.tap is not None:
-        seen = x.detach()
+        seen = w.tap.keep(x)
         w.tap.add(y, lambda grad: LowRank(grad, seen))
     if b is not None and b.tap is not None:
         b.tap.add(y, lambda grad: Dense(grad.sum(1)))
     return y
 
 
+def _plus_product(y: Tensor, x: Tensor, offset: Offset | None) -> Tensor:
+    """y + x D^T for an offset D in any form."""
+    if isinstance(offset, Both):
+        return _plus_product(_plus_product(y, x, offset.low), x, offset.rows)
+    if isinstance(offset, LowRank):
+        return torch.baddbmm(y, torch.bmm(x, offset.right.transpose(1, 2)), offset.left)
+    if isinstance(offset, Dense):
+        return torch.baddbmm(y, x, offset.value.transpose(1, 2))
+    if isinstance(offset, Rows):  # only the columns of the rows that this task has looked up
+        part = torch.bmm(x, offset.values.transpose(1, 2))
+        return y.scatter_add(2, offset.ids[:, None, :].expand_as(part), part)
+    return y
+
+
 def embed(ids: Tensor, table: Weight) -> Tensor:
     """ids int64 [T, M], table [rows, d] -> [T, M, d]."""
-    e = table if isinstance(table, FastWeight) else FastWeight(table)
+    e = fast(table)
     y = F.embedding(ids, e.shared)
-    if isinstance(e.offset, Rows):
-        y = y + e.offset.look_up(ids)
-    elif e.offset is not None:
-        raise TypeError(f"embed has no rule for an offset of {type(e.offset).__name__}")
+    offset = e.offset
+    if isinstance(offset, Rows | Both):
+        y = y + (offset if isinstance(offset, Rows) else offset.rows).look_up(ids)
+    if isinstance(offset, LowRank | Both):
+        y = y + (offset if isinstance(offset, LowRank) else offset.low).at(ids)
+    if isinstance(offset, Dense):
+        first = torch.arange(ids.shape[0], device=ids.device)[:, None] * e.shared.shape[0]
+        y = y + offset.value.flatten(0, 1)[ids + first]
     if e.tap is not None:
         n_rows = e.shared.shape[0]
         e.tap.add(y, lambda grad: Rows.of(ids, grad, n_rows))
+    return y
+
+
+def layer_norm(x: Tensor, weight: Weight, bias: Weight, eps: float = 1e-5) -> Tensor:
+    """x [T, N, C], normalised over C; weight, bias [C] -> [T, N, C]."""
+    w, b = fast(weight), fast(bias)
+    if w.offset is None and w.tap is None and b.offset is None and b.tap is None:
+        return F.layer_norm(x, x.shape[-1:], w.shared, b.shared, eps)
+    normal = F.layer_norm(x, x.shape[-1:], eps=eps)
+    scale = w.shared if w.offset is None else w.dense()[:, None, :]
+    shift = b.shared if b.offset is None else b.dense()[:, None, :]
+    y = torch.addcmul(shift, normal, scale)
+    if w.tap is not None:
+        seen = w.tap.keep(normal)
+        w.tap.add(y, lambda grad: Dense((grad * seen).sum(1)))
+    if b.tap is not None:
+        b.tap.add(y, lambda grad: Dense(grad.sum(1)))
     return y

@@ -18,7 +18,7 @@ from torch import Tensor
 from metarec.core.batch import Sequences
 from metarec.core.gru import gru
 from metarec.core.ops import embed, linear
-from metarec.core.weights import Params, Weights
+from metarec.core.weights import Params, Weights, own
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,14 @@ class GRU4Rec:
             "fc.bias": (v,),
         }
 
+    def context_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What `residual=context` adapts: the state before any event, and a shift of the last hidden state."""
+        return {"context.state": (self.hidden_dim,), "context.shift": (self.hidden_dim,)}
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        return ("fc.weight", "fc.bias", "context.shift")
+
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """torch's own defaults: N(0, 1) embedding, uniform +-1/sqrt(H) elsewhere; row 0 (padding) is zero."""
         bound = self.hidden_dim**-0.5
@@ -54,11 +62,14 @@ class GRU4Rec:
         return params
 
     def encode(self, params: Weights, sequences: Sequences) -> Tensor:
-        """Hidden states [1 + S, H]: number 0 before any event (zero), number j + 1 is state j of the sequences."""
+        """Hidden states [T + S, H]: of each task before any event (zero without context), then behind every event."""
         x = linear(
             embed(sequences.items, params["embedding.weight"]), params["gru.weight_ih_l0"], params["gru.bias_ih_l0"]
         )
-        return gru(x, sequences, params["gru.weight_hh_l0"], params["gru.bias_hh_l0"])
+        start = own(params["context.state"], sequences.n_tasks) if "context.state" in params else None
+        states = gru(x, sequences, params["gru.weight_hh_l0"], params["gru.bias_hh_l0"], start)
+        begin = states.new_zeros(sequences.n_tasks, self.hidden_dim) if start is None else start
+        return torch.cat([begin, states])
 
     def score(self, params: Weights, states: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """states [T, N, H] -> logits [T, N, V], column i - 1 for item i. A generator switches dropout on."""
@@ -67,4 +78,6 @@ class GRU4Rec:
                 torch.rand(states.shape, generator=generator, dtype=states.dtype, device=states.device) >= self.dropout
             )
             states = states * keep / (1 - self.dropout)
+        if "context.shift" in params:
+            states = states + own(params["context.shift"], states.shape[0])[:, None, :]
         return linear(states, params["fc.weight"], params["fc.bias"])

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import RenderableType
 
-from metarec.algorithms.fomaml import FOMAML
+from metarec.algorithms.inner import InnerLoop
+from metarec.algorithms.maml import MAML
 from metarec.build import Bench
 from metarec.config.schema import TrainConfig
 from metarec.core.batch import EpisodeBatch
@@ -39,7 +40,7 @@ class Trained:
     base: Params
     phi: Params | None
     residual: NoResidual | FullResidual
-    algorithm: FOMAML | None
+    algorithm: MAML | None
 
 
 def adapted(bench: Bench, trained: Trained, *, lr: float | None = None, steps: int | None = None) -> Method:
@@ -57,7 +58,7 @@ def adapted(bench: Bench, trained: Trained, *, lr: float | None = None, steps: i
 
 def fine_tuned(bench: Bench, base: Params, lr: float, steps: int) -> Method:
     """The control: the same inner loop from the base weights, nothing meta-learned."""
-    tasks, plain = bench.tasks(), FOMAML(lr, steps)
+    tasks, plain = bench.tasks(), MAML(InnerLoop(lr, steps))
     return lambda batch: plain.adapt(base, tasks.loss(batch.support), batch.n_tasks)
 
 
@@ -171,7 +172,7 @@ def _popularity(bench: Bench) -> np.ndarray:
 
 def trained_from(
     bench: Bench, config: TrainConfig, tensors: Params, over: Callable[[Params], NoResidual | FullResidual],
-    algorithm: FOMAML | None,
+    algorithm: MAML | None,
 ) -> Trained:  # fmt: skip
     """The tensors of a checkpoint as weights on the device."""
 

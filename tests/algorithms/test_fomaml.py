@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from reference.meta_reference import Params, Reference, no_base
 from reference.small_episodes import SmallLog, small_log
 from reference.small_models import furthest, leaves, meta_gradient, tasks_over, weights
 
-from metarec.algorithms import fomaml as module
-from metarec.algorithms.fomaml import FOMAML
+from metarec.algorithms import inner, maml
+from metarec.algorithms.fomaml import fomaml
+from metarec.algorithms.inner import InnerLoop
+from metarec.algorithms.maml import MAML
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import FastWeight
 from metarec.residual.full import FullResidual
@@ -24,7 +28,7 @@ def check_against_one_task_at_a_time(
     reference = Reference(no_base(base) if alpha is None else base, lr, steps, alpha or 1.0, pull)
     losses, wanted = reference.fomaml(start, log.plain_episodes(n_support, n_query))
     batch = log.episodes(n_support, n_query)
-    got_losses, got = meta_gradient(FOMAML(lr, steps, pull), tasks_over(residual), start, batch)
+    got_losses, got = meta_gradient(fomaml(InnerLoop(lr, steps, pull)), tasks_over(residual), start, batch)
     assert got_losses == pytest.approx(losses, abs=1e-10)
     assert furthest(got, wanted) < 1e-10
 
@@ -51,7 +55,7 @@ def test_nested_prefixes_of_one_session() -> None:
 
 
 def test_the_order_of_tasks_does_not_matter() -> None:
-    log, algorithm, phi = small_log(7, n_users=5), FOMAML(0.5, 3, 0.1), weights()
+    log, algorithm, phi = small_log(7, n_users=5), fomaml(InnerLoop(0.5, 3, 0.1)), weights()
     losses, grads = meta_gradient(algorithm, tasks_over(), phi, log.episodes(4, 4))
     order = [3, 1, 4, 0, 2]
     mixed_losses, mixed = meta_gradient(algorithm, tasks_over(), phi, log.episodes(4, 4, order))
@@ -60,7 +64,7 @@ def test_the_order_of_tasks_does_not_matter() -> None:
 
 
 def test_a_task_learns_nothing_from_the_others() -> None:
-    log, algorithm = small_log(7, n_users=5), FOMAML(0.5, 3)
+    log, algorithm = small_log(7, n_users=5), fomaml(InnerLoop(0.5, 3))
     together, _ = meta_gradient(algorithm, tasks_over(), weights(), log.episodes(4, 4))
     for user in range(5):
         alone, _ = meta_gradient(algorithm, tasks_over(), weights(), log.episodes(4, 4, [user]))
@@ -71,9 +75,9 @@ def test_step_size_zero() -> None:
     """Few-shot = zero-shot, and FOMAML = MAML = the gradient of the query loss."""
     log, phi, tasks = small_log(7), weights(), tasks_over()
     batch = log.episodes(4, 4)
-    adapted = FOMAML(0.0, 3).adapt(phi, tasks.loss(batch.support), 4)
+    adapted = fomaml(InnerLoop(0.0, 3)).adapt(phi, tasks.loss(batch.support), 4)
     torch.testing.assert_close(tasks.logits(adapted, batch.query), tasks.logits(phi, batch.query), rtol=0, atol=1e-14)
-    _, first_order = meta_gradient(FOMAML(0.0, 3), tasks, phi, batch)
+    _, first_order = meta_gradient(fomaml(InnerLoop(0.0, 3)), tasks, phi, batch)
     _, second_order = Reference(no_base(phi), 0.0, 3).maml(phi, log.plain_episodes(4, 4))
     start = leaves(phi)
     plain = torch.autograd.grad(tasks.loss(batch.query)(start).mean(), list(start.values()))
@@ -83,13 +87,13 @@ def test_step_size_zero() -> None:
 
 def test_zero_steps_are_zero_shot_bit_for_bit() -> None:
     batch, phi, tasks = small_log(7).episodes(4, 4), weights(), tasks_over()
-    adapted = FOMAML(0.5, 0).adapt(phi, tasks.loss(batch.support), 4)
+    adapted = fomaml(InnerLoop(0.5, 0)).adapt(phi, tasks.loss(batch.support), 4)
     assert torch.equal(tasks.logits(adapted, batch.query), tasks.logits(phi, batch.query))
-    again = FOMAML(0.5, 3).adapt(phi, tasks.loss(batch.support), 4, steps=0)
+    again = fomaml(InnerLoop(0.5, 3)).adapt(phi, tasks.loss(batch.support), 4, steps=0)
     assert torch.equal(tasks.logits(again, batch.query), tasks.logits(phi, batch.query))
 
 
-def relative_error(algorithm: FOMAML, batch: EpisodeBatch, phi: Params, grads: Params) -> float:
+def relative_error(algorithm: MAML, batch: EpisodeBatch, phi: Params, grads: Params) -> float:
     """Of the gradient along a random direction against a central difference of the meta-objective itself."""
     generator = torch.Generator().manual_seed(5)
     direction = {name: torch.randn(v.shape, generator=generator, dtype=v.dtype) for name, v in phi.items()}
@@ -109,12 +113,12 @@ def relative_error(algorithm: FOMAML, batch: EpisodeBatch, phi: Params, grads: P
 def test_first_order_fails_the_central_difference_and_second_order_passes(pull: float) -> None:
     log, phi = small_log(7), weights()
     batch = log.episodes(4, 4)
-    adapting = FOMAML(0.5, 3, pull)
+    adapting = fomaml(InnerLoop(0.5, 3, pull))
     _, first_order = meta_gradient(adapting, tasks_over(), phi, batch)
     _, second_order = Reference(no_base(phi), 0.5, 3, 1.0, pull).maml(phi, log.plain_episodes(4, 4))
     assert relative_error(adapting, batch, phi, second_order) < 1e-6
     assert relative_error(adapting, batch, phi, first_order) > 1e-2
-    still = FOMAML(0.0, 3, pull)
+    still = fomaml(InnerLoop(0.0, 3, pull))
     _, first_order = meta_gradient(still, tasks_over(), phi, batch)
     assert relative_error(still, batch, phi, first_order) < 1e-6
 
@@ -122,14 +126,14 @@ def test_first_order_fails_the_central_difference_and_second_order_passes(pull: 
 @pytest.mark.parametrize("fault", ["offsets lost", "pull lost"])
 def test_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "offsets lost":
-        true_adapt = module.adapt
+        true_path = inner.path
 
-        def without(*args: object, **options: object) -> dict[str, FastWeight]:
-            adapted = true_adapt(*args, **options)  # type: ignore[arg-type]
-            return adapted | {"gru.weight_hh_l0": FastWeight(adapted["gru.weight_hh_l0"].shared)}
+        def without(*args: object, **options: object) -> Iterator[dict[str, FastWeight]]:
+            for adapted in true_path(*args, **options):  # type: ignore[arg-type]
+                yield adapted | {"gru.weight_hh_l0": FastWeight(adapted["gru.weight_hh_l0"].shared)}
 
-        monkeypatch.setattr(module, "adapt", without)
+        monkeypatch.setattr(inner, "path", without)
     else:
-        monkeypatch.setattr(module, "squared_norm", lambda weight: weight.shared.square().sum())
+        monkeypatch.setattr(maml, "squared_norm", lambda weight: weight.shared.square().sum())
     with pytest.raises(AssertionError):
         check_against_one_task_at_a_time(small_log(7), 4, 4, pull=0.3)

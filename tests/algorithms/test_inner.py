@@ -9,7 +9,8 @@ from reference.small_episodes import SmallLog, small_log
 from reference.small_models import MODEL, furthest, leaves, tasks_over, weights
 
 from metarec.algorithms import inner
-from metarec.algorithms.inner import adapt, path
+from metarec.algorithms.inner import InnerLoop, adapt, path
+from metarec.core.offsets import Dense, LowRank, Rows
 from metarec.core.weights import FastWeight, Params, Weights
 from metarec.errors import DivergedError
 from metarec.residual.full import FullResidual
@@ -24,7 +25,7 @@ def check_adapted(log: SmallLog, n_support: int, lr: float, steps: int, pull: fl
     residual = None if alpha is None else FullResidual(base, alpha)
     reference = Reference(no_base(base) if alpha is None else base, lr, steps, alpha or 1.0, pull)
     batch = log.episodes(n_support, 1)
-    adapted = adapt(tasks_over(residual).loss(batch.support), start, batch.n_tasks, lr=lr, steps=steps, pull=pull)
+    adapted = adapt(tasks_over(residual).loss(batch.support), start, batch.n_tasks, InnerLoop(lr, steps, pull))
     for task, (support, _) in enumerate(log.plain_episodes(n_support, 1)):
         assert furthest(own_weights(adapted, task), reference.adapt(start, support)) < 1e-10
 
@@ -46,30 +47,30 @@ def test_a_task_without_any_known_target_stays_where_it_is() -> None:
     log = small_log(9, n_users=3)
     log.batcher.item[log.batcher.pair_event[:8]] = -1  # nothing known of the first user but the first events
     check_adapted(log, 4, 0.5, 2, 0.0, None)
-    adapted = adapt(tasks_over().loss(log.episodes(4, 1).support), weights(), 3, lr=0.5, steps=2)
+    adapted = adapt(tasks_over().loss(log.episodes(4, 1).support), weights(), 3, InnerLoop(0.5, 2))
     assert furthest(own_weights(adapted, 0), weights()) == 0.0
 
 
 def test_the_path_has_every_number_of_steps() -> None:
     loss, start = tasks_over().loss(small_log(7).episodes(5, 1).support), weights()
-    found = list(path(loss, start, 4, lr=0.3, steps=3, pull=0.1))
+    found = list(path(loss, start, 4, InnerLoop(0.3, 3, 0.1)))
     assert len(found) == 4
     for steps, adapted in enumerate(found):
-        alone = adapt(loss, start, 4, lr=0.3, steps=steps, pull=0.1)
+        alone = adapt(loss, start, 4, InnerLoop(0.3, steps, 0.1))
         for task in range(4):
             assert furthest(own_weights(adapted, task), own_weights(alone, task)) == 0.0
 
 
 def test_the_start_is_untouched_and_the_start_of_the_path() -> None:
     start = leaves(weights())
-    first, *_ = path(tasks_over().loss(small_log(7).episodes(5, 1).support), start, 4, lr=0.3, steps=2)
+    first, *_ = path(tasks_over().loss(small_log(7).episodes(5, 1).support), start, 4, InnerLoop(0.3, 2))
     assert all(first[name].shared is start[name] and first[name].offset is None for name in start)
     assert furthest(start, weights()) == 0.0
 
 
 def test_a_weight_that_the_loss_does_not_use_stays_shared() -> None:
     start = weights() | {"unused": torch.ones(3, dtype=torch.float64)}
-    adapted = adapt(tasks_over().loss(small_log(7).episodes(5, 1).support), start, 4, lr=0.3, steps=2)
+    adapted = adapt(tasks_over().loss(small_log(7).episodes(5, 1).support), start, 4, InnerLoop(0.3, 2))
     assert adapted["unused"].offset is None
 
 
@@ -77,7 +78,7 @@ def test_works_where_gradients_are_off() -> None:
     """Evaluation runs without gradients; the inner loop needs its own."""
     loss, start = tasks_over().loss(small_log(7).episodes(5, 1).support), weights()
     with torch.no_grad():
-        adapted = adapt(loss, start, 4, lr=0.3, steps=2)
+        adapted = adapt(loss, start, 4, InnerLoop(0.3, 2))
     assert adapted["fc.weight"].offset is not None
 
 
@@ -93,22 +94,22 @@ def test_divergence_names_step_and_task() -> None:
         return true_loss(phi) + bad
 
     with pytest.raises(DivergedError, match="inner step 1, task 2 of the batch: inf: the support loss is not finite"):
-        adapt(loss, weights(), 4, lr=0.3, steps=3)
+        adapt(loss, weights(), 4, InnerLoop(0.3, 3))
 
 
 def test_huge_steps_diverge_with_a_name() -> None:
     loss = tasks_over().loss(small_log(7).episodes(5, 1).support)
     with pytest.raises(DivergedError, match="inner step"):
-        adapt(loss, weights(), 4, lr=1e200, steps=5)
+        adapt(loss, weights(), 4, InnerLoop(1e200, 5))
 
 
 @pytest.mark.parametrize("fault", ["a shared step size forgotten", "the pull forgotten", "tasks averaged"])
 def test_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "a shared step size forgotten":
-        true_moved = inner.moved
-        monkeypatch.setattr(inner, "moved", lambda offset, grad, scale, ahead: true_moved(offset, grad, -1.0, ahead))
+        monkeypatch.setattr(InnerLoop, "rate", lambda self, phi, name, step: 1.0)
     elif fault == "the pull forgotten":
-        monkeypatch.setattr(inner, "scaled", lambda offset, keep: offset)
+        for form in (Dense, LowRank, Rows):
+            monkeypatch.setattr(form, "shrunk", lambda self, by, first_order: self)
     else:
         true_path = inner.path
 
@@ -123,5 +124,5 @@ def test_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_model_has_dropout_and_the_inner_loop_has_none() -> None:
     assert MODEL.dropout > 0
     loss = tasks_over().loss(small_log(7).episodes(5, 1).support)
-    once, again = (adapt(loss, weights(), 4, lr=0.3, steps=3) for _ in range(2))
+    once, again = (adapt(loss, weights(), 4, InnerLoop(0.3, 3)) for _ in range(2))
     assert all(torch.equal(once[name].dense(), again[name].dense()) for name in once)

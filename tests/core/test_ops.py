@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarec.core import ops
-from metarec.core.ops import embed, linear
-from metarec.core.weights import Dense, FastWeight, LowRank, Offset, Rows, Tap
+from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows
+from metarec.core.ops import embed, layer_norm, linear
+from metarec.core.weights import FastWeight, Tap
 
 T, N, OUT, IN, N_ROWS = 3, 5, 6, 4, 8
 
@@ -146,9 +147,39 @@ def test_a_forgotten_offset_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         check_embed([[3, 1], [6, 6], [5, 7]])
 
 
-def test_an_offset_of_another_form_is_refused() -> None:
-    rows = Rows.of(IDS, normal(T, 4, IN), OUT)
-    with pytest.raises(TypeError, match="linear has no rule for an offset of Rows"):
-        linear(normal(T, N, IN), FastWeight(normal(OUT, IN), rows))
-    with pytest.raises(TypeError, match="embed has no rule for an offset of Dense"):
-        embed(IDS, FastWeight(normal(N_ROWS, IN), Dense(normal(T, N_ROWS, IN))))
+LOW = LowRank(normal(T, 2, N_ROWS, seed=4), normal(T, 2, IN, seed=5))
+SEEN = Rows.of(torch.tensor([[3, 1], [6, 6], [5, 7]]), normal(T, 2, IN, seed=3), N_ROWS)
+TABLE_OFFSETS: dict[str, Offset] = {
+    "dense": Dense(normal(T, N_ROWS, IN, seed=6)), "low rank": LOW, "rows": SEEN, "both": Both(LOW, SEEN)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("offset", TABLE_OFFSETS)
+def test_a_table_that_is_looked_up_and_multiplied_by(offset: str) -> None:
+    """Tied weights: every form of offset under both operators, and the gradients of both uses together."""
+    table, x = normal(N_ROWS, IN, seed=1), normal(T, N, IN, seed=2)
+    own, tap = copies(table, TABLE_OFFSETS[offset]), Tap()
+    fast = FastWeight(table, TABLE_OFFSETS[offset], tap)
+    y, e = linear(x, fast), embed(IDS, fast)
+    wanted_y, wanted_e = torch.einsum("tni,toi->tno", x, own), torch.stack([own[t][IDS[t]] for t in range(T)])
+    close(y, wanted_y)
+    close(e, wanted_e)
+    (slow,) = torch.autograd.grad(wanted_y.tanh().sum() + wanted_e.sin().sum(), own)
+    close(of_taps(y.tanh().sum() + e.sin().sum(), tap)[0], slow)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_layer_norm(moved: bool) -> None:
+    x, mix = normal(T, N, IN, seed=1).requires_grad_(), normal(T, N, IN, seed=2)
+    w, b = normal(IN, seed=3), normal(IN, seed=4)
+    offsets = (Dense(normal(T, IN, seed=5)), Dense(normal(T, IN, seed=6))) if moved else (None, None)
+    own_w, own_b = copies(w, offsets[0]), copies(b, offsets[1])
+    wanted = torch.stack([F.layer_norm(x[t], (IN,), own_w[t], own_b[t]) for t in range(T)])
+    slow = torch.autograd.grad((wanted.tanh() * mix).sum(), [own_w, own_b, x])
+    taps = Tap(), Tap()
+    got = layer_norm(x, FastWeight(w, offsets[0], taps[0]), FastWeight(b, offsets[1], taps[1]))
+    close(got, wanted)
+    loss = (got.tanh() * mix).sum()
+    for mine, theirs in zip([*of_taps(loss, *taps), *torch.autograd.grad(loss, x)], slow, strict=True):
+        close(mine, theirs)
+    close(layer_norm(x, w, b), F.layer_norm(x, (IN,), w, b))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from metarec.core import weights
-from metarec.core.weights import Dense, FastWeight, LowRank, Offset, Rows, Tap, moved, squared_norm
+from metarec.core.offsets import Dense, LowRank, Offset, Rows, moved
+from metarec.core.weights import FastWeight, Tap, squared_norm
 
 T, OUT, IN, RANK = 3, 7, 4, 2
 GENERATOR = torch.Generator()
@@ -100,16 +101,16 @@ def test_squared_norm_without_offset() -> None:
 def test_both_forms_of_a_step_are_equal(rank_ahead: int, form: type) -> None:
     """rank 1 on 7 x 4: one step costs 11 numbers a task, three cost 33, the matrix 28."""
     first, second = low_rank(1, rank=1), low_rank(2, rank=1)
-    once = moved(None, first, -0.1, rank_ahead)
+    once = moved(None, first.scaled(-0.1), rank_ahead)
     assert isinstance(once, form)
-    twice = moved(once, second, -0.1, rank_ahead - 1)
+    twice = moved(once, second.scaled(-0.1), rank_ahead - 1)
     assert isinstance(twice, form)
     close(twice.dense(), -0.1 * (first.dense() + second.dense()))
 
 
 def test_rows_move_as_rows() -> None:
     first, second = rows(1, IDS), rows(2, OTHER_IDS)
-    twice = moved(moved(None, first, -0.1, 2), second, -0.1, 1)
+    twice = moved(moved(None, first.scaled(-0.1), 2), second.scaled(-0.1), 1)
     assert isinstance(twice, Rows)
     close(twice.dense(), -0.1 * (first.dense() + second.dense()))
 

@@ -9,7 +9,8 @@ import torch
 from reference.small_episodes import small_log
 from reference.small_models import MODEL, furthest, leaves, tasks_over, weights
 
-from metarec.algorithms.fomaml import FOMAML
+from metarec.algorithms.fomaml import fomaml
+from metarec.algorithms.inner import InnerLoop
 from metarec.core.weights import Params, Weights
 from metarec.residual.full import FullResidual
 from metarec.residual.off import NoResidual
@@ -22,7 +23,7 @@ def outer_steps(residual: NoResidual | FullResidual, n_steps: int, pull: float =
     """(theta, phi) after Adam on the meta-gradient."""
     phi = leaves(residual.init(SEED.manual_seed(1)))
     optimizer = torch.optim.Adam(phi.values(), lr=1e-2)
-    tasks, algorithm = tasks_over(residual), FOMAML(0.3, 3, pull)
+    tasks, algorithm = tasks_over(residual), fomaml(InnerLoop(0.3, 3, pull))
     for step in range(n_steps):
         batch = LOG.episodes(4, 4, [step % 4, (step + 1) % 4])
         optimizer.zero_grad()
@@ -40,7 +41,9 @@ def test_zero_delta_is_the_pretrained_model_bit_for_bit(alpha: float) -> None:
     delta = residual.init(SEED)
     assert not any(value.any() for value in delta.values())
     assert torch.equal(tasks_over(residual).logits(delta, batch), tasks_over().logits(base, batch))
-    zero_shot = FOMAML(0.3, 3).adapt(delta, tasks_over(residual).loss(LOG.episodes(4, 4).support), 4, steps=0)
+    zero_shot = fomaml(InnerLoop(0.3, 3)).adapt(
+        delta, tasks_over(residual).loss(LOG.episodes(4, 4).support), 4, steps=0
+    )
     assert torch.equal(tasks_over(residual).logits(zero_shot, batch), tasks_over().logits(base, batch))
 
 
@@ -114,7 +117,7 @@ def test_an_inner_step_moves_theta_by_alpha_squared() -> None:
     def moved_by(alpha: float) -> Params:
         residual = FullResidual(base, alpha)
         delta = residual.init(SEED)
-        adapted = FOMAML(0.1, 1).adapt(delta, tasks_over(residual).loss(batch.support), 4)
+        adapted = fomaml(InnerLoop(0.1, 1)).adapt(delta, tasks_over(residual).loss(batch.support), 4)
         theta = residual.compose(adapted)
         return {name: theta[name].dense() - base[name] for name in base}  # type: ignore[union-attr]
 
