@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,33 @@ import numpy as np
 import torch
 
 from metarec import schedules
+from metarec.algorithms import Algorithm
+from metarec.algorithms.anil import anil
 from metarec.algorithms.fomaml import fomaml
-from metarec.algorithms.inner import InnerLoop
+from metarec.algorithms.imaml import IMAML
+from metarec.algorithms.inner import RATE, InnerLoop
 from metarec.algorithms.maml import MAML
+from metarec.algorithms.maml_pp import maml_pp
+from metarec.algorithms.meta_sgd import meta_sgd
+from metarec.algorithms.reptile import Reptile
 from metarec.config.schema import (
     AdamConfig,
     AdamWConfig,
+    AlgorithmConfig,
+    AnilConfig,
     Config,
     CrossEntropyConfig,
     EvaluationConfig,
     FomamlConfig,
     Gru4RecConfig,
     HardwareConfig,
-    ResidualOffConfig,
+    ImamlConfig,
+    MamlPpConfig,
+    MetaConfig,
+    MetaSgdConfig,
+    ReptileConfig,
+    ResidualConfig,
+    ResidualContextConfig,
     ResidualOnConfig,
     SgdConfig,
     TrainConfig,
@@ -33,10 +49,12 @@ from metarec.core.weights import Params
 from metarec.data.batches import Batcher
 from metarec.data.prepare import prepare
 from metarec.data.store import Prepared
-from metarec.errors import EnvironmentFault
+from metarec.errors import ConfigError, EnvironmentFault
 from metarec.evaluate import Control, Episodes
 from metarec.models.gru4rec import GRU4Rec
 from metarec.objectives.cross_entropy import cross_entropy
+from metarec.residual import Residual
+from metarec.residual.context import ContextResidual
 from metarec.residual.full import FullResidual
 from metarec.residual.off import NoResidual
 from metarec.tasks import Model, Tasks
@@ -82,22 +100,105 @@ def objective(config: CrossEntropyConfig) -> Any:
     return partial(cross_entropy, label_smoothing=config.label_smoothing)
 
 
-def residual(config: ResidualOnConfig | ResidualOffConfig, base: Params) -> NoResidual | FullResidual:
+def residual(config: ResidualConfig, model: Model, base: Params) -> Residual:
     if isinstance(config, ResidualOnConfig):
         return FullResidual(base, config.alpha, config.init_scale)
+    if isinstance(config, ResidualContextConfig):
+        return ContextResidual(base, model.context_shapes(), config.train_weights)
     return NoResidual(base)
 
 
-def algorithm(config: FomamlConfig, on: ResidualOnConfig | ResidualOffConfig, control: Control) -> MAML:
-    """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control."""
-    lr = control.lr if config.inner.lr is None else config.inner.lr
-    steps = control.steps if config.inner.steps is None else config.inner.steps
+def learnable(config: ResidualConfig, model: Model) -> dict[str, bool]:
+    """Name of everything that the outer loop may train -> whether the inner loop adapts it unless told otherwise."""
+    names = dict.fromkeys(model.shapes(), True)
+    if isinstance(config, ResidualContextConfig):
+        weights = dict.fromkeys(names, False) if config.train_weights else {}
+        return weights | dict.fromkeys(model.context_shapes(), True)
+    return names
+
+
+def adapted(config: MetaConfig, on: ResidualConfig, model: Model) -> frozenset[str]:
+    """What the inner loop moves. Raises ConfigError for a pattern that matches nothing, before anything runs."""
+    names = learnable(on, model)
+    chosen = frozenset(name for name, moves in names.items() if moves)
+    if config.inner.adapt is not None:
+        chosen = _matching("algorithm.inner.adapt", config.inner.adapt, list(names))
+    if isinstance(config, AnilConfig):
+        if config.head is None:
+            head = frozenset(model.head) & names.keys()
+            own = [name for name in model.context_shapes() if name in head]
+            head = frozenset(own) if isinstance(on, ResidualContextConfig) else head
+        else:
+            head = _matching("algorithm.head", config.head, list(names))
+        if not chosen & head:
+            raise ConfigError(
+                "algorithm.head", sorted(head), f"nothing of it adapts; what adapts is {sorted(chosen)}",
+                "choose the head among what adapts",
+            )  # fmt: skip
+        chosen = chosen & head
+    return chosen
+
+
+def _matching(key: str, patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
+    found: set[str] = set()
+    for pattern in patterns:
+        own = fnmatch.filter(names, pattern)
+        if not own:
+            raise ConfigError(key, pattern, "matches no weight", f"the names are {', '.join(names)}")
+        found.update(own)
+    return frozenset(found)
+
+
+CONTEXT_LR, CONTEXT_STEPS = 1.0, 3  # contexts are few and start at zero: they take steps that would wreck whole weights
+
+
+def algorithm(
+    config: MetaConfig, on: ResidualConfig, model: Model, control: Control, *, outer_steps: int, support_share: float
+) -> Algorithm:
+    """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control, where it moves
+    whole weights as the control does."""
+    section = config.inner
+    contexts = isinstance(on, ResidualContextConfig)
+    lr = (CONTEXT_LR if contexts else control.lr) if section.lr is None else section.lr
+    steps = (CONTEXT_STEPS if contexts else control.steps) if section.steps is None else section.steps
     pull = on.l2 if isinstance(on, ResidualOnConfig) else 0.0
-    return fomaml(InnerLoop(lr, steps, pull))
+    names = adapted(config, on, model)
+    loop = InnerLoop(lr, steps, pull, clip=section.clip, adapted=names)
+    if isinstance(config, ReptileConfig):
+        return Reptile(loop, support_share)
+    if isinstance(config, ImamlConfig):
+        return IMAML(loop, config.lam, config.cg_steps)
+    loop = replace(loop, prox=config.inner.prox, recompute=config.inner.recompute)
+    if isinstance(config, MamlPpConfig):
+        return maml_pp(
+            loop,
+            msl=config.msl,
+            lslr=config.lslr,
+            da=config.da,
+            switch_step=round(config.switch * outer_steps),
+            msl_until=round(config.msl_until * outer_steps),
+            norms=[] if config.bnwb is False else [n for n in getattr(model, "norms", ()) if n in learnable(on, model)],
+        )
+    loop = replace(loop, rates=config.inner.rates)
+    if isinstance(config, AnilConfig):
+        return anil(loop, names, config.order)
+    if isinstance(config, MetaSgdConfig):
+        return meta_sgd(loop, config.order)
+    until = round(config.multi_step_until * outer_steps)
+    if isinstance(config, FomamlConfig):
+        return replace(fomaml(loop), multi_step=config.multi_step, multi_step_until=until)
+    return MAML(loop, config.order, round(config.switch * outer_steps), config.multi_step, until)
 
 
-def optimizer(config: AdamConfig | AdamWConfig | SgdConfig, params: Params) -> torch.optim.Optimizer:
-    leaves = list(params.values())
+def optimizer(
+    config: AdamConfig | AdamWConfig | SgdConfig, params: Params, rates_lr: float | None = None
+) -> torch.optim.Optimizer:
+    """Learned inner step sizes have an outer step size of their own and no weight decay."""
+    own = [value for name, value in params.items() if not name.startswith(RATE)]
+    rates = [value for name, value in params.items() if name.startswith(RATE)]
+    leaves: list[dict[str, Any]] = [{"params": own}] if own else []
+    if rates:
+        leaves.append({"params": rates, "lr": rates_lr or config.lr, "weight_decay": 0.0})
     if isinstance(config, SgdConfig):
         return torch.optim.SGD(leaves, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     kind = torch.optim.AdamW if isinstance(config, AdamWConfig) else torch.optim.Adam
@@ -105,7 +206,12 @@ def optimizer(config: AdamConfig | AdamWConfig | SgdConfig, params: Params) -> t
     return kind(leaves, lr=config.lr, betas=(beta1, beta2), eps=config.eps, weight_decay=config.weight_decay)
 
 
-def schedule(config: Any, steps: int) -> Any:
+COSINE_END = 0.01  # of the outer step size, where MAML++ anneals it
+
+
+def schedule(config: Any, steps: int, algorithm: AlgorithmConfig | None = None) -> Any:
+    if isinstance(algorithm, MamlPpConfig) and algorithm.ca:
+        return partial(schedules.factor, steps=steps, name="cosine", warmup_steps=0, final_factor=COSINE_END)
     return partial(schedules.factor, steps=steps, **asdict(config))
 
 
@@ -136,7 +242,7 @@ class Bench:
     hardware: Hardware
     evaluation: EvaluationConfig
 
-    def tasks(self, over: NoResidual | FullResidual | None = None) -> Tasks:
+    def tasks(self, over: Residual | None = None) -> Tasks:
         """Losses and logits over the model's own weights, or over a residual's."""
         return Tasks(self.model, self.objective, (lambda phi: phi) if over is None else over.compose)
 

@@ -7,7 +7,7 @@ resumed run ends with the same bits as one that was never stopped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ def restore(
 
 def fit(
     params: Params,
-    loss_at: Callable[[int], Tensor],
+    loss_at: Callable[[int], Tensor | Iterable[Tensor]],
     optimizer: torch.optim.Optimizer,
     factor: Callable[[int], float],
     plan: Plan,
@@ -130,7 +130,8 @@ def fit(
 ) -> tuple[Progress, Params]:
     """Train `params` (leaves, moved in place) and return where it ended and the best parameters by validation.
 
-    loss_at(step) is the loss of step 0, 1, ...; factor(step) scales the step size. Validation runs before the first step
+    loss_at(step) is the loss of step 0, 1, ..., or yields parts whose sum it is: each is differentiated before the next is
+    made, so that memory holds one part. factor(step) scales the step size. Validation runs before the first step
     (the start is a candidate too) and every `eval_every` steps. With a store, every validation is a checkpoint.
     Raises DivergedError naming the step before a loss or gradient that is not finite reaches a weight.
     """
@@ -170,16 +171,19 @@ def fit(
             for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
                 group["lr"] = lr * factor(at.step)
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_at(at.step)
-            _refuse(torch.isfinite(loss.detach()), "loss", float(loss.detach()), at.step)
-            torch.autograd.backward(loss)
+            total = 0.0
+            found = loss_at(at.step)
+            for loss in (found,) if isinstance(found, Tensor) else found:
+                total += float(loss.detach())
+                _refuse(math.isfinite(total), "loss", total, at.step)
+                torch.autograd.backward(loss)
             norm = torch.nn.utils.get_total_norm([p.grad for p in leaves if p.grad is not None])
-            _refuse(torch.isfinite(norm), "gradient", float(norm), at.step)
+            _refuse(math.isfinite(float(norm)), "gradient", float(norm), at.step)
             if plan.clip_norm > 0:
                 torch.nn.utils.clip_grads_with_norm_(leaves, plan.clip_norm, norm)
             optimizer.step()
             at.step += 1
-            shown = {"loss": float(loss.detach()), "grad_norm": float(norm)}
+            shown = {"loss": total, "grad_norm": float(norm)}
             if history is not None and (at.step % plan.log_every == 0 or at.step == plan.steps):
                 history.append({"step": at.step, "kind": "train", **shown, "lr": optimizer.param_groups[0]["lr"]})
             on_step(at.step, shown)
@@ -199,8 +203,8 @@ def fit(
     return at, best
 
 
-def _refuse(finite: Tensor, what: str, value: float, step: int) -> None:
-    if not bool(finite):
+def _refuse(finite: bool, what: str, value: float, step: int) -> None:
+    if not finite:
         raise DivergedError(
             f"outer step {step}", value, f"the {what} is not finite; the weights are as before this step",
             "lower optimizer.lr or algorithm.inner.lr, or set optimizer.clip_norm",

@@ -22,7 +22,7 @@ from metarec.algorithms.inner import InnerLoop, TaskLoss
 from metarec.core.weights import FastWeight, Params, squared_norm
 
 ORDERS = ("first", "second", "annealed")
-MULTI_STEP = ("off", "uniform", "annealed")
+MULTI_STEP = ("last", "uniform", "annealed")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class MAML:
     inner: InnerLoop
     order: str = "second"
     switch_step: int = 0
-    multi_step: str = "off"
+    multi_step: str = "last"
     multi_step_until: int = 0
 
     def learned(self, phi: Params) -> Params:
@@ -49,7 +49,7 @@ class MAML:
     def step_weights(self, step: int) -> list[float]:
         """The weight of the query loss after 0, 1, ..., K inner steps; they sum to 1."""
         k = self.inner.steps
-        if self.multi_step == "off" or k == 0:
+        if self.multi_step == "last" or k == 0:
             return [0.0] * k + [1.0]
         left = 1.0
         if self.multi_step == "annealed":

@@ -37,6 +37,6 @@ def maml_pp(
         loop,
         order="annealed" if da else "second",
         switch_step=switch_step,
-        multi_step="annealed" if msl else "off",
+        multi_step="annealed" if msl else "last",
         multi_step_until=msl_until,
     )

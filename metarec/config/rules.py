@@ -50,13 +50,14 @@ class Seen:
 
 
 def supervised_residual(seen: Seen) -> Iterator[Refusal]:
-    if seen.supervised and seen.get("residual.name") == "on":
-        fix = "drop residual=on, or use algorithm=fomaml"
+    if seen.supervised and seen.get("residual.name") != "off":
+        fix = f"drop residual={seen.get('residual.name')}, or use algorithm=fomaml"
         yield "residual", "algorithm=supervised adapts nothing, so there is no residual", fix
 
 
 def random_residual(seen: Seen) -> Iterator[Refusal]:
-    if not seen.supervised and seen.get("warm_start") == "none" and seen.get("residual.name") == "on":
+    frozen = seen.get("residual.name") == "on" or seen.get("residual.train_weights") is False
+    if not seen.supervised and seen.get("warm_start") == "none" and frozen:
         yield "warm_start", "a residual would sit on frozen random weights", "add residual=off, or use warm_start=auto"
 
 
@@ -107,6 +108,64 @@ def pretrain_unused(seen: Seen) -> Iterator[Refusal]:
 def zero_alpha(seen: Seen) -> Iterator[Refusal]:
     if seen.get("residual.alpha") == 0:
         yield "residual.alpha", "with alpha 0 no weight can move", "give a value other than 0"
+
+
+def learned_from_zero(seen: Seen) -> Iterator[Refusal]:
+    if _learns_rates(seen) and seen.get("algorithm.inner.lr") == 0:
+        yield "algorithm.inner.lr", "learned step sizes are multiples of it and could never leave 0", "give more than 0"
+
+
+def _learns_rates(seen: Seen) -> bool:
+    return seen.get("algorithm.inner.rates", "fixed") != "fixed" or bool(seen.get("algorithm.lslr"))
+
+
+def inner_unused(seen: Seen) -> Iterator[Refusal]:
+    """Options of the inner loop that were asked for and would do nothing."""
+    if not _learns_rates(seen):
+        for key in seen.asked("algorithm.inner.rates_lr"):
+            yield key, "does nothing: no step size is learned", "drop it, or set algorithm.inner.rates=tensor_step"
+    if seen.get("algorithm.inner.support_weights") == "uniform":
+        for key in seen.asked("algorithm.inner.recency"):
+            yield key, "does nothing: all pairs count alike", "add algorithm.inner.support_weights=recency"
+    first = seen.get("algorithm.name") == "fomaml" or seen.get("algorithm.order") == "first"
+    if first and seen.get("algorithm.inner.recompute"):
+        yield "algorithm.inner.recompute", "does nothing: first order keeps no graph of inner steps", "drop it"
+    if seen.get("algorithm.inner.steps") == 0 and not seen.supervised:
+        for name in ("clip", "prox", "rates", "recompute", "support_weights"):
+            for key in seen.asked(f"algorithm.inner.{name}"):
+                yield key, "does nothing: algorithm.inner.steps=0 adapts nothing", "drop it, or give steps"
+
+
+def outer_unused(seen: Seen) -> Iterator[Refusal]:
+    """Options of an algorithm's meta-loss that were asked for and would do nothing."""
+    needs = {
+        "algorithm.switch": ("algorithm.order", "annealed") if seen.get("algorithm.da") is None else ("algorithm.da", True),
+        "algorithm.multi_step_until": ("algorithm.multi_step", "annealed"),
+        "algorithm.msl_until": ("algorithm.msl", True),
+    }  # fmt: skip
+    for key, (other, value) in needs.items():
+        if seen.get(other) is not None and seen.get(other) != value:
+            for asked in seen.asked(key):
+                yield (
+                    asked,
+                    f"does nothing: {other} is {show(seen.get(other))}",
+                    f"drop it, or set {other}={show(value)}",
+                )
+    if seen.get("algorithm.ca"):
+        for key in seen.asked("schedule"):
+            yield key, "does nothing: MAML++ anneals the outer step size itself", "drop it, or set algorithm.ca=false"
+
+
+WITH_BATCH_NORM = ("conv4",)
+WITH_NORMS = ("conv4", "sasrec")
+
+
+def norms_missing(seen: Seen) -> Iterator[Refusal]:
+    model = seen.get("model.name")
+    for key, having in (("bnrs", WITH_BATCH_NORM), ("bnwb", WITH_NORMS)):
+        if seen.get(f"algorithm.{key}") and model not in having:
+            what = f"model={model} has no {'batch norm' if key == 'bnrs' else 'norm'}"
+            yield f"algorithm.{key}", what, f"drop it, or use model={'|'.join(having)}"
 
 
 def warmup_too_long(seen: Seen) -> Iterator[Refusal]:
@@ -274,6 +333,10 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     supervised_outer,
     pretrain_unused,
     zero_alpha,
+    learned_from_zero,
+    inner_unused,
+    outer_unused,
+    norms_missing,
     warmup_too_long,
     never_validated,
     pretrain_never_validated,

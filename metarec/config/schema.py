@@ -62,15 +62,101 @@ class Gru4RecConfig:
 
 
 @dataclass
-class InnerLoop:
-    lr: float | None = ranged(None, min=0)  # None = as the fine-tune control was tuned
-    steps: int | None = ranged(None, min=0)
+class InnerConfig:
+    """The inner loop of every algorithm."""
+
+    lr: float | None = ranged(None, min=0)  # None = the control's for whole weights, 1.0 for contexts
+    steps: int | None = ranged(None, min=0)  # None = the control's for whole weights, 3 for contexts
+    clip: float = ranged(0.0, min=0)
+    adapt: list[str] | None = None
+    support_weights: str = ranged("uniform", choices=["uniform", "recency"])
+    recency: float = ranged(0.5, min=0)
+
+
+@dataclass
+class LearnedInnerConfig(InnerConfig):
+    """The inner loop of the algorithms whose meta-gradient runs through it."""
+
+    rates: str = ranged("fixed", choices=["fixed", "tensor", "tensor_step", "element", "element_step"])
+    rates_lr: float = ranged(0.01, min=0, exclusive=["min"])
+    prox: float = ranged(0.0, min=0)
+    recompute: bool = False
 
 
 @dataclass
 class FomamlConfig:
     name: str = "fomaml"
-    inner: InnerLoop = field(default_factory=InnerLoop)
+    inner: LearnedInnerConfig = field(default_factory=LearnedInnerConfig)
+    multi_step: str = ranged("last", choices=["last", "uniform", "annealed"])
+    multi_step_until: float = ranged(0.15, min=0, max=1)
+
+
+@dataclass
+class MamlConfig:
+    name: str = "maml"
+    inner: LearnedInnerConfig = field(default_factory=LearnedInnerConfig)
+    order: str = ranged("second", choices=["first", "second", "annealed"])
+    switch: float = ranged(0.5, min=0, max=1)
+    multi_step: str = ranged("last", choices=["last", "uniform", "annealed"])
+    multi_step_until: float = ranged(0.15, min=0, max=1)
+
+
+@dataclass
+class AnilConfig:
+    name: str = "anil"
+    inner: LearnedInnerConfig = field(default_factory=LearnedInnerConfig)
+    order: str = ranged("second", choices=["first", "second"])
+    head: list[str] | None = None
+
+
+@dataclass
+class MetaSgdInner(InnerConfig):
+    rates: str = ranged("element", choices=["element", "element_step"])
+    rates_lr: float = ranged(0.01, min=0, exclusive=["min"])
+    prox: float = ranged(0.0, min=0)
+    recompute: bool = False
+
+
+@dataclass
+class MetaSgdConfig:
+    name: str = "meta_sgd"
+    inner: MetaSgdInner = field(default_factory=MetaSgdInner)
+    order: str = ranged("second", choices=["first", "second"])
+
+
+@dataclass
+class MamlPpInner(InnerConfig):
+    rates_lr: float = ranged(0.01, min=0, exclusive=["min"])
+    prox: float = ranged(0.0, min=0)
+    recompute: bool = False
+
+
+@dataclass
+class MamlPpConfig:
+    name: str = "maml_pp"
+    inner: MamlPpInner = field(default_factory=MamlPpInner)
+    msl: bool = True
+    lslr: bool = True
+    da: bool = True
+    bnrs: bool | None = None  # None = where the model has batch norm
+    bnwb: bool | None = None  # None = where the model has norms
+    ca: bool = True
+    switch: float = ranged(0.5, min=0, max=1)
+    msl_until: float = ranged(0.15, min=0, max=1)
+
+
+@dataclass
+class ReptileConfig:
+    name: str = "reptile"
+    inner: InnerConfig = field(default_factory=InnerConfig)
+
+
+@dataclass
+class ImamlConfig:
+    name: str = "imaml"
+    inner: InnerConfig = field(default_factory=InnerConfig)
+    lam: float = ranged(1.0, min=0, exclusive=["min"])
+    cg_steps: int = ranged(5, min=1)
 
 
 @dataclass
@@ -92,6 +178,12 @@ class ResidualOnConfig:
 @dataclass
 class ResidualOffConfig:
     name: str = "off"
+
+
+@dataclass
+class ResidualContextConfig:
+    name: str = "context"
+    train_weights: bool = True
 
 
 # hardware, objective
@@ -202,6 +294,7 @@ class LoggerConfig:
 class TrainSection:
     steps: int = ranged(1000, min=1)
     meta_batch_size: int = ranged(32, min=1)
+    task_chunk: int = ranged(0, min=0)
     eval_every: int = ranged(100, min=1)
     checkpoint_every: int = ranged(500, min=1)
     patience: int = ranged(5, min=0)
@@ -220,6 +313,12 @@ class PretrainSection:
     eval_every_epochs: int = ranged(1, min=1)
 
 
+MetaConfig = (
+    FomamlConfig | MamlConfig | AnilConfig | MetaSgdConfig | MamlPpConfig | ReptileConfig | ImamlConfig
+)  # what has an inner loop
+AlgorithmConfig = MetaConfig | SupervisedConfig
+ResidualConfig = ResidualOnConfig | ResidualOffConfig | ResidualContextConfig
+
 # one dataclass for every verb
 
 
@@ -235,8 +334,8 @@ class TrainConfig:
     resume: str | None = ranged(None, path=True)
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
     model: Gru4RecConfig = field(default_factory=Gru4RecConfig)
-    algorithm: FomamlConfig | SupervisedConfig = field(default_factory=FomamlConfig)
-    residual: ResidualOnConfig | ResidualOffConfig = field(default_factory=ResidualOnConfig)
+    algorithm: AlgorithmConfig = field(default_factory=FomamlConfig)
+    residual: ResidualConfig = field(default_factory=ResidualOnConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     objective: CrossEntropyConfig = field(default_factory=CrossEntropyConfig)
     optimizer: AdamConfig | AdamWConfig | SgdConfig = field(default_factory=AdamConfig)
@@ -288,9 +387,16 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("dataset", None): DatasetSpec,
     ("model", "gru4rec"): Gru4RecConfig,
     ("algorithm", "fomaml"): FomamlConfig,
+    ("algorithm", "maml"): MamlConfig,
+    ("algorithm", "anil"): AnilConfig,
+    ("algorithm", "meta_sgd"): MetaSgdConfig,
+    ("algorithm", "maml_pp"): MamlPpConfig,
+    ("algorithm", "reptile"): ReptileConfig,
+    ("algorithm", "imaml"): ImamlConfig,
     ("algorithm", "supervised"): SupervisedConfig,
     ("residual", "on"): ResidualOnConfig,
     ("residual", "off"): ResidualOffConfig,
+    ("residual", "context"): ResidualContextConfig,
     ("hardware", None): HardwareConfig,
     ("objective", "cross_entropy"): CrossEntropyConfig,
     ("optimizer", "adam"): AdamConfig,

@@ -42,8 +42,3 @@ class FullResidual:
             else:
                 theta[name] = torch.add(base, delta, alpha=self.alpha)
         return theta
-
-    @property
-    def adapted(self) -> frozenset[str]:
-        """What the inner loop moves unless told otherwise: all weights."""
-        return frozenset(self.base)

@@ -20,8 +20,3 @@ class NoResidual:
 
     def compose(self, phi: Weights) -> Weights:
         return phi
-
-    @property
-    def adapted(self) -> frozenset[str]:
-        """What the inner loop moves unless told otherwise: all weights."""
-        return frozenset(self.base)

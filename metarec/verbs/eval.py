@@ -13,7 +13,7 @@ from metarec import build
 from metarec.build import Bench
 from metarec.config.compose import config_from_dict, config_to_yaml
 from metarec.config.overrides import given_keys
-from metarec.config.schema import EvalConfig, FomamlConfig, TrainConfig
+from metarec.config.schema import EvalConfig, SupervisedConfig, TrainConfig
 from metarec.errors import ConfigError, DataError, nearest
 from metarec.evaluate import Control
 from metarec.report.tables import show
@@ -48,17 +48,16 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
             f"give 0 to {prepared.n_support}, or train with dataset.episodes.n_support={config.n_support}",
         )  # fmt: skip
     episodes = bench.episodes(config.split, n_support=config.n_support, rows=_rows(config, bench))
-    if not isinstance(trained_as.algorithm, FomamlConfig) and (config.steps is not None or config.lr is not None):
+    if isinstance(trained_as.algorithm, SupervisedConfig) and (config.steps is not None or config.lr is not None):
         raise ConfigError(
             "steps" if config.steps is not None else "lr", config.steps if config.steps is not None else config.lr,
             "the checkpoint was trained with algorithm=supervised and has no inner loop", "leave it out",
         )  # fmt: skip
-    algorithm = None
-    if isinstance(trained_as.algorithm, FomamlConfig):
-        algorithm = build.algorithm(trained_as.algorithm, trained_as.residual, Control(**state["control"]))
-    trained = m.trained_from(
-        bench, trained_as, tensors, lambda base: build.residual(trained_as.residual, base), algorithm
-    )
+    trained = m.trained_from(bench, trained_as, tensors, Control(**state["control"]) if state["control"] else None)
+    if config.lr is not None and trained.algorithm is not None and trained.algorithm.inner.rates != "fixed":
+        raise ConfigError(
+            "lr", config.lr, "the run learned a step size for every weight", "leave it out, or evaluate other steps"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     with hold(run_dir), rundir.whole_or_nothing(run_dir):
         rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=overrides)

@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import RenderableType
 
-from metarec.algorithms.inner import InnerLoop
+from metarec import build
+from metarec.algorithms import Algorithm
+from metarec.algorithms.inner import InnerLoop, start
 from metarec.algorithms.maml import MAML
 from metarec.build import Bench
-from metarec.config.schema import TrainConfig
+from metarec.config.schema import MetaConfig, SupervisedConfig, TrainConfig
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params, Weights
 from metarec.data.bayes import bayes_scores
@@ -28,7 +30,7 @@ from metarec.metrics.ranks import rank_of_target
 from metarec.metrics.summary import per_user, summarise
 from metarec.report.progress import progress
 from metarec.report.tables import results_table
-from metarec.residual.full import FullResidual
+from metarec.residual import Residual
 from metarec.residual.off import NoResidual
 from metarec.runs import atomic
 
@@ -39,8 +41,8 @@ class Trained:
 
     base: Params
     phi: Params | None
-    residual: NoResidual | FullResidual
-    algorithm: MAML | None
+    residual: Residual
+    algorithm: Algorithm | None
 
 
 def adapted(bench: Bench, trained: Trained, *, lr: float | None = None, steps: int | None = None) -> Method:
@@ -86,7 +88,7 @@ def measure(
     methods["control"] = (plain, fine_tuned(bench, trained.base, control.lr, control.steps))
     if trained.algorithm is not None and trained.phi is not None:
         over = bench.tasks(trained.residual)
-        methods["zeroshot"] = (over, _fixed(trained.phi))
+        methods["zeroshot"] = (over, _fixed(start(trained.phi, trained.algorithm.inner)))
         methods["fewshot"] = (over, adapted(bench, trained, lr=lr, steps=steps))
     else:  # plain supervised training: its zero-shot is the pretrained model itself
         methods = {"zeroshot": methods["pretrained"], "control": methods["control"]}
@@ -141,7 +143,7 @@ def write_per_user(path: Path, columns: dict[str, Any]) -> None:
     atomic.write_bytes(path, sink.getvalue().to_pybytes())
 
 
-def _fixed(params: Params) -> Callable[[EpisodeBatch], Weights]:
+def _fixed(params: Weights) -> Callable[[EpisodeBatch], Weights]:
     return lambda batch: params
 
 
@@ -170,10 +172,7 @@ def _popularity(bench: Bench) -> np.ndarray:
     return np.bincount(items, minlength=bench.prepared.n_items + 1)[1:]
 
 
-def trained_from(
-    bench: Bench, config: TrainConfig, tensors: Params, over: Callable[[Params], NoResidual | FullResidual],
-    algorithm: MAML | None,
-) -> Trained:  # fmt: skip
+def trained_from(bench: Bench, config: TrainConfig, tensors: Params, control: Control | None) -> Trained:
     """The tensors of a checkpoint as weights on the device."""
 
     def part(prefix: str) -> Params:
@@ -184,6 +183,16 @@ def trained_from(
         }
 
     phi, base = part("phi/"), part("base/")
-    if algorithm is None:
-        return Trained(phi, None, over(phi), None)
-    return Trained(base, phi, over(base), algorithm)
+    if isinstance(config.algorithm, SupervisedConfig):
+        return Trained(phi, None, NoResidual(phi), None)
+    assert control is not None  # every meta-trained checkpoint holds it
+    over = build.residual(config.residual, bench.model, base)
+    return Trained(base, phi, over, algorithm_of(bench, config, config.algorithm, control))
+
+
+def algorithm_of(bench: Bench, config: TrainConfig, options: MetaConfig, control: Control) -> Algorithm:
+    training = bench.prepared.episodes("train")
+    share = training.n_support / (training.n_support + training.n_query)
+    return build.algorithm(
+        options, config.residual, bench.model, control, outer_steps=config.train.steps, support_share=share
+    )

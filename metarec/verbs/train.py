@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from metarec import build
 from metarec.build import Bench
 from metarec.config.compose import config_to_yaml
-from metarec.config.schema import FomamlConfig, SupervisedConfig, TrainConfig
+from metarec.config.schema import MetaConfig, SupervisedConfig, TrainConfig
 from metarec.core.seeding import generator
 from metarec.data.episodes import sample
 from metarec.errors import ConfigError, MetarecError, Stopped
@@ -77,10 +77,7 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
 
     best = checkpoint.resolve(run_dir)
     tensors, state = checkpoint.load_checkpoint(best)
-    algorithm = None
-    if isinstance(config.algorithm, FomamlConfig):
-        algorithm = build.algorithm(config.algorithm, config.residual, Control(**state["control"]))
-    trained = m.trained_from(bench, config, tensors, lambda base: build.residual(config.residual, base), algorithm)
+    trained = m.trained_from(bench, config, tensors, Control(**state["control"]) if state["control"] else None)
     control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.name)
     document, columns = m.measure(
         bench, trained, control, bench.episodes("test"), "test", seed=config.seed,
@@ -185,13 +182,14 @@ def _supervised(config: TrainConfig, bench: Bench, run_dir: Path, found: Path | 
 
 def _meta_train(
     config: TrainConfig,
-    options: FomamlConfig,
+    options: MetaConfig,
     bench: Bench,
     run_dir: Path,
     found: Path | None,
     stop: Stop,
     say: Callable[[str], None],
 ) -> Progress:
+    build.adapted(options, config.residual, bench.model)  # a pattern that matches nothing: said before pretraining
     if found:
         tensors, state = checkpoint.load_checkpoint(found)
         on = bench.hardware
@@ -204,25 +202,28 @@ def _meta_train(
         control = m.control_of(bench, base, config.logger.name)
         say(f"fine-tune control: step size {control.lr:g}, {control.steps} steps "
             f"(validation {config.evaluation.monitor} {control.value:.4f})")  # fmt: skip
-    over = build.residual(config.residual, base)
-    algorithm = build.algorithm(options, config.residual, control)
+    over = build.residual(config.residual, bench.model, base)
+    algorithm = m.algorithm_of(bench, config, options, control)
     tasks = bench.tasks(over)
-    phi = build.trainable(over.init(generator(config.seed, "residual")))
-    optimizer = build.optimizer(config.optimizer, phi)
+    phi = build.trainable(algorithm.learned(over.init(generator(config.seed, "residual"))))
+    optimizer = build.optimizer(config.optimizer, phi, getattr(options.inner, "rates_lr", None))
     at = restore(found, phi, optimizer)[0] if found else None
 
     training, validation = bench.prepared.episodes("train"), bench.episodes("val")
     section, ties = config.train, config.evaluation.ties
 
-    def loss_at(step: int) -> Any:
+    def losses_at(step: int) -> Iterator[Any]:
+        """The meta-loss in chunks of tasks: each is differentiated before the next is made."""
         first, row = sample(
             training, seed=config.seed, step=step, n_tasks=section.meta_batch_size, sampler=section.sampler
         )
-        batch = bench.batcher.episodes(training.user[row], first, training.n_support, training.n_query).to(
-            bench.hardware.device
-        )
-        losses = algorithm.meta_losses(phi, tasks.loss(batch.support), tasks.loss(batch.query), batch.n_tasks)
-        return losses.mean()
+        chunk = section.task_chunk or len(row)
+        for begin in range(0, len(row), chunk):
+            own = slice(begin, begin + chunk)
+            batch = bench.batcher.episodes(training.user[row[own]], first[own], training.n_support, training.n_query)
+            batch = batch.to(bench.hardware.device)
+            support, query = tasks.loss(batch.support), tasks.loss(batch.query)
+            yield algorithm.meta_losses(phi, support, query, batch.n_tasks, step).sum() / len(row)
 
     def validate() -> dict[str, float]:
         trained = m.Trained(base, {k: v.detach() for k, v in phi.items()}, over, algorithm)
@@ -248,6 +249,6 @@ def _meta_train(
                 bar.note(f"meta-train step {step}/{plan.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
         return fit(
-            phi, loss_at, optimizer, build.schedule(config.schedule, section.steps), plan, validate,
+            phi, losses_at, optimizer, build.schedule(config.schedule, section.steps, options), plan, validate,
             at=at, store=store, history=history, on_step=on_step, stop=stop,
         )[0]  # fmt: skip

@@ -12,6 +12,7 @@ import filelock
 import torch
 
 from metarec import build
+from metarec.algorithms.inner import RATE
 from metarec.build import Bench
 from metarec.config.schema import TrainConfig
 from metarec.core.seeding import generator
@@ -137,9 +138,16 @@ def _from_path(path: Path, bench: Bench) -> Params:
 
 def theta(tensors: Params, state: dict[str, Any]) -> Params:
     """The model's weights of a run's checkpoint without adaptation: phi, or base + alpha * phi."""
-    phi = {name[len("phi/") :]: value for name, value in tensors.items() if name.startswith("phi/")}
+    phi = {}
+    for name, value in tensors.items():
+        name = name.removeprefix("phi/") if name.startswith("phi/") else ""
+        if name and not name.startswith((RATE, "context.")):
+            base = tensors.get(f"base/{name}", value)
+            phi[name] = value[0] if value.dim() > base.dim() else value  # learned for each step: as before the first
     residual = state["config"]["residual"]
-    if residual["name"] == "off":
+    if residual["name"] == "context" and not residual["train_weights"]:
+        return {name[len("base/") :]: value for name, value in tensors.items() if name.startswith("base/")}
+    if residual["name"] in ("off", "context"):
         return phi
     return {name: torch.add(tensors[f"base/{name}"], value, alpha=residual["alpha"]) for name, value in phi.items()}
 

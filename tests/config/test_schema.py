@@ -20,7 +20,7 @@ from metarec.data.spec import DatasetSpec
 
 YAMLS = sorted(conf_dir().glob("*/*.yaml"))
 SHIPPED = {
-    "algorithm": 2,
+    "algorithm": 8,
     "dataset": 26,
     "evaluation": 1,
     "experiment": 1,
@@ -29,7 +29,7 @@ SHIPPED = {
     "model": 1,
     "objective": 1,
     "optimizer": 3,
-    "residual": 2,
+    "residual": 3,
     "schedule": 3,
 }
 
@@ -124,7 +124,9 @@ def test_command_line_options_are_frozen() -> None:
         == """
         seed warm_start data_dir cache_dir output_dir resume
         model.name model.embedding_dim model.hidden_dim model.dropout model.max_len
-        algorithm.name algorithm.inner.lr algorithm.inner.steps
+        algorithm.name algorithm.inner.lr algorithm.inner.steps algorithm.inner.clip algorithm.inner.adapt
+        algorithm.inner.support_weights algorithm.inner.recency algorithm.inner.rates algorithm.inner.rates_lr
+        algorithm.inner.prox algorithm.inner.recompute algorithm.multi_step algorithm.multi_step_until
         residual.name residual.alpha residual.l2 residual.init_scale
         hardware.device hardware.precision hardware.threads hardware.deterministic
         objective.name objective.label_smoothing
@@ -134,7 +136,7 @@ def test_command_line_options_are_frozen() -> None:
         evaluation.task_chunk evaluation.test_steps evaluation.control.lrs evaluation.control.steps
         evaluation.control.users
         logger.name logger.plots logger.every
-        train.steps train.meta_batch_size train.eval_every train.checkpoint_every train.patience train.sampler
+        train.steps train.meta_batch_size train.task_chunk train.eval_every train.checkpoint_every train.patience train.sampler
         pretrain.epochs pretrain.min_steps pretrain.batch_size pretrain.lr pretrain.weight_decay pretrain.clip_norm
         pretrain.patience pretrain.eval_every_epochs
     """.split()

@@ -1,0 +1,86 @@
+"""Every algorithm with every residual through the whole of a run; what a run stores of learned step sizes; refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference.tiny_runs import Work, metrics, same_bits, tensors
+
+from metarec.errors import ConfigError
+
+ALGORITHMS = ("maml", "fomaml", "maml_pp", "anil", "meta_sgd", "reptile", "imaml")
+SHORT = ("train.steps=2", "train.eval_every=1", "algorithm.inner.steps=2")
+
+
+@pytest.mark.parametrize("residual", ["off", "on", "context"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_with_every_residual(algorithm: str, residual: str, work: Work) -> None:
+    run = work.train(f"algorithm={algorithm}", f"residual={residual}", *SHORT)
+    found = metrics(run)
+    assert (found["algorithm"], found["residual"]) == (algorithm, residual)
+    first, last = (tensors_at(run, step) for step in (0, 2))
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    assert moved & {"phi/fc.weight", "phi/context.shift"}
+    assert not [name for name in moved if name.startswith("base/")]
+    learned = {name for name in first if name.startswith("phi/rates/")}
+    assert bool(learned) == (algorithm in ("meta_sgd", "maml_pp"))
+    assert learned <= moved
+    if residual == "context":
+        assert learned <= {"phi/rates/context.state", "phi/rates/context.shift"}
+
+
+def tensors_at(run, step: int) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
+    from metarec.runs.checkpoint import load_checkpoint
+
+    found, _ = load_checkpoint(run / "checkpoints" / f"step-{step:06d}")
+    return found
+
+
+@pytest.mark.parametrize("words", [("algorithm=meta_sgd", "residual=context"), ("algorithm=maml_pp", "residual=off")])
+def test_eval_gives_the_same_figures_again(words: tuple[str, ...], work: Work) -> None:
+    run = work.train(*words, *SHORT)
+    assert work.eval(run)["metrics"] == metrics(run)["metrics"]
+    more = work.eval(run, "steps=4")["metrics"]  # beyond the learned steps: the last one's sizes
+    assert more["fewshot"] != metrics(run)["metrics"]["fewshot"]
+    with pytest.raises(ConfigError, match="the run learned a step size for every weight"):
+        work.eval(run, "lr=0.1")
+
+
+def test_contexts_begin_as_the_pretrained_model(work: Work) -> None:
+    run = work.train("algorithm=maml", "residual=context", "train.steps=1", "train.eval_every=1", "train.patience=1",
+                     "optimizer.lr=1e-9")  # fmt: skip
+    found = metrics(run)["metrics"]
+    assert found["zeroshot"] == found["pretrained"]
+
+
+def test_chunks_of_tasks_give_the_same_gradient(work: Work) -> None:
+    whole = work.train("algorithm=maml", "residual=context", "hardware.precision=float64", *SHORT)
+    parts = work.train(
+        "algorithm=maml", "residual=context", "hardware.precision=float64", "train.task_chunk=5", *SHORT
+    )
+    a, b = tensors(whole, "last"), tensors(parts, "last")
+    assert not same_bits(a, b)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-8)
+
+
+def test_the_outer_step_size_of_rates_is_their_own(work: Work) -> None:
+    run = work.train("algorithm=maml", "residual=context", "algorithm.inner.rates=tensor", "train.steps=1",
+                     "train.eval_every=1", "algorithm.inner.rates_lr=0.5")  # fmt: skip
+    first, last = (tensors_at(run, step) for step in (0, 1))
+    moved = (last["phi/rates/context.shift"] - first["phi/rates/context.shift"]).abs()
+    assert moved.item() == pytest.approx(0.5, rel=1e-3)  # the first step of Adam is its step size
+    assert (last["phi/fc.bias"] - first["phi/fc.bias"]).abs().max().item() == pytest.approx(0.02, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("algorithm.inner.adapt=[fc.*,nothing.*]",), r"algorithm.inner.adapt: nothing.\*: matches no weight"),
+        (("algorithm=anil", "algorithm.head=[gru.x]"), "algorithm.head: gru.x: matches no weight"),
+        (("algorithm=anil", "algorithm.inner.adapt=[gru.*]"), "nothing of it adapts"),
+    ],
+)
+def test_a_pattern_without_a_match_is_refused(words: tuple[str, ...], text: str, work: Work) -> None:
+    with pytest.raises(ConfigError, match=text):
+        work.train(*words)
