@@ -65,6 +65,21 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def finish(document: dict[str, Any], record: bool) -> None:
+    """Print the one JSON object that a benchmark ends with; `record`: also a line in docs/results/performance.md."""
+    print(json.dumps(document))
+    if record:
+        page = Path(__file__).resolve().parent.parent / "docs" / "results" / "performance.md"
+        ratios = ", ".join(f"{name} {value:g}" for name, value in document["ratios"].items())
+        facts = document["machine"]
+        where = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
+        command = " ".join(
+            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *(w for w in sys.argv[1:] if w != "--record")]
+        )
+        with page.open("a", encoding="utf-8") as stream:
+            stream.write(f"| `{command}` | {ratios} | {where}, torch {facts['torch']} |\n")
+
+
 def peak_of_own_process(script: str, options: list[str]) -> int:
     """Peak resident bytes of a child process that runs one contender (the script's last line tells them)."""
     command = [sys.executable, str(Path(script).resolve()), *options]

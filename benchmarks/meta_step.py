@@ -1,8 +1,11 @@
-"""Claim: one FOMAML meta-batch is at least 4x faster than one task at a time, with the same meta-gradient.
+"""Claim: one meta-batch is many times faster than one task at a time, with the same meta-gradient.
 
     python benchmarks/meta_step.py                    # T=32, K=5, Q=10, 3 inner steps, V=1,518; four meta-batches
-    python benchmarks/meta_step.py --items 20000
+    python benchmarks/meta_step.py --items 20000 --vmap
+    python benchmarks/meta_step.py --items 1000000 --chunk 4 --contenders metarec,supervised --batches 1
+    python benchmarks/meta_step.py --steps 5 --contenders metarec,second,recompute     # first against second order
     python benchmarks/meta_step.py --quick            # fewer repetitions, no memory measurement
+    python benchmarks/meta_step.py --record           # also append a line to docs/results/performance.md
 
 Contenders, on the same episodes and weights (GRU4Rec, d=64, h=128, float32), each giving the meta-gradient:
 
@@ -11,6 +14,7 @@ Contenders, on the same episodes and weights (GRU4Rec, d=64, h=128, float32), ea
                (50), torch.optim.SGD for the inner steps, backward of the query loss, gradients summed
     loop_tight the same with each set padded to its own longest prefix only, the kindest form of the loop
     vmap       with --vmap: torch.func over full copies, a GRU written with torch operators (nn.GRU has no batching rule)
+    second     metarec with the exact second-order meta-gradient (MAML);  recompute: no graph of inner steps kept
     supervised one supervised step over the same T*(K+Q) examples through nn.GRU, expanded: no adaptation, a floor
 
 Histories: sessions of a long-tailed length, all pairs of a session, windows of K+Q pairs; so prefixes are nested as in
@@ -25,21 +29,22 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from machine import alternate, machine, medians, peak_of_own_process, peak_rss_bytes
+from machine import alternate, finish, machine, medians, peak_of_own_process, peak_rss_bytes
 from torch import Tensor, nn
 
-from metarec.algorithms.fomaml import fomaml
 from metarec.algorithms.inner import InnerLoop
+from metarec.algorithms.maml import MAML
 from metarec.core.batch import EpisodeBatch, PairBatch, Sequences
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
 from metarec.models.gru4rec import GRU4Rec
-from metarec.objectives.cross_entropy import cross_entropy
+from metarec.objectives.cross_entropy import CrossEntropy
 from metarec.tasks import Tasks
 
 MAX_LEN, DIM, HIDDEN = 50, 64, 128
@@ -128,16 +133,15 @@ def fresh(batch: EpisodeBatch) -> EpisodeBatch:
     return EpisodeBatch(again(batch.support), again(batch.query), batch.user)
 
 
-def together(params: Params, batch: EpisodeBatch, lr: float, steps: int) -> Params:
-    batch = fresh(batch)
+def together(params: Params, world: World, loop: InnerLoop, order: str = "first") -> Params:
+    """The meta-gradient by metarec, chunk of tasks after chunk; a first order algorithm is FOMAML, a second MAML."""
     phi = {name: value.detach().requires_grad_() for name, value in params.items()}
-    n_items = phi["fc.weight"].shape[0]
-    tasks = Tasks(GRU4Rec(n_items, DIM, HIDDEN), cross_entropy, lambda weights: weights)
-    losses = fomaml(InnerLoop(lr, steps)).meta_losses(
-        phi, tasks.loss(batch.support), tasks.loss(batch.query), batch.n_tasks
-    )
-    found = torch.autograd.grad(losses.mean(), list(phi.values()))
-    return dict(zip(phi, found, strict=True))
+    tasks = Tasks(GRU4Rec(len(phi["fc.bias"]), DIM, HIDDEN), CrossEntropy(), lambda weights: weights)
+    for batch in (fresh(part) for part in world.parts):
+        support, query = tasks.loss(batch.support), tasks.loss(batch.query)
+        losses = MAML(loop, order).meta_losses(phi, support, query, batch.n_tasks)
+        torch.autograd.backward(losses.sum() / len(world.first))
+    return {name: grad for name, value in phi.items() if (grad := value.grad) is not None}
 
 
 def functional_loss(params: Params, items: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
@@ -177,17 +181,27 @@ class World:
         self.k, self.q = options.support, options.query
         self.batcher, self.first = histories(options.tasks, options.items, self.k + self.q, seed)
         self.span = self.first[:, None] + np.arange(self.k + self.q)
-        self.batch = self.make()
+        self.parts = self.make(options.chunk)
         self.tight = [(padded(self.batcher, own[: self.k]), padded(self.batcher, own[self.k :])) for own in self.span]
         self.fixed = [(to_max_len(support), to_max_len(query)) for support, query in self.tight]
         self.stacked = stacked([support for support, _ in self.tight]), stacked([query for _, query in self.tight])
         self.everything = padded(self.batcher, self.span.ravel())
 
-    def make(self) -> EpisodeBatch:
-        return self.batcher.episodes(np.arange(len(self.first)), self.first, self.k, self.q)
+    def make(self, chunk: int) -> list[EpisodeBatch]:
+        """The meta-batch, in chunks of tasks."""
+        user, size = np.arange(len(self.first)), chunk or len(self.first)
+        parts = [slice(begin, begin + size) for begin in range(0, len(user), size)]
+        return [self.batcher.episodes(user[part], self.first[part], self.k, self.q) for part in parts]
 
     def prefix_lengths(self) -> np.ndarray:
         return np.minimum(self.batcher.pair_event[self.span] - self.batcher.pair_begin[self.span], MAX_LEN).ravel()
+
+
+PAIRS = [
+    *(("loop", name) for name in ("metarec", "loop_tight", "supervised", "vmap", "second")),
+    ("loop_tight", "metarec"), ("vmap", "metarec"), ("metarec", "supervised"), ("second", "metarec"),
+    ("recompute", "second"), ("second", "supervised"),
+]  # fmt: skip
 
 
 def over_all(way: Callable[[World], object], worlds: list[World]) -> None:
@@ -208,6 +222,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 = as torch chooses")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--vmap", action="store_true", help="also vmap over copies (slow; gigabytes at many items)")
+    parser.add_argument("--chunk", type=int, default=0, help="tasks in memory at once; 0 = all")
+    parser.add_argument("--contenders", default="metarec,loop,loop_tight,supervised", help="comma-separated")
+    parser.add_argument("--record", action="store_true", help="append a line to docs/results/performance.md")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
@@ -223,23 +240,29 @@ def main() -> None:
     params = GRU4Rec(options.items, DIM, HIDDEN).init(torch.Generator().manual_seed(1))
     module = Published(options.items)
     module.load_state_dict(params)
-    ways: dict[str, Callable[[World], Params | None]] = {
-        "metarec": lambda world: together(params, world.batch, lr, steps),
+    loop = InnerLoop(lr, steps)
+    every_way: dict[str, Callable[[World], Params | None]] = {
+        "metarec": lambda world: together(params, world, loop),
+        "second": lambda world: together(params, world, loop, "second"),
+        "recompute": lambda world: together(params, world, replace(loop, recompute=True), "second"),
+        "vmap": lambda world: over_copies(params, *world.stacked, lr, steps),
         "loop": lambda world: one_task_at_a_time(module, world.fixed, lr, steps),
         "loop_tight": lambda world: one_task_at_a_time(module, world.tight, lr, steps),
         "supervised": lambda world: supervised(module, world.everything),
     }
-    if options.vmap:
-        ways["vmap"] = lambda world: over_copies(params, *world.stacked, lr, steps)
+    asked = options.contenders.split(",") + (["vmap"] if options.vmap else [])
+    if unknown := set(asked) - set(every_way):
+        parser.error(f"--contenders: {sorted(unknown)}; there are {sorted(every_way)}")
+    ways = {name: every_way[name] for name in asked}
     contenders = {name: partial(over_all, way, worlds) for name, way in ways.items()}
     if options.only:
         contenders[options.only]()
         print(json.dumps({"peak_rss": peak_rss_bytes()}))
         return
 
-    wanted = ways["loop"](worlds[0])
     difference = {}
-    for name in sorted({"metarec", "loop_tight", "vmap"} & set(ways)):
+    wanted = ways["loop"](worlds[0]) if "loop" in ways else None
+    for name in sorted({"metarec", "loop_tight", "vmap"} & set(ways)) if wanted else ():
         got = ways[name](worlds[0])
         assert got is not None
         assert wanted is not None
@@ -252,7 +275,7 @@ def main() -> None:
     start = time.perf_counter()
     for _ in range(5):
         for world in worlds:
-            world.make()
+            world.make(options.chunk)
     batching = (time.perf_counter() - start) / 5 / len(worlds)
 
     every = alternate(contenders, 2 if options.quick else options.repeats)
@@ -260,43 +283,49 @@ def main() -> None:
     seconds = medians(every)
     for name, value in seconds.items():
         spread = f"{min(every[name]) * 1e3:.1f} to {max(every[name]) * 1e3:.1f}"
-        print(f"{name:11s} {value * 1e3:8.1f} ms (median; {spread})   {seconds['loop'] / value:6.2f}x the loop")
+        against = f"   {seconds['loop'] / value:6.2f}x the loop" if "loop" in seconds else ""
+        print(f"{name:11s} {value * 1e3:8.1f} ms (median; {spread}){against}")
     print(f"{'batching':11s} {batching * 1e3:8.1f} ms")
     memory = {}
     if not options.quick:
         same = ["--items", str(options.items), "--tasks", str(options.tasks), "--steps", str(steps)]
         same += ["--batches", "1", "--threads", str(options.threads)]
-        same += ["--support", str(k), "--query", str(q)] + (["--vmap"] if options.vmap else [])
+        same += ["--support", str(k), "--query", str(q), "--chunk", str(options.chunk), "--contenders", ",".join(ways)]
         memory = {name: peak_of_own_process(__file__, [*same, "--only", name]) for name in contenders}
-    ratios = {f"loop_over_{name}": seconds["loop"] / value for name, value in seconds.items() if name != "loop"}
-    ratios["loop_tight_over_metarec"] = seconds["loop_tight"] / seconds["metarec"]
-    ratios["metarec_over_supervised"] = seconds["metarec"] / seconds["supervised"]
-    ratios["loop_over_metarec_with_batching"] = seconds["loop"] / (seconds["metarec"] + batching)
-    print(
-        json.dumps(
-            {
-                "benchmark": "meta_step",
-                "ratios": {name: round(value, 3) for name, value in ratios.items()},
-                "seconds": {**seconds, "batching": batching},
-                "bytes": {
-                    "peak_rss": peak_rss_bytes(),
-                    **{f"peak_rss_{name}": value for name, value in memory.items()},
-                },
-                "sizes": {
-                    "meta_batches": options.batches,
-                    "tasks": options.tasks,
-                    "support": k,
-                    "query": q,
-                    "inner_steps": steps,
-                    "items": options.items,
-                    "embedding_dim": DIM,
-                    "hidden_dim": HIDDEN,
-                    "prefix_length": prefix,
-                },
-                "gradient_difference": difference,
-                "machine": machine(),
-            }
-        )
+    ratios = {
+        f"{slow}_over_{quick}": seconds[slow] / seconds[quick]
+        for slow, quick in PAIRS
+        if slow in seconds and quick in seconds
+    }
+    if "loop" in seconds and "metarec" in seconds:
+        ratios["loop_over_metarec_with_batching"] = seconds["loop"] / (seconds["metarec"] + batching)
+    for name in ("second", "recompute"):
+        if name in memory and "metarec" in memory:
+            ratios[f"peak_{name}_over_metarec"] = memory[name] / memory["metarec"]
+    finish(
+        {
+            "benchmark": "meta_step",
+            "ratios": {name: round(value, 3) for name, value in ratios.items()},
+            "seconds": {**seconds, "batching": batching},
+            "bytes": {
+                "peak_rss": peak_rss_bytes(),
+                **{f"peak_rss_{name}": value for name, value in memory.items()},
+            },
+            "sizes": {
+                "meta_batches": options.batches,
+                "tasks": options.tasks,
+                "support": k,
+                "query": q,
+                "inner_steps": steps,
+                "items": options.items,
+                "embedding_dim": DIM,
+                "hidden_dim": HIDDEN,
+                "prefix_length": prefix,
+            },
+            "gradient_difference": difference,
+            "machine": machine(),
+        },
+        options.record,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,50 +23,51 @@ from metarec.algorithms.maml import MAML
 from metarec.algorithms.maml_pp import maml_pp
 from metarec.algorithms.meta_sgd import meta_sgd
 from metarec.algorithms.reptile import Reptile
+from metarec.benches import AnyBench, Hardware, ImageBench, SequenceBench
 from metarec.config.schema import (
     AdamConfig,
     AdamWConfig,
     AlgorithmConfig,
     AnilConfig,
     Config,
+    Conv4Config,
     CrossEntropyConfig,
     EvaluationConfig,
     FomamlConfig,
-    Gru4RecConfig,
     HardwareConfig,
     ImamlConfig,
     MamlPpConfig,
     MetaConfig,
     MetaSgdConfig,
+    ModelConfig,
     ReptileConfig,
     ResidualConfig,
     ResidualContextConfig,
     ResidualOnConfig,
+    SASRecConfig,
     SgdConfig,
     TrainConfig,
 )
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
+from metarec.data.omniglot import Omniglot
 from metarec.data.prepare import prepare
+from metarec.data.source import locate
+from metarec.data.spec import DatasetSpec
 from metarec.data.store import Prepared
 from metarec.errors import ConfigError, EnvironmentFault
-from metarec.evaluate import Control, Episodes
+from metarec.evaluate import Control
+from metarec.models.conv4 import Conv4
 from metarec.models.gru4rec import GRU4Rec
+from metarec.models.sasrec import SASRec
 from metarec.objectives.cross_entropy import cross_entropy
 from metarec.residual import Residual
 from metarec.residual.context import ContextResidual
 from metarec.residual.full import FullResidual
 from metarec.residual.off import NoResidual
-from metarec.tasks import Model, Tasks
+from metarec.tasks import Model
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-@dataclass(frozen=True)
-class Hardware:
-    device: torch.device
-    dtype: torch.dtype
-    line: str  # for the reader
 
 
 def hardware(config: HardwareConfig) -> Hardware:
@@ -92,12 +93,37 @@ def hardware(config: HardwareConfig) -> Hardware:
     return Hardware(torch.device(name), DTYPES[config.precision], line)
 
 
-def model(config: Gru4RecConfig, n_items: int) -> GRU4Rec:
-    return GRU4Rec(n_items, config.embedding_dim, config.hidden_dim, config.dropout)
+def model(config: ModelConfig, n_items: int) -> Model:
+    if isinstance(config, SASRecConfig):
+        return SASRec(
+            n_items, config.dim, config.n_layers, config.n_heads, config.dropout, config.max_len, config.ffn_dim,
+            config.tie, config.n_prefix,
+        )  # fmt: skip
+    if isinstance(config, Conv4Config):
+        return Conv4(n_items, filters=config.filters, pool=config.pool)
+    return GRU4Rec(
+        n_items, config.embedding_dim, config.hidden_dim, config.dropout, config.n_layers, config.tie,
+        config.embedding_dropout,
+    )  # fmt: skip
 
 
 def objective(config: CrossEntropyConfig) -> Any:
     return partial(cross_entropy, label_smoothing=config.label_smoothing)
+
+
+CONTEXT_DROPOUT = 0.3
+
+
+def dropout(config: TrainConfig) -> float:
+    """The rate in the query loss; None in the configuration: as much as contexts want, none for whole weights."""
+    if config.train.dropout is not None:
+        return config.train.dropout
+    return CONTEXT_DROPOUT if kind_of(config) == "contexts" else 0.0
+
+
+def with_dropout(model: Any, rate: float) -> Any:
+    """The same model with another rate of dropout; the rules refuse a model without any."""
+    return replace(model, dropout=rate)
 
 
 def residual(config: ResidualConfig, model: Model, base: Params) -> Residual:
@@ -149,7 +175,15 @@ def _matching(key: str, patterns: Sequence[str], names: Sequence[str]) -> frozen
     return frozenset(found)
 
 
-CONTEXT_LR, CONTEXT_STEPS = 1.0, 3  # contexts are few and start at zero: they take steps that would wreck whole weights
+def statistics(config: MetaConfig, model: Model) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the batch-norm statistics that a run keeps for each inner step (MAML++); mostly none."""
+    if not isinstance(config, MamlPpConfig) or config.bnrs is False:
+        return {}
+    found: dict[str, tuple[int, ...]] = getattr(model, "statistics_shapes", {})
+    return found
+
+
+CONTEXT_LR, CONTEXT_STEPS = 3.0, 1  # contexts are few and start at zero: they take steps that would wreck whole weights
 
 
 def algorithm(
@@ -178,6 +212,7 @@ def algorithm(
             switch_step=round(config.switch * outer_steps),
             msl_until=round(config.msl_until * outer_steps),
             norms=[] if config.bnwb is False else [n for n in getattr(model, "norms", ()) if n in learnable(on, model)],
+            statistics=statistics(config, model),
         )
     loop = replace(loop, rates=config.inner.rates)
     if isinstance(config, AnilConfig):
@@ -190,20 +225,31 @@ def algorithm(
     return MAML(loop, config.order, round(config.switch * outer_steps), config.multi_step, until)
 
 
+OUTER_LR = {"contexts": 5e-4, "weights": 3e-4, "images": 1e-3}  # what `optimizer.lr: null` stands for
+
+
+def kind_of(config: TrainConfig) -> str:
+    """What an outer step trains, by which defaults differ."""
+    if config.dataset.source == "omniglot":
+        return "images"
+    return "contexts" if isinstance(config.residual, ResidualContextConfig) else "weights"
+
+
 def optimizer(
-    config: AdamConfig | AdamWConfig | SgdConfig, params: Params, rates_lr: float | None = None
+    config: AdamConfig | AdamWConfig | SgdConfig, params: Params, kind: str, rates_lr: float | None = None
 ) -> torch.optim.Optimizer:
     """Learned inner step sizes have an outer step size of their own and no weight decay."""
-    own = [value for name, value in params.items() if not name.startswith(RATE)]
+    lr = config.lr if config.lr is not None else OUTER_LR[kind]
+    own = [value for name, value in params.items() if value.requires_grad and not name.startswith(RATE)]
     rates = [value for name, value in params.items() if name.startswith(RATE)]
     leaves: list[dict[str, Any]] = [{"params": own}] if own else []
     if rates:
-        leaves.append({"params": rates, "lr": rates_lr or config.lr, "weight_decay": 0.0})
+        leaves.append({"params": rates, "lr": rates_lr or lr, "weight_decay": 0.0})
     if isinstance(config, SgdConfig):
-        return torch.optim.SGD(leaves, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    kind = torch.optim.AdamW if isinstance(config, AdamWConfig) else torch.optim.Adam
+        return torch.optim.SGD(leaves, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    adam = torch.optim.AdamW if isinstance(config, AdamWConfig) else torch.optim.Adam
     beta1, beta2 = config.betas
-    return kind(leaves, lr=config.lr, betas=(beta1, beta2), eps=config.eps, weight_decay=config.weight_decay)
+    return adam(leaves, lr=lr, betas=(beta1, beta2), eps=config.eps, weight_decay=config.weight_decay)
 
 
 COSINE_END = 0.01  # of the outer step size, where MAML++ anneals it
@@ -227,42 +273,22 @@ def cache_dir(config: Config) -> Path:
     return Path(config.cache_dir).expanduser()
 
 
-def data(config: Config, spec: Any, report: Any, export: Path | None = None) -> Prepared:
+def data(config: Config, spec: DatasetSpec, report: Any, export: Path | None = None) -> Prepared | Omniglot:
+    if spec.source == "omniglot":
+        if export is not None:
+            raise ConfigError("export", export, "images have no tables to export", "leave it out")
+        return Omniglot.load(locate(spec, data_dir(config)), spec.images)
     return prepare(spec, data_dir=data_dir(config), cache_dir=cache_dir(config), report=report, export_dir=export)
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What every method of a run is measured with."""
-
-    prepared: Prepared
-    batcher: Batcher
-    model: Model
-    objective: Any
-    hardware: Hardware
-    evaluation: EvaluationConfig
-
-    def tasks(self, over: Residual | None = None) -> Tasks:
-        """Losses and logits over the model's own weights, or over a residual's."""
-        return Tasks(self.model, self.objective, (lambda phi: phi) if over is None else over.compose)
-
-    def episodes(self, split: str, *, n_support: int | None = None, rows: np.ndarray | None = None) -> Episodes:
-        ranges = self.prepared.episodes(split)
-        return Episodes(
-            self.batcher,
-            ranges,
-            np.arange(len(ranges.user)) if rows is None else rows,
-            ranges.n_support if n_support is None else n_support,
-            self.evaluation.task_chunk,
-            self.hardware.device,
-        )
-
-
-def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: Prepared, on: Hardware) -> Bench:
+def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: Prepared | Omniglot, on: Hardware) -> AnyBench:
+    made, cost = model(config.model, prepared.n_items), objective(config.objective)
+    if isinstance(prepared, Omniglot):
+        return ImageBench(prepared, made, cost, on, evaluation)
     batcher = Batcher(
         np.asarray(prepared.item),
         np.asarray(prepared.pair_begin),
         np.asarray(prepared.pair_event),
         config.model.max_len,
     )
-    return Bench(prepared, batcher, model(config.model, prepared.n_items), objective(config.objective), on, evaluation)
+    return SequenceBench(prepared, batcher, made, cost, on, evaluation)

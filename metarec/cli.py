@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from metarec.config.schema import Config
 
 INTERRUPTED, TERMINATED = 130, 143
+RESUMABLE = ("train", "compare")
 
 
 def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -106,8 +107,8 @@ def launch(verb: str, words: list[str]) -> int:
     from metarec.config.overrides import check_words
 
     args = parse(verb, words)
-    if verb == "train" and not args.show and any(word.startswith("resume=") for word in args.overrides):
-        return resume(args.overrides, multirun=args.multirun)
+    if verb in RESUMABLE and not args.show and any(word.startswith("resume=") for word in args.overrides):
+        return resume(verb, args.overrides, multirun=args.multirun)
     checked = check_words(verb, args.overrides, multirun=args.multirun, config_dir=args.config_dir, rules=not args.show)
     if args.show:
         hydra_main(verb, [*args.flags, *checked.words])
@@ -136,8 +137,8 @@ def launch(verb: str, words: list[str]) -> int:
     return code if args.multirun else _ended[-1]
 
 
-def resume(overrides: list[str], *, multirun: bool) -> int:
-    """``metarec train resume=RUN_DIR``, alone; raises MetarecError."""
+def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
+    """``metarec VERB resume=RUN_DIR``, alone; raises MetarecError."""
     from pathlib import Path
 
     from metarec.config.compose import config_from_yaml
@@ -150,14 +151,13 @@ def resume(overrides: list[str], *, multirun: bool) -> int:
         raise ConfigError("resume", run_dir, what, "give it alone")
     stored = run_dir / "config.yaml"
     if not run_dir.is_dir():
-        raise ConfigError("resume", run_dir, "no such run directory", "give OUTPUT_DIR/train/RUN")
+        raise ConfigError("resume", run_dir, "no such run directory", f"give OUTPUT_DIR/{verb}/RUN")
     try:
         text = stored.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as reason:
         what = "not readable, so this is no run directory"
-        raise ConfigError(stored, reason, what, "give OUTPUT_DIR/train/RUN") from reason
-    config = config_from_yaml(text, "train")
-    run_verb("train", config, run_dir, True)
+        raise ConfigError(stored, reason, what, f"give OUTPUT_DIR/{verb}/RUN") from reason
+    run_verb(verb, config_from_yaml(text, verb), run_dir, True)
     return 0
 
 

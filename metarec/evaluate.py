@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from metarec.algorithms import inner
 from metarec.algorithms.inner import InnerLoop
-from metarec.core.batch import EpisodeBatch, PairBatch
+from metarec.core.batch import EpisodeBatch, ImageBatch, PairBatch
 from metarec.core.weights import Params, Weights
 from metarec.data.batches import Batcher
 from metarec.data.episodes import EpisodeRanges
@@ -62,13 +63,35 @@ class Episodes:
                 self.device
             )
 
+    @property
+    def n_query(self) -> int:
+        return self.ranges.n_query
+
+    @property
+    def sha256(self) -> str:
+        return self.ranges.sha256
+
     def pairs(self) -> tuple[Ints, Ints]:
         """Numbers of the support pairs [N, K] and query pairs [N, Q]."""
         span = self.ranges.first_pair[self.rows][:, None] + np.arange(self.ranges.n_support + self.ranges.n_query)
         return span[:, self.ranges.n_support - self.n_support : self.ranges.n_support], span[:, self.ranges.n_support :]
 
 
-def ranks(tasks: Tasks, episodes: Episodes, method: Method, ties: str) -> tuple[Ints, Ints]:
+class Judged(Protocol):
+    """Episodes of any kind: what ranks are made of."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def user(self) -> Ints: ...
+
+    @property
+    def n_query(self) -> int: ...
+
+    def batches(self) -> Iterator[EpisodeBatch]: ...
+
+
+def ranks(tasks: Tasks, episodes: Judged, method: Method, ties: str) -> tuple[Ints, Ints]:
     """Rank of every target [N, Q] and the ten best items [N, Q, 10] (1-based; fewer where the catalogue is smaller)."""
     found, top = [], []
     with torch.no_grad():
@@ -79,7 +102,7 @@ def ranks(tasks: Tasks, episodes: Episodes, method: Method, ties: str) -> tuple[
     return np.concatenate(found), np.concatenate(top)
 
 
-def _rank(tasks: Tasks, weights: Weights, query: PairBatch, ties: str) -> tuple[Ints, Ints]:
+def _rank(tasks: Tasks, weights: Weights, query: PairBatch | ImageBatch, ties: str) -> tuple[Ints, Ints]:
     logits = tasks.logits(weights, query)
     best = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices + 1
     return rank_of_target(logits, query.target, ties).cpu().numpy(), best.cpu().numpy()
@@ -112,7 +135,7 @@ class Control:
 
 
 def tune_control(
-    tasks: Tasks, phi: Params, episodes: Episodes, lrs: Sequence[float], steps: Sequence[int], monitor: str, ties: str,
+    tasks: Tasks, phi: Params, episodes: Judged, lrs: Sequence[float], steps: Sequence[int], monitor: str, ties: str,
     on_lr: Callable[[float], None] = lambda lr: None,
 ) -> Control:  # fmt: skip
     """Choose step size and steps of plain fine-tuning by the mean of `monitor` over the episodes (validation users).
@@ -144,20 +167,20 @@ def tune_control(
     return Control(best["lr"], int(best["steps"]), best[monitor], tried)
 
 
-def records(batcher: Batcher, episodes: Episodes, found: Mapping[str, Ints], n_items: int) -> TargetRecords:
-    """One row a target, with what the comparison needs to know of it."""
-    n_episodes, n_query = len(episodes), episodes.ranges.n_query
+def records(episodes: Judged, found: Mapping[str, Ints], n_items: int, repeat: NDArray[np.bool_]) -> TargetRecords:
+    """One row a target; `repeat` bool [N, Q]: the target is already in its prefix or in the support."""
+    n_episodes, n_query = len(episodes), episodes.n_query
     return TargetRecords(
         user=np.repeat(episodes.user, n_query),
         episode=np.repeat(np.arange(n_episodes), n_query),
         position=np.tile(np.arange(n_query), n_episodes),
-        repeat=_repeats(batcher, episodes).reshape(-1),
+        repeat=repeat.reshape(-1),
         ranks={name: rank.reshape(-1) for name, rank in found.items()},
         n_items=n_items,
     )
 
 
-def _repeats(batcher: Batcher, episodes: Episodes) -> NDArray[np.bool_]:
+def repeats(batcher: Batcher, episodes: Episodes) -> NDArray[np.bool_]:
     """bool [N, Q]: the target stands in its own prefix or in the support (prefixes and targets)."""
     support, query = episodes.pairs()
     out = np.zeros(query.shape, dtype=bool)

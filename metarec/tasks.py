@@ -1,10 +1,14 @@
 """What a batch of pairs costs under some weights: model and objective in one place, for every path.
 
-One forward pass serves pretraining, the inner loop, the outer loss and evaluation: sequences -> states -> logits.
+One forward pass serves pretraining, the inner loop, the outer loss and evaluation: sequences -> states -> scores. An
+objective gives the loss of every pair; the loss of a task is their weighted mean.
+
+Shapes: T tasks, N pairs, V items.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,12 +16,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metarec.core.batch import PairBatch
+from metarec.core.batch import ImageBatch, PairBatch
 from metarec.core.weights import Params, Weights
+from metarec.objectives.scores import Scores
+
+Objective = Callable[[Scores, Tensor, torch.Generator | None], Tensor]  # scores, target [T, N], generator -> [T, N]
 
 
 class Model(Protocol):
-    """A model: named weights, states of its inputs, scores of all items.
+    """A model: named weights, states of its inputs, scores of all items or of some (`objectives.scores.Scorer`).
+
+    A generator switches dropout on.
 
     `context_shapes`: further named vectors, zero without effect, that `residual=context` adapts for each task; `encode` and
     `score` read them where `params` holds them. `head`: names of the weights that `score` reads (contexts among them).
@@ -35,22 +44,53 @@ class Model(Protocol):
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = ...) -> Params: ...
 
-    def encode(self, params: Weights, inputs: Any) -> Tensor: ...
+    def encode(self, params: Weights, inputs: Any, generator: torch.Generator | None = None) -> Tensor: ...
 
-    def score(self, params: Weights, states: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+    def score(
+        self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Tasks:
     model: Model
-    objective: Callable[[Tensor, Tensor], Tensor]  # logits [T, N, V], target [T, N] -> [T]
+    objective: Objective
     compose: Callable[[Weights], Weights]  # what is adapted -> the model's weights (the residual)
 
-    def logits(self, phi: Weights, pairs: PairBatch, generator: torch.Generator | None = None) -> Tensor:
+    def logits(self, phi: Weights, pairs: PairBatch | ImageBatch, generator: torch.Generator | None = None) -> Tensor:
         """[T, N, V]; a generator switches dropout on."""
         theta = self.compose(phi)
-        return self.model.score(theta, pairs.gather(self.model.encode(theta, pairs.inputs)), generator)
+        return self.model.score(theta, self._states(theta, pairs, generator), generator)
 
-    def loss(self, pairs: PairBatch, generator: torch.Generator | None = None) -> Callable[[Weights], Tensor]:
-        """phi -> the loss of every task [T]."""
-        return lambda phi: self.objective(self.logits(phi, pairs, generator), pairs.target)
+    def loss(
+        self, pairs: PairBatch | ImageBatch, generator: torch.Generator | None = None, weights: Tensor | None = None
+    ) -> Callable[[Weights], Tensor]:
+        """phi -> the loss of every task [T]: sum(w * each) / sum(w) over the pairs that count, 0 where none does.
+
+        A generator switches dropout on, and an objective that draws items needs one. The loss is a function of phi alone:
+        every call drops the same units and draws the same items, so it can be adapted by, recomputed, and compared with a
+        difference; and the generator given is left as it was, so another loss needs another one (`core.seeding`).
+        `weights` float [N] or [T, N], >= 0: what a pair counts, 1 without.
+        """
+        kept = None if generator is None else generator.clone_state()
+        target, counts = pairs.target, pairs.target > 0
+
+        def loss(phi: Weights) -> Tensor:
+            theta, dropping = self.compose(phi), None if kept is None else kept.clone_state()
+            scores = Scores.of_model(self.model, theta, self._states(theta, pairs, dropping), dropping)
+            each = self.objective(scores, target, None if kept is None else _apart(kept))
+            if weights is None:
+                return each.sum(1) / counts.sum(1).clamp(min=1)
+            total = (weights * counts).sum(1)
+            return (weights * each).sum(1) / torch.where(total > 0, total, 1.0)
+
+        return loss
+
+    def _states(self, theta: Weights, pairs: PairBatch | ImageBatch, generator: torch.Generator | None) -> Tensor:
+        return pairs.gather(self.model.encode(theta, pairs.inputs, generator))
+
+
+def _apart(generator: torch.Generator) -> torch.Generator:
+    """Another stream of numbers, for items to draw: what is dropped must say nothing about what is drawn."""
+    key = hashlib.sha256(b"items" + generator.get_state().numpy().tobytes()).digest()
+    return torch.Generator(generator.device).manual_seed(int.from_bytes(key[:8], "little") >> 1)

@@ -7,6 +7,7 @@ resumed run ends with the same bits as one that was never stopped.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -33,6 +34,22 @@ class Plan:
     monitor: str  # key of what `validate` returns; larger is better
     log_every: int = 10
     method: str = "zeroshot"  # what is validated, by its name in the tables
+
+
+@dataclass
+class Timer:
+    """Seconds spent in outer steps, validations and checkpoints left out; the first step, which warms up, apart."""
+
+    seconds: float = 0.0
+    steps: int = 0
+
+    def add(self, seconds: float, first: bool) -> None:
+        if not first:
+            self.seconds, self.steps = self.seconds + seconds, self.steps + 1
+
+    @property
+    def per_step(self) -> float | None:
+        return self.seconds / self.steps if self.steps else None
 
 
 @dataclass
@@ -127,6 +144,7 @@ def fit(
     history: History | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] = lambda step, shown: None,
     stop: Stop | None = None,
+    timer: Timer | None = None,
 ) -> tuple[Progress, Params]:
     """Train `params` (leaves, moved in place) and return where it ended and the best parameters by validation.
 
@@ -136,7 +154,7 @@ def fit(
     Raises DivergedError naming the step before a loss or gradient that is not finite reaches a weight.
     """
     at = at or Progress()
-    leaves = list(params.values())
+    leaves, began_at = list(params.values()), at.step
     base_lr = [group["lr"] for group in optimizer.param_groups]
     best = {name: value.detach().clone() for name, value in params.items()} if store is None else {}
 
@@ -170,6 +188,7 @@ def fit(
         while at.step < plan.steps and not at.stopped:
             for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
                 group["lr"] = lr * factor(at.step)
+            began = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             total = 0.0
             found = loss_at(at.step)
@@ -182,6 +201,8 @@ def fit(
             if plan.clip_norm > 0:
                 torch.nn.utils.clip_grads_with_norm_(leaves, plan.clip_norm, norm)
             optimizer.step()
+            if timer is not None:
+                timer.add(time.perf_counter() - began, first=at.step == began_at)
             at.step += 1
             shown = {"loss": total, "grad_norm": float(norm)}
             if history is not None and (at.step % plan.log_every == 0 or at.step == plan.steps):

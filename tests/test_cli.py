@@ -117,7 +117,7 @@ def test_examples_of_the_help_pass_the_check() -> None:
         words = [word.replace("=FILE", "=/f.csv").replace("=DIR", "=/d") for word in words]
         multirun = "-m" in words
         words = [word for word in words if word != "-m"]
-        if verb in ("train", "prepare") and not any(word.startswith("data_dir=") for word in words):
+        if verb in ("train", "prepare", "compare") and not any(word.startswith("data_dir=") for word in words):
             words.append("data_dir=/data")
         check_words(verb, words, multirun=multirun)
 
@@ -328,10 +328,10 @@ def test_resume_refuses(words: list[str], line: str, runs: list[Any], capsys: py
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("metarec ", ["prepare", "train", "eval", "--help", "--version"]),
+        ("metarec ", ["prepare", "train", "eval", "compare", "--help", "--version"]),
         ("metarec tr", ["train"]),
         ("metarec train algor", ["algorithm=", "algorithm."]),
-        ("metarec train residual=", ["residual=off", "residual=on"]),
+        ("metarec train residual=", ["residual=context", "residual=off", "residual=on"]),
         ("metarec train -m residual=o", ["residual=off", "residual=on"]),
         ("metarec train seed=2 optimizer.l", ["optimizer.lr="]),
         ("metarec train dataset.episodes.n_s", ["dataset.episodes.n_support="]),

@@ -18,7 +18,7 @@ from metarec.algorithms.inner import InnerLoop
 from metarec.core.weights import Params
 from metarec.data.episodes import EpisodeRanges
 from metarec.errors import DivergedError
-from metarec.evaluate import Episodes, Method, monitored, pair_metrics, ranks, records, tune_control
+from metarec.evaluate import Episodes, Method, monitored, pair_metrics, ranks, records, repeats, tune_control
 from metarec.metrics.ranking import METRICS
 from metarec.models.gru4rec import GRU4Rec
 from metarec.objectives.cross_entropy import cross_entropy
@@ -159,7 +159,8 @@ def test_single_pairs_score_as_in_their_episodes(small: Small) -> None:
 @pytest.mark.parametrize("n_support", [0, 2, N_SUPPORT])
 def test_a_repeat_was_seen_in_the_prefix_or_the_support(n_support: int, small: Small) -> None:
     found = {"zeroshot": small.slow_ranks(0.0, 0)}
-    got = records(small.log.batcher, small.episodes(n_support=n_support), found, N_ITEMS)
+    episodes = small.episodes(n_support=n_support)
+    got = records(episodes, found, N_ITEMS, repeats(small.log.batcher, episodes))
     expected = []
     for user in range(small.log.n_users):
         pairs = user * small.log.n_pairs + np.arange(N_SUPPORT + N_QUERY)

@@ -17,7 +17,7 @@ ROWS = [
     {"core"},
     {"data", "models", "algorithms", "residual", "objectives", "schedules", "metrics"},
     {"report", "runs", "tasks", "train", "pretrain", "evaluate"},
-    {"config", "build", "verbs"},
+    {"config", "build", "benches", "verbs"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -7,7 +7,9 @@
     bnwb   weight and bias of the norms for each step, learned, not adapted               (models with norms)
     ca     cosine annealing of the outer step size                                        (`schedule`)
 
-The first three stand here; bnwb is `InnerLoop.per_step`; bnrs is the model's; ca is the schedule of the outer loop.
+The first three stand here; bnwb and bnrs are `InnerLoop.per_step`; ca is the schedule of the outer loop. The statistics of
+bnrs are running means over training tasks of what each step's images had; training itself normalises by the images at
+hand, as the authors' code does, and what was kept is used at validation and test, where it does not change.
 
 Source: Antoniou, Edwards & Storkey 2019, arXiv:1810.09502, sec. 4.
 """
@@ -30,9 +32,10 @@ def maml_pp(
     switch_step: int = 0,
     msl_until: int = 0,
     norms: Collection[str] = (),
+    statistics: Collection[str] = (),
 ) -> MAML:
-    """`norms`: names of the norms' weights and biases that each step has for itself (empty: bnwb off)."""
-    loop = replace(inner, rates="tensor_step" if lslr else inner.rates, per_step=frozenset(norms))
+    """Names that each step has for itself: `norms` weights and biases (empty: bnwb off), `statistics` (empty: bnrs off)."""
+    loop = replace(inner, rates="tensor_step" if lslr else inner.rates, per_step=frozenset([*norms, *statistics]))
     return MAML(
         loop,
         order="annealed" if da else "second",

@@ -49,15 +49,16 @@ class Reptile:
         def all_pairs(weights: Weights) -> Tensor:
             return share * support_loss(weights) + (1 - share) * query_loss(weights)
 
-        with torch.no_grad():
+        with torch.no_grad():  # the direction too: where nothing is pulled, `weight.shared` is the leaf phi itself
             weights = inner.adapt(all_pairs, phi, n_tasks, self.inner)
             losses = judged(query_loss, weights, self.inner.pull)
-        pseudo = sum(
-            (phi[name] * -(_mean_offset(weight, n_tasks) + weight.shared - phi[name].detach())).sum()
-            for name, weight in weights.items()
-            if self.inner.moves(name)
-        )
-        return losses + (pseudo - pseudo.detach())  # type: ignore[union-attr]
+            moved = {
+                name: _mean_offset(weight, n_tasks) + (weight.shared - phi[name])
+                for name, weight in weights.items()
+                if self.inner.moves(name)
+            }
+        pseudo = torch.stack([(phi[name] * direction).sum() for name, direction in moved.items()]).sum()
+        return losses + (pseudo.detach() - pseudo)
 
 
 def _mean_offset(weight: FastWeight, n_tasks: int) -> Tensor:

@@ -19,7 +19,7 @@ from metarec.errors import ConfigError
 
 # Allowed values of the group `dataset`, whose dataclasses (metarec.data.spec) know nothing of configuration.
 DATASET_RANGES: dict[str, dict[str, Any]] = {
-    "dataset.source": {"choices": ("log", "synthetic", "episode_tables")},
+    "dataset.source": {"choices": ("log", "synthetic", "episode_tables", "omniglot")},
     "dataset.path": {"path": True},
     "dataset.format": {"choices": ("auto", "csv", "parquet")},
     "dataset.time_unit": {"choices": ("auto", "s", "ms", "us", "ns", "iso", "order")},
@@ -50,6 +50,12 @@ DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.world.min_events": {"min": 2},
     "dataset.world.max_events": {"min": 2},
     "dataset.world.noise": {"min": 0, "max": 1},
+    "dataset.images.n_way": {"min": 2},
+    "dataset.images.n_shot": {"min": 1},
+    "dataset.images.n_query": {"min": 1},
+    "dataset.images.n_val": {"min": 2},
+    "dataset.images.n_test": {"min": 2},
+    "dataset.images.seed": {"min": 0, "max": SEED_MAX},
     "dataset.world.seed": {"min": 0, "max": SEED_MAX},
     **{f"dataset.columns.{f}": {"filled": True} for f in ("user", "item", "time", "session", "order")},
 }

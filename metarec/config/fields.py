@@ -30,9 +30,9 @@ def section(hint: Any) -> type | None:
 
 
 def groups(verb: str) -> tuple[str, ...]:
-    """The groups whose choice is written ``group=choice`` for this verb (`experiment` belongs to train)."""
+    """The groups whose choice is written ``group=choice`` for this verb (`experiment` belongs to train and compare)."""
     found = tuple(name for name in type_hints(VERBS[verb]) if name in GROUPS)
-    return (*found, "experiment") if verb == "train" else found
+    return (*found, "experiment") if verb in ("train", "compare") else found
 
 
 def alternatives(group: str) -> dict[str, type]:

@@ -168,11 +168,67 @@ def norms_missing(seen: Seen) -> Iterator[Refusal]:
             yield f"algorithm.{key}", what, f"drop it, or use model={'|'.join(having)}"
 
 
+def model_shape(seen: Seen) -> Iterator[Refusal]:
+    name = seen.get("model.name")
+    if name == "sasrec" and seen.get("model.dim") % seen.get("model.n_heads"):
+        heads = seen.get("model.n_heads")
+        yield "model.dim", f"is no multiple of model.n_heads={heads}", f"give a multiple of {heads}"
+    if name == "gru4rec" and seen.get("model.tie") and seen.get("model.embedding_dim") != seen.get("model.hidden_dim"):
+        what = f"with model.tie=true the state is scored by the embedding, of width {seen.get('model.embedding_dim')}"
+        yield "model.hidden_dim", what, f"add model.hidden_dim={seen.get('model.embedding_dim')}"
+
+
+def images_and_models(seen: Seen) -> Iterator[Refusal]:
+    images, conv4 = seen.get("dataset.source") == "omniglot", seen.get("model.name") == "conv4"
+    if seen.get("model.name") is not None and images != conv4:
+        what = (
+            "reads images, and the dataset is a log" if conv4 else "reads sequences of items, and the dataset is images"
+        )
+        yield "model", what, "drop model=conv4" if conv4 else "use model=conv4"
+
+
+def images_start(seen: Seen) -> Iterator[Refusal]:
+    """Nothing is pretrained on images, so what sits on pretrained weights has nothing to sit on."""
+    if seen.get("dataset.source") != "omniglot" or seen.get("model") is None:
+        return
+    if seen.supervised:
+        yield "algorithm", "omniglot has episodes only, no sessions to pretrain on", "use algorithm=maml"
+    elif seen.get("warm_start") == "auto":
+        yield "warm_start", "there is nothing to pretrain on images", "add warm_start=none, or give a PATH"
+
+
+def dropout_missing(seen: Seen) -> Iterator[Refusal]:
+    if seen.get("model.name") == "conv4" and seen.get("train.dropout"):
+        yield "train.dropout", "model=conv4 has no dropout", "drop it"
+
+
+def images_unused(seen: Seen) -> Iterator[Refusal]:
+    if seen.get("dataset.source") == "omniglot":
+        for section in ("sessions", "core", "split", "columns", "world", "episodes"):
+            for key in seen.asked(f"dataset.{section}"):
+                yield (
+                    key,
+                    "does nothing: omniglot is images, in a split of its own",
+                    "drop it, or set dataset.images.*",
+                )
+        for key in seen.asked("pretrain"):
+            yield key, "does nothing: nothing is pretrained on images", "drop it"
+    elif seen.get("dataset") is not None:
+        for key in seen.asked("dataset.images"):
+            yield key, f"does nothing: dataset={seen.get('dataset.name')} is a log", "drop it, or use dataset=omniglot"
+
+
 def warmup_too_long(seen: Seen) -> Iterator[Refusal]:
     steps = seen.get("train.steps")
     if steps is not None and seen.get("schedule.warmup_steps", 0) > steps:
         fix = f"give at most {steps}, or raise train.steps"
         yield "schedule.warmup_steps", f"is more than train.steps={steps}", fix
+
+
+def minutes_and_steps(seen: Seen) -> Iterator[Refusal]:
+    if seen.get("train.minutes") is not None:
+        for key in seen.asked("train.steps"):
+            yield key, "does nothing: train.minutes sets the number of steps", "give one of the two"
 
 
 def never_validated(seen: Seen) -> Iterator[Refusal]:
@@ -337,7 +393,13 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     inner_unused,
     outer_unused,
     norms_missing,
+    model_shape,
+    images_and_models,
+    images_start,
+    dropout_missing,
+    images_unused,
     warmup_too_long,
+    minutes_and_steps,
     never_validated,
     pretrain_never_validated,
     supervised_test_steps,

@@ -54,8 +54,32 @@ class Gru4RecConfig:
     name: str = "gru4rec"
     embedding_dim: int = ranged(64, min=1)
     hidden_dim: int = ranged(128, min=1)
+    n_layers: int = ranged(1, min=1)
     dropout: float = ranged(0.1, min=0, max=1, exclusive=["max"])
+    embedding_dropout: float = ranged(0.0, min=0, max=1, exclusive=["max"])
+    tie: bool = False
     max_len: int = ranged(50, min=1)
+
+
+@dataclass
+class SASRecConfig:
+    name: str = "sasrec"
+    dim: int = ranged(64, min=1)
+    n_layers: int = ranged(2, min=1)
+    n_heads: int = ranged(2, min=1)
+    ffn_dim: int | None = ranged(None, min=1)  # None = dim
+    dropout: float = ranged(0.2, min=0, max=1, exclusive=["max"])
+    tie: bool = True
+    n_prefix: int = ranged(2, min=1)  # prefix tokens that residual=context adapts
+    max_len: int = ranged(50, min=1)
+
+
+@dataclass
+class Conv4Config:
+    name: str = "conv4"
+    filters: int = ranged(64, min=1)
+    pool: str = ranged("max", choices=["max", "stride"])
+    max_len: int = ranged(1, min=1, max=1)  # images have no prefix
 
 
 # algorithm
@@ -65,8 +89,8 @@ class Gru4RecConfig:
 class InnerConfig:
     """The inner loop of every algorithm."""
 
-    lr: float | None = ranged(None, min=0)  # None = the control's for whole weights, 1.0 for contexts
-    steps: int | None = ranged(None, min=0)  # None = the control's for whole weights, 3 for contexts
+    lr: float | None = ranged(None, min=0)  # None = the control's for whole weights, 3.0 for contexts
+    steps: int | None = ranged(None, min=0)  # None = the control's for whole weights, 1 for contexts
     clip: float = ranged(0.0, min=0)
     adapt: list[str] | None = None
     support_weights: str = ranged("uniform", choices=["uniform", "recency"])
@@ -78,7 +102,7 @@ class LearnedInnerConfig(InnerConfig):
     """The inner loop of the algorithms whose meta-gradient runs through it."""
 
     rates: str = ranged("fixed", choices=["fixed", "tensor", "tensor_step", "element", "element_step"])
-    rates_lr: float = ranged(0.01, min=0, exclusive=["min"])
+    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
     prox: float = ranged(0.0, min=0)
     recompute: bool = False
 
@@ -112,7 +136,7 @@ class AnilConfig:
 @dataclass
 class MetaSgdInner(InnerConfig):
     rates: str = ranged("element", choices=["element", "element_step"])
-    rates_lr: float = ranged(0.01, min=0, exclusive=["min"])
+    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
     prox: float = ranged(0.0, min=0)
     recompute: bool = False
 
@@ -126,7 +150,7 @@ class MetaSgdConfig:
 
 @dataclass
 class MamlPpInner(InnerConfig):
-    rates_lr: float = ranged(0.01, min=0, exclusive=["min"])
+    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
     prox: float = ranged(0.0, min=0)
     recompute: bool = False
 
@@ -209,7 +233,9 @@ class CrossEntropyConfig:
 @dataclass
 class AdamConfig:
     name: str = "adam"
-    lr: float = ranged(3e-4, min=0, exclusive=["min"])
+    lr: float | None = ranged(
+        None, min=0, exclusive=["min"]
+    )  # None = 5e-4 for contexts, 1e-3 for images, 3e-4 for weights
     betas: list[float] = ranged([0.9, 0.999], min=0, max=1, exclusive=["max"], length=2)
     eps: float = ranged(1e-8, min=0, exclusive=["min"])
     weight_decay: float = ranged(0.0, min=0)
@@ -219,7 +245,7 @@ class AdamConfig:
 @dataclass
 class AdamWConfig:
     name: str = "adamw"
-    lr: float = ranged(3e-4, min=0, exclusive=["min"])
+    lr: float | None = ranged(None, min=0, exclusive=["min"])  # None = 5e-4 with contexts, else 3e-4
     betas: list[float] = ranged([0.9, 0.999], min=0, max=1, exclusive=["max"], length=2)
     eps: float = ranged(1e-8, min=0, exclusive=["min"])
     weight_decay: float = ranged(0.01, min=0)
@@ -293,12 +319,14 @@ class LoggerConfig:
 @dataclass
 class TrainSection:
     steps: int = ranged(1000, min=1)
+    minutes: float | None = ranged(None, min=0, exclusive=["min"])  # then `steps` follows from the speed
     meta_batch_size: int = ranged(32, min=1)
     task_chunk: int = ranged(0, min=0)
     eval_every: int = ranged(100, min=1)
     checkpoint_every: int = ranged(500, min=1)
     patience: int = ranged(5, min=0)
     sampler: str = ranged("user", choices=["user", "window"])
+    dropout: float | None = ranged(None, min=0, max=1, exclusive=["max"])  # None = 0.3 with contexts, else 0
 
 
 @dataclass
@@ -313,6 +341,7 @@ class PretrainSection:
     eval_every_epochs: int = ranged(1, min=1)
 
 
+ModelConfig = Gru4RecConfig | SASRecConfig | Conv4Config
 MetaConfig = (
     FomamlConfig | MamlConfig | AnilConfig | MetaSgdConfig | MamlPpConfig | ReptileConfig | ImamlConfig
 )  # what has an inner loop
@@ -333,7 +362,7 @@ class TrainConfig:
     output_dir: str = ranged("outputs", path=True)
     resume: str | None = ranged(None, path=True)
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
-    model: Gru4RecConfig = field(default_factory=Gru4RecConfig)
+    model: ModelConfig = field(default_factory=Gru4RecConfig)
     algorithm: AlgorithmConfig = field(default_factory=FomamlConfig)
     residual: ResidualConfig = field(default_factory=ResidualOnConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
@@ -375,17 +404,56 @@ class PrepareConfig:
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
 
 
-Config = TrainConfig | EvalConfig | PrepareConfig
+ALGORITHMS = ("maml", "fomaml", "maml_pp", "anil", "meta_sgd", "reptile", "imaml")
+
+
+@dataclass
+class CompareInner:
+    """What all algorithms of a comparison have in common, in place of what their own files say."""
+
+    lr: float | None = ranged(None, min=0)
+    steps: int | None = ranged(None, min=0)
+
+
+@dataclass
+class CompareConfig:
+    """`metarec compare`: `metarec train` for every algorithm and seed, with one budget."""
+
+    algorithms: list[str] = ranged(["maml", "fomaml", "maml_pp", "anil", "reptile", "meta_sgd"], choices=ALGORITHMS)
+    seeds: list[int] = ranged([1], min=0, max=SEED_MAX)
+    inner: CompareInner = field(default_factory=CompareInner)
+    warm_start: str = ranged("auto", path=True)  # auto | none | PATH
+    data_dir: str | None = ranged(None, path=True)
+    cache_dir: str = ranged("~/.cache/metarec", path=True)
+    output_dir: str = ranged("outputs", path=True)
+    resume: str | None = ranged(None, path=True)
+    dataset: DatasetSpec = field(default_factory=DatasetSpec)
+    model: ModelConfig = field(default_factory=Gru4RecConfig)
+    residual: ResidualConfig = field(default_factory=ResidualOffConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    objective: CrossEntropyConfig = field(default_factory=CrossEntropyConfig)
+    optimizer: AdamConfig | AdamWConfig | SgdConfig = field(default_factory=AdamConfig)
+    schedule: ConstantConfig | CosineConfig | LinearConfig = field(default_factory=ConstantConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    train: TrainSection = field(default_factory=TrainSection)
+    pretrain: PretrainSection = field(default_factory=PretrainSection)
+
+
+Config = TrainConfig | EvalConfig | PrepareConfig | CompareConfig
 VERBS: dict[str, type] = {
     "prepare": PrepareConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
+    "compare": CompareConfig,
 }
 
 # Group and the name its YAML carries -> dataclass. None: one schema for every alternative, whatever it is called.
 SCHEMAS: dict[tuple[str, str | None], type] = {
     ("dataset", None): DatasetSpec,
     ("model", "gru4rec"): Gru4RecConfig,
+    ("model", "sasrec"): SASRecConfig,
+    ("model", "conv4"): Conv4Config,
     ("algorithm", "fomaml"): FomamlConfig,
     ("algorithm", "maml"): MamlConfig,
     ("algorithm", "anil"): AnilConfig,

@@ -193,13 +193,45 @@ class PairBatch:
 class EpisodeBatch:
     """Support and query of T tasks; `user` int64 [T] is the row of each task's user in the prepared data."""
 
-    support: PairBatch
-    query: PairBatch
+    support: PairBatch | ImageBatch
+    query: PairBatch | ImageBatch
     user: Tensor
 
     @property
     def n_tasks(self) -> int:
         return self.support.n_tasks
 
+    def cast(self, dtype: torch.dtype) -> EpisodeBatch:
+        """Images in another precision."""
+        parts = [
+            ImageBatch(part.images.to(dtype), part.target) if isinstance(part, ImageBatch) else part
+            for part in (self.support, self.query)
+        ]
+        return EpisodeBatch(parts[0], parts[1], self.user)
+
     def to(self, device: torch.device) -> EpisodeBatch:
         return EpisodeBatch(self.support.to(device), self.query.to(device), self.user.to(device))
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images in place of prefixes, the classes of an episode in place of items."""
+
+    images: Tensor  # [T, N, C, H, W]
+    target: Tensor  # int64 [T, N], 1..n_way
+
+    @property
+    def n_tasks(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def inputs(self) -> Tensor:
+        """What a model encodes."""
+        return self.images
+
+    def gather(self, states: Tensor) -> Tensor:
+        """Every image is a pair of its own."""
+        return states
+
+    def to(self, device: torch.device) -> ImageBatch:
+        return ImageBatch(self.images.to(device), self.target.to(device))

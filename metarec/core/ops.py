@@ -2,6 +2,7 @@
 
     linear      y[t] = x[t] (W + D[t])^T + b + c[t]
     embed       y[t, i] = (E + D[t])[ids[t, i]]
+    linear_rows y[t] = x[t] (W + D[t])[rows]^T + (b + c[t])[rows]               some of the outputs
     layer_norm  y[t] = (w + d[t]) * (x[t] - mean) / sd + b + c[t]      (Ba et al. 2016, arXiv:1607.06450)
 
 Where a weight carries a tap, the operator notes its result and how the result's gradient G becomes the weight's own:
@@ -81,4 +82,72 @@ def layer_norm(x: Tensor, weight: Weight, bias: Weight, eps: float = 1e-5) -> Te
         w.tap.add(y, lambda grad: Dense((grad * seen).sum(1)))
     if b.tap is not None:
         b.tap.add(y, lambda grad: Dense(grad.sum(1)))
+    return y
+
+
+def linear_rows(
+    x: Tensor, weight: Weight, bias: Weight | None, rows: Tensor, bias_rows: Tensor | None = None
+) -> Tensor:
+    """Some of the outputs of `linear`: x [T, N, in], weight [out, in], bias [out].
+
+    rows int64 [C], rising, without a repeat, for all tasks -> [T, N, C]; rows [T, N], one for each row of x -> [T, N]. The
+    others have no gradient: the weight's own gradient has the form `Rows`. `bias_rows`: where the bias stands in another
+    order (a table that is also looked up has a row for padding, its bias has none).
+    """
+    w = fast(weight)
+    if rows.dim() == 1:
+        if rows.numel() > 1 and not bool((rows.diff() > 0).all()):
+            raise ValueError("linear_rows: rows must rise without a repeat")
+        y = F.linear(x, _rows_of(w.shared, rows))
+        y = _plus_product(y, x, _picked(w.offset, rows))
+        if w.tap is not None:
+            seen, n_rows = w.tap.keep(x), w.shared.shape[0]
+            ids = rows.expand(x.shape[0], -1).contiguous()
+            w.tap.add(y, lambda grad: Rows(ids, torch.bmm(grad.transpose(1, 2), seen), n_rows))
+    else:
+        y = (x * embed(rows, weight)).sum(-1)
+    return y if bias is None else _plus_bias(y, bias, rows if bias_rows is None else bias_rows)
+
+
+def _rows_of(table: Tensor, rows: Tensor) -> Tensor:
+    """table[rows]; without a copy where they stand next to each other."""
+    if rows.numel() and int(rows[-1] - rows[0]) == rows.numel() - 1:
+        return table.narrow(0, int(rows[0]), rows.numel())
+    return table.index_select(0, rows)
+
+
+def _picked(offset: Offset | None, rows: Tensor) -> Offset | None:
+    """The rows [C] of an offset of a matrix, as an offset of the matrix of these rows."""
+    if isinstance(offset, Both):
+        return _look_up(offset.rows, rows).plus(_left_at(offset.low, rows))
+    if isinstance(offset, LowRank):
+        return _left_at(offset, rows)
+    if isinstance(offset, Rows):
+        return _look_up(offset, rows)
+    return None if offset is None else Dense(offset.value.index_select(1, rows))
+
+
+def _left_at(offset: LowRank, rows: Tensor) -> LowRank:
+    return LowRank(offset.left.index_select(2, rows), offset.right)
+
+
+def _look_up(offset: Rows, rows: Tensor) -> Dense:
+    return Dense(offset.look_up(rows.expand(offset.ids.shape[0], -1).contiguous()))
+
+
+def _plus_bias(y: Tensor, bias: Weight, rows: Tensor) -> Tensor:
+    """y [T, N, C] or [T, N] + the bias at rows [C] or [T, N]."""
+    b, shared_rows = fast(bias), rows.dim() == 1
+    y = y + b.shared[rows]
+    if b.offset is not None:
+        own = b.offset.dense()
+        y = y + (own.index_select(1, rows)[:, None, :] if shared_rows else own.gather(1, rows))
+    if b.tap is not None:
+        n_rows = b.shared.shape[0]
+
+        def finish(grad: Tensor) -> Dense:
+            out = grad.new_zeros(grad.shape[0], n_rows)
+            return Dense(out.index_copy(1, rows, grad.sum(1)) if shared_rows else out.scatter_add(1, rows, grad))
+
+        b.tap.add(y, finish)
     return y

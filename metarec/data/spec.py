@@ -73,9 +73,22 @@ class WorldSpec:
 
 
 @dataclass
+class ImageSpec:
+    """N-way K-shot episodes of images (source=omniglot)."""
+
+    n_way: int = 5  # >= 2 classes of an episode
+    n_shot: int = 1  # >= 1 support images of a class
+    n_query: int = 15  # >= 1 query images of a class
+    rotations: bool = True  # a training character turned by 90, 180, 270 degrees is another class
+    n_val: int = 200  # >= 1 fixed validation episodes
+    n_test: int = 600  # >= 1 fixed test episodes
+    seed: int = 20260107  # of the fixed episodes
+
+
+@dataclass
 class DatasetSpec:
     name: str = "events"
-    source: str = "log"  # log | synthetic | episode_tables
+    source: str = "log"  # log | synthetic | episode_tables | omniglot
     path: str | None = None  # file or directory; relative paths of named datasets are looked up in data_dir
     in_data_dir: bool = False  # True for named datasets: `path` lies in data_dir
     format: str = "auto"  # auto | csv | parquet
@@ -89,4 +102,5 @@ class DatasetSpec:
     split: Split = field(default_factory=Split)
     episodes: EpisodeShape = field(default_factory=EpisodeShape)
     world: WorldSpec = field(default_factory=WorldSpec)  # read when source=synthetic
+    images: ImageSpec = field(default_factory=ImageSpec)  # read when source=omniglot
     memory_limit: str = "1500MB"  # of the preparation engine; beyond it, it works on disk

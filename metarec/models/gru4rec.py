@@ -2,8 +2,12 @@
 
     h_j = GRU(E[item_j], h_{j-1});   score(item | prefix) = W dropout(h_last) + b
 
-Source: Hidasi et al. 2016, arXiv:1511.06939; weights, names and gate order as in torch.nn.GRU, so a state dict of
-`Embedding, GRU, Linear` loads as it is (`metarec.models.convert`).
+With `n_layers`, the next GRU reads the (dropped) states of the one below; with `tie`, W is E, as in the authors' later
+code. `embedding_dropout` drops units of E[item_j].
+
+Source: Hidasi et al. 2016, arXiv:1511.06939, and Hidasi & Karatzoglou 2018, arXiv:1706.03847, for their additions; weights,
+names and gate order as in torch.nn.GRU, so a state dict of `Embedding, GRU, Linear` loads as it is
+(`metarec.models.convert`).
 Shapes: T tasks, N pairs a task, S states of the batch (`core.batch`), V items, d embedding, H hidden. Item 0 is
 padding: its embedding is never read by a valid state and it has no logit.
 """
@@ -17,8 +21,8 @@ from torch import Tensor
 
 from metarec.core.batch import Sequences
 from metarec.core.gru import gru
-from metarec.core.ops import embed, linear
-from metarec.core.weights import Params, Weights, own
+from metarec.core.ops import embed, linear, linear_rows
+from metarec.core.weights import FastWeight, Params, Weights, own
 
 
 @dataclass(frozen=True)
@@ -26,58 +30,118 @@ class GRU4Rec:
     n_items: int
     embedding_dim: int = 64
     hidden_dim: int = 128
-    dropout: float = 0.1
+    dropout: float = 0.1  # of the states that the next layer, or the output layer, reads
+    n_layers: int = 1
+    tie: bool = False  # score with the item embedding
+    embedding_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.tie and self.embedding_dim != self.hidden_dim:
+            raise ValueError(
+                f"GRU4Rec: tie=True scores states with the item embedding, so embedding_dim={self.embedding_dim} and "
+                f"hidden_dim={self.hidden_dim} must be equal"
+            )
+        if self.n_layers < 1:
+            raise ValueError(f"GRU4Rec: n_layers={self.n_layers}, at least 1 is needed")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight by name; the order is the order of the checkpoint."""
         v, d, h = self.n_items, self.embedding_dim, self.hidden_dim
-        return {
-            "embedding.weight": (v + 1, d),
-            "gru.weight_ih_l0": (3 * h, d),
-            "gru.weight_hh_l0": (3 * h, h),
-            "gru.bias_ih_l0": (3 * h,),
-            "gru.bias_hh_l0": (3 * h,),
-            "fc.weight": (v, h),
-            "fc.bias": (v,),
-        }
+        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (v + 1, d)}
+        for i in range(self.n_layers):
+            shapes[f"gru.weight_ih_l{i}"] = (3 * h, h if i else d)
+            shapes[f"gru.weight_hh_l{i}"] = (3 * h, h)
+            shapes[f"gru.bias_ih_l{i}"] = (3 * h,)
+            shapes[f"gru.bias_hh_l{i}"] = (3 * h,)
+        if not self.tie:
+            shapes["fc.weight"] = (v, h)
+        shapes["fc.bias"] = (v,)
+        return shapes
 
     def context_shapes(self) -> dict[str, tuple[int, ...]]:
-        """What `residual=context` adapts: the state before any event, and a shift of the last hidden state."""
-        return {"context.state": (self.hidden_dim,), "context.shift": (self.hidden_dim,)}
+        """What `residual=context` adapts: each layer's state before any event, and a shift of the last hidden state."""
+        starts: dict[str, tuple[int, ...]] = {_start(i): (self.hidden_dim,) for i in range(self.n_layers)}
+        return starts | {"context.shift": (self.hidden_dim,)}
 
     @property
     def head(self) -> tuple[str, ...]:
-        return ("fc.weight", "fc.bias", "context.shift")
+        return ("embedding.weight" if self.tie else "fc.weight", "fc.bias", "context.shift")
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """torch's own defaults: N(0, 1) embedding, uniform +-1/sqrt(H) elsewhere; row 0 (padding) is zero."""
+        """torch's own defaults: N(0, 1) embedding, uniform +-1/sqrt(H) elsewhere; row 0 (padding) is zero.
+
+        A tied embedding starts as the output layer that it also is.
+        """
         bound = self.hidden_dim**-0.5
         params: Params = {}
         for name, shape in self.shapes().items():
-            if name == "embedding.weight":
+            if name == "embedding.weight" and not self.tie:
                 params[name] = torch.randn(shape, generator=generator, dtype=dtype)
-                params[name][0] = 0.0
             else:
                 params[name] = torch.rand(shape, generator=generator, dtype=dtype).mul_(2 * bound).sub_(bound)
+        params["embedding.weight"][0] = 0.0
         return params
 
-    def encode(self, params: Weights, sequences: Sequences) -> Tensor:
-        """Hidden states [T + S, H]: of each task before any event (zero without context), then behind every event."""
-        x = linear(
-            embed(sequences.items, params["embedding.weight"]), params["gru.weight_ih_l0"], params["gru.bias_ih_l0"]
-        )
-        start = own(params["context.state"], sequences.n_tasks) if "context.state" in params else None
-        states = gru(x, sequences, params["gru.weight_hh_l0"], params["gru.bias_hh_l0"], start)
+    def encode(self, params: Weights, sequences: Sequences, generator: torch.Generator | None = None) -> Tensor:
+        """Hidden states [T + S, H]: of each task before any event (zero without context), then behind every event.
+
+        A generator switches dropout on.
+        """
+        x = _drop(embed(sequences.items, params["embedding.weight"]), self.embedding_dropout, generator)
+        at, states, start = sequences, x, None
+        for i in range(self.n_layers):
+            if i:
+                at, place = _as_events(sequences)
+                x = _drop(states, self.dropout, generator)
+                x = x.new_zeros(at.items.numel(), self.hidden_dim).index_copy(0, place, x).view(*at.items.shape, -1)
+            x = linear(x, params[f"gru.weight_ih_l{i}"], params[f"gru.bias_ih_l{i}"])
+            start = own(params[_start(i)], sequences.n_tasks) if _start(i) in params else None
+            states = gru(x, at, params[f"gru.weight_hh_l{i}"], params[f"gru.bias_hh_l{i}"], start)
         begin = states.new_zeros(sequences.n_tasks, self.hidden_dim) if start is None else start
         return torch.cat([begin, states])
 
-    def score(self, params: Weights, states: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """states [T, N, H] -> logits [T, N, V], column i - 1 for item i. A generator switches dropout on."""
-        if generator is not None and self.dropout > 0:
-            keep = (
-                torch.rand(states.shape, generator=generator, dtype=states.dtype, device=states.device) >= self.dropout
-            )
-            states = states * keep / (1 - self.dropout)
+    def score(
+        self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
+    ) -> Tensor:
+        """states [T, N, H] -> logits [T, N, V], column i - 1 for item i. A generator switches dropout on.
+
+        items int64 [C], rising without a repeat -> only their columns, [T, N, C]; [T, N] -> one for each pair, [T, N].
+        """
+        states = _drop(states, self.dropout, generator)
         if "context.shift" in params:
             states = states + own(params["context.shift"], states.shape[0])[:, None, :]
-        return linear(states, params["fc.weight"], params["fc.bias"])
+        table, bias = params["embedding.weight" if self.tie else "fc.weight"], params["fc.bias"]
+        if items is not None:
+            return linear_rows(states, table, bias, items if self.tie else items - 1, items - 1)
+        if not self.tie:
+            return linear(states, table, bias)
+        if isinstance(table, FastWeight) and (table.offset is not None or table.tap is not None):
+            # a task's own row 0 as well, which has no logit
+            return linear(states, table)[..., 1:] + own(bias, states.shape[0])[:, None, :]
+        return linear(states, (table.shared if isinstance(table, FastWeight) else table)[1:], bias)
+
+
+def _start(layer: int) -> str:
+    return f"context.state_l{layer}" if layer else "context.state"
+
+
+def _drop(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    if generator is None or rate == 0:
+        return x
+    keep = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) >= rate
+    return x * keep / (1 - rate)
+
+
+def _as_events(sequences: Sequences) -> tuple[Sequences, Tensor]:
+    """The same sequences over states in place of items, for the layer above; and the event in [0, T*M) of each state [S].
+
+    An event has another state in every sequence that reads it, so here nothing is shared. Made once for a batch.
+    """
+    kept = vars(sequences)  # where a cached_property of Sequences would keep it
+    if "states_as_events" not in kept:
+        starts, counts = sequences.places - sequences.places[:, :1], sequences.lengths.sum(1)
+        inside = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+        above = Sequences(torch.zeros_like(inside, dtype=torch.int64), starts, sequences.lengths)
+        kept["states_as_events"] = above, inside.flatten().nonzero()[:, 0]
+    found: tuple[Sequences, Tensor] = kept["states_as_events"]
+    return found

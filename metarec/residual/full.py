@@ -36,7 +36,10 @@ class FullResidual:
     def compose(self, phi: Weights) -> Weights:
         theta: dict[str, Weight] = {}
         for name, delta in phi.items():
-            base = self.base[name]
+            base = self.base.get(name)
+            if base is None:  # kept beside the weights, such as statistics: not composed
+                theta[name] = delta
+                continue
             if isinstance(delta, FastWeight):
                 theta[name] = delta.onto(base, self.alpha)
             else:

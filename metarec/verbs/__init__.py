@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metarec.config.schema import Config, EvalConfig, PrepareConfig
+from metarec.config.schema import CompareConfig, Config, EvalConfig, PrepareConfig
 
 
 def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
@@ -19,6 +19,10 @@ def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: 
         from metarec.verbs.eval import run_eval
 
         return run_eval(config, run_dir, overrides)
+    if isinstance(config, CompareConfig):
+        from metarec.verbs.compare import run_compare
+
+        return run_compare(config, run_dir, resume, overrides)
     from metarec.verbs.train import run_train
 
     return run_train(config, run_dir, resume, overrides)

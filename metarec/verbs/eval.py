@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from metarec import build
-from metarec.build import Bench
+from metarec.benches import AnyBench, ImageBench
 from metarec.config.compose import config_from_dict, config_to_yaml
 from metarec.config.overrides import given_keys
 from metarec.config.schema import EvalConfig, SupervisedConfig, TrainConfig
@@ -47,6 +47,9 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
             "n_support", config.n_support, f"the stored episodes have {prepared.n_support} support pairs",
             f"give 0 to {prepared.n_support}, or train with dataset.episodes.n_support={config.n_support}",
         )  # fmt: skip
+    if config.n_support is not None and isinstance(bench, ImageBench):
+        what = "an episode of images has its shots fixed"
+        raise ConfigError("n_support", config.n_support, what, "train with another dataset.images.n_shot")
     episodes = bench.episodes(config.split, n_support=config.n_support, rows=_rows(config, bench))
     if isinstance(trained_as.algorithm, SupervisedConfig) and (config.steps is not None or config.lr is not None):
         raise ConfigError(
@@ -96,7 +99,7 @@ def _is_given(key: str, given: Collection[str]) -> bool:
     return any(name == key or name.startswith(f"{key}.") for name in given)
 
 
-def _rows(config: EvalConfig, bench: Bench) -> np.ndarray | None:
+def _rows(config: EvalConfig, bench: AnyBench) -> np.ndarray | None:
     """The rows of the wanted users; None = all. DataError names the first user that has no episode in the split."""
     if config.users is None:
         return None
@@ -110,7 +113,7 @@ def _rows(config: EvalConfig, bench: Bench) -> np.ndarray | None:
             ) from reason
     else:
         wanted = list(config.users)
-    ids = bench.prepared.user_ids[bench.prepared.episodes(config.split).user].tolist()
+    ids = bench.user_ids(bench.episodes(config.split).user).tolist()
     row = {user: number for number, user in enumerate(ids)}
     missing = [user for user in wanted if user not in row]
     if missing or not wanted:

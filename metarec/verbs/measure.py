@@ -17,16 +17,11 @@ from metarec import build
 from metarec.algorithms import Algorithm
 from metarec.algorithms.inner import InnerLoop, start
 from metarec.algorithms.maml import MAML
-from metarec.build import Bench
+from metarec.benches import AnyBench, AnyEpisodes
 from metarec.config.schema import MetaConfig, SupervisedConfig, TrainConfig
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params, Weights
-from metarec.data.bayes import bayes_scores
-from metarec.data.store import train_sessions
-from metarec.data.synthetic import World
-from metarec.evaluate import Control, Episodes, Method, ranks, records, tune_control
-from metarec.metrics.ranking import coverage, popularity_percentile
-from metarec.metrics.ranks import rank_of_target
+from metarec.evaluate import Control, Method, ranks, records, tune_control
 from metarec.metrics.summary import per_user, summarise
 from metarec.report.progress import progress
 from metarec.report.tables import results_table
@@ -43,9 +38,10 @@ class Trained:
     phi: Params | None
     residual: Residual
     algorithm: Algorithm | None
+    recency: float = 0.0  # of the weights of support pairs
 
 
-def adapted(bench: Bench, trained: Trained, *, lr: float | None = None, steps: int | None = None) -> Method:
+def adapted(bench: AnyBench, trained: Trained, *, lr: float | None = None, steps: int | None = None) -> Method:
     """Few-shot: the meta-learned start, adapted on the support as in training unless told otherwise."""
     tasks = bench.tasks(trained.residual)
     algorithm, phi = trained.algorithm, trained.phi
@@ -53,18 +49,31 @@ def adapted(bench: Bench, trained: Trained, *, lr: float | None = None, steps: i
     assert phi is not None
 
     def weights(batch: EpisodeBatch) -> Weights:
-        return algorithm.adapt(phi, tasks.loss(batch.support), batch.n_tasks, lr=lr, steps=steps)
+        support = tasks.loss(batch.support, None, support_weights(trained.recency, batch))
+        return algorithm.adapt(phi, support, batch.n_tasks, lr=lr, steps=steps)
 
     return weights
 
 
-def fine_tuned(bench: Bench, base: Params, lr: float, steps: int) -> Method:
+def support_weights(recency: float, batch: EpisodeBatch) -> torch.Tensor | None:
+    """exp(recency * i / (K - 1)) for support pair i of K, [K] (older pairs count less); None = all alike."""
+    n_pairs = batch.support.target.shape[1]
+    if recency == 0 or n_pairs < 2:
+        return None
+    return torch.linspace(0.0, recency, n_pairs, device=batch.support.target.device).exp()
+
+
+def recency_of(options: MetaConfig) -> float:
+    return options.inner.recency if options.inner.support_weights == "recency" else 0.0
+
+
+def fine_tuned(bench: AnyBench, base: Params, lr: float, steps: int) -> Method:
     """The control: the same inner loop from the base weights, nothing meta-learned."""
     tasks, plain = bench.tasks(), MAML(InnerLoop(lr, steps))
     return lambda batch: plain.adapt(base, tasks.loss(batch.support), batch.n_tasks)
 
 
-def control_of(bench: Bench, base: Params, mode: str) -> Control:
+def control_of(bench: AnyBench, base: Params, mode: str) -> Control:
     """Tune the control on the validation episodes (a fixed, evenly spaced subset of at most `control.users`)."""
     grid = bench.evaluation.control
     every = bench.episodes("val")
@@ -79,7 +88,7 @@ def control_of(bench: Bench, base: Params, mode: str) -> Control:
 
 
 def measure(
-    bench: Bench, trained: Trained, control: Control, episodes: Episodes, split: str, *, seed: int,
+    bench: AnyBench, trained: Trained, control: Control, episodes: AnyEpisodes, split: str, *, seed: int,
     lr: float | None = None, steps: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """The document of metrics.json (without run, config and times) and the columns of per_user.parquet."""
@@ -95,34 +104,24 @@ def measure(
     found, tops = {}, {}
     for name, (tasks, method) in methods.items():
         found[name], tops[name] = ranks(tasks, episodes, method, bench.evaluation.ties)
-    found |= _bayes(bench, episodes, split)
-    rows = records(bench.batcher, episodes, found, bench.prepared.n_items)
+    found |= bench.optimum(episodes, split)
+    rows = records(episodes, found, bench.n_items, bench.repeats(episodes))
     document = summarise(
         rows, n_resamples=bench.evaluation.bootstrap, confidence=bench.evaluation.confidence, seed=seed
     )
-    popularity = _popularity(bench)
-    document["beyond"] = {
-        name: {
-            "coverage@10": coverage(top.reshape(-1, top.shape[-1]), bench.prepared.n_items),
-            "popularity_percentile@10": popularity_percentile(top.reshape(-1, top.shape[-1]), popularity),
-        }
-        for name, top in tops.items()
-    }
+    document["beyond"] = bench.beyond(tops)
     document["control"] = {k: v for k, v in asdict(control).items() if k != "tried"}
     document["control_grid"] = control.tried
     document["protocol"] = {
         "split": split,
-        "split_by": bench.prepared.split_by,
-        "leaky": bench.prepared.leaky,
-        "split_note": bench.prepared.split_note,
         "n_support": episodes.n_support,
-        "n_query": episodes.ranges.n_query,
+        "n_query": episodes.n_query,
         "ties": bench.evaluation.ties,
-        "episodes_sha256": episodes.ranges.sha256,
-        "max_len": bench.batcher.max_len,
+        "episodes_sha256": episodes.sha256,
+        **bench.conditions(),
     }
     columns = per_user(rows)
-    columns = {"user_id": bench.prepared.user_ids[columns.pop("user")], **columns}
+    columns = {"user_id": bench.user_ids(columns.pop("user")), **columns}
     return document, columns
 
 
@@ -147,32 +146,7 @@ def _fixed(params: Weights) -> Callable[[EpisodeBatch], Weights]:
     return lambda batch: params
 
 
-def _bayes(bench: Bench, episodes: Episodes, split: str) -> dict[str, np.ndarray]:
-    """Ranks under the exact optimum, where the law of the data is known (dataset=synthetic)."""
-    path = bench.prepared.root / "world.npz"
-    if not path.exists():
-        return {}
-    world = World.load(path)
-    _, query = episodes.pairs()
-    target = torch.from_numpy(np.asarray(bench.prepared.item[bench.prepared.pair_event[query]], dtype=np.int64))
-    out = {}
-    for mode in ("zeroshot", "fewshot"):
-        scores = bayes_scores(world, bench.prepared, split, episodes.rows, mode, episodes.n_support)
-        out[f"bayes_{mode}"] = rank_of_target(torch.from_numpy(scores), target, bench.evaluation.ties).numpy()
-    return out
-
-
-def _popularity(bench: Bench) -> np.ndarray:
-    """Training events of every item, int64 [V]."""
-    begin, end = train_sessions(bench.prepared)
-    edge = np.zeros(len(bench.prepared.item) + 1, dtype=np.int64)
-    np.add.at(edge, np.asarray(begin), 1)
-    np.add.at(edge, np.asarray(end), -1)
-    items = np.asarray(bench.prepared.item)[np.cumsum(edge[:-1]) > 0]
-    return np.bincount(items, minlength=bench.prepared.n_items + 1)[1:]
-
-
-def trained_from(bench: Bench, config: TrainConfig, tensors: Params, control: Control | None) -> Trained:
+def trained_from(bench: AnyBench, config: TrainConfig, tensors: Params, control: Control | None) -> Trained:
     """The tensors of a checkpoint as weights on the device."""
 
     def part(prefix: str) -> Params:
@@ -187,12 +161,19 @@ def trained_from(bench: Bench, config: TrainConfig, tensors: Params, control: Co
         return Trained(phi, None, NoResidual(phi), None)
     assert control is not None  # every meta-trained checkpoint holds it
     over = build.residual(config.residual, bench.model, base)
-    return Trained(base, phi, over, algorithm_of(bench, config, config.algorithm, control))
+    algorithm = algorithm_of(bench, config, config.algorithm, control)
+    return Trained(base, phi, over, algorithm, recency_of(config.algorithm))
 
 
-def algorithm_of(bench: Bench, config: TrainConfig, options: MetaConfig, control: Control) -> Algorithm:
-    training = bench.prepared.episodes("train")
-    share = training.n_support / (training.n_support + training.n_query)
+def algorithm_of(
+    bench: AnyBench, config: TrainConfig, options: MetaConfig, control: Control, outer_steps: int | None = None
+) -> Algorithm:
+    """The configured algorithm; `outer_steps` where a time budget has set their number (adaptation does not need it)."""
     return build.algorithm(
-        options, config.residual, bench.model, control, outer_steps=config.train.steps, support_share=share
+        options,
+        config.residual,
+        bench.model,
+        control,
+        outer_steps=config.train.steps if outer_steps is None else outer_steps,
+        support_share=bench.support_share,
     )

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from metarec import build
-from metarec.build import Bench
+from metarec.benches import AnyBench
 from metarec.config.compose import config_to_yaml
-from metarec.config.schema import MetaConfig, SupervisedConfig, TrainConfig
+from metarec.config.schema import SupervisedConfig, TrainConfig
 from metarec.core.seeding import generator
-from metarec.data.episodes import sample
 from metarec.errors import ConfigError, MetarecError, Stopped
-from metarec.evaluate import Control, monitored, ranks
+from metarec.evaluate import Control
 from metarec.report.plots import plot_curves
-from metarec.report.progress import progress
 from metarec.report.tables import funnel_table, show
 from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
 from metarec.runs.signals import Stop, stop_on_signals
-from metarec.train import Plan, Progress, Store, fit, restore
+from metarec.train import Progress, Store
 from metarec.verbs import measure as m
+from metarec.verbs.meta_train import Cost, fixed_state, meta_train
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
 
 
@@ -68,11 +67,11 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     bench = build.bench(config, config.evaluation, prepared, on)
     say(f"run directory {run_dir}; {on.line}")
 
-    found = _resumed(run_dir, bench, say) if resume else None
+    found, cost = _resumed(run_dir, bench, say) if resume else None, Cost()
     if isinstance(config.algorithm, SupervisedConfig):
         at = _supervised(config, bench, run_dir, found, stop)
     else:
-        at = _meta_train(config, config.algorithm, bench, run_dir, found, stop, say)
+        at = meta_train(config, config.algorithm, bench, run_dir, found, stop, say, cost)
     trained_seconds = time.time() - began
 
     best = checkpoint.resolve(run_dir)
@@ -96,6 +95,7 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
             f"val_{config.evaluation.monitor}": at.best_value, "warm_start": state["warm_start"],
         },
         "checkpoint": best.relative_to(run_dir).as_posix(),
+        "cost": cost.document(),
         "seconds": {"until_trained": round(trained_seconds, 1), "total": round(time.time() - began, 1)},
     }  # fmt: skip
     atomic.write_json(run_dir / "metrics.json", document)
@@ -117,7 +117,7 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     return {"run_dir": str(run_dir), "headline": m.headline(document, config.evaluation.monitor)}
 
 
-def _resumed(run_dir: Path, bench: Bench, say: Callable[[str], None]) -> Path | None:
+def _resumed(run_dir: Path, bench: AnyBench, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that verifies, with history and pointers put back to it; None = start over."""
     directory = run_dir / "checkpoints"
     atomic.clean_leftovers(run_dir)
@@ -157,98 +157,12 @@ def _best_name(state: dict[str, Any]) -> str:
     return f"step-{state['progress']['best_step']:06d}"
 
 
-def _fixed_state(config: TrainConfig, bench: Bench, control: Control | None, source: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "config": asdict(config),
-        "vocabulary_sha256": bench.prepared.vocabulary_sha256,
-        "n_items": bench.prepared.n_items,
-        "data_fingerprint": bench.prepared.fingerprint,
-        "episodes_sha256": {split: bench.prepared.episodes(split).sha256 for split in ("train", "val", "test")},
-        "control": asdict(control) if control else None,
-        "warm_start": source,
-    }
-
-
-def _supervised(config: TrainConfig, bench: Bench, run_dir: Path, found: Path | None, stop: Stop) -> Progress:
+def _supervised(config: TrainConfig, bench: AnyBench, run_dir: Path, found: Path | None, stop: Stop) -> Progress:
     if config.warm_start == "auto":
         start, source = bench.model.init(generator(config.seed, "init"), bench.hardware.dtype), {"kind": "none"}
     else:
         warm = warm_start(config, bench, run_dir, stop)
         start, source = warm.params, warm.source
-    store = Store(run_dir / "checkpoints", {}, _fixed_state(config, bench, None, source))
+    store = Store(run_dir / "checkpoints", {}, fixed_state(config, bench, None, source))
     with History(run_dir / "history.jsonl") as history:
         return pretrain(config, bench, start, history, stop=stop, store=store, resume_from=found)[1]
-
-
-def _meta_train(
-    config: TrainConfig,
-    options: MetaConfig,
-    bench: Bench,
-    run_dir: Path,
-    found: Path | None,
-    stop: Stop,
-    say: Callable[[str], None],
-) -> Progress:
-    build.adapted(options, config.residual, bench.model)  # a pattern that matches nothing: said before pretraining
-    if found:
-        tensors, state = checkpoint.load_checkpoint(found)
-        on = bench.hardware
-        # in the model's own order, as at the first start: sums and draws over all weights follow it
-        base = {name: tensors[f"base/{name}"].to(on.device, on.dtype) for name in bench.model.shapes()}
-        control, source = Control(**state["control"]), state["warm_start"]
-    else:
-        warm = warm_start(config, bench, run_dir, stop)
-        base, source = warm.params, warm.source
-        control = m.control_of(bench, base, config.logger.name)
-        say(f"fine-tune control: step size {control.lr:g}, {control.steps} steps "
-            f"(validation {config.evaluation.monitor} {control.value:.4f})")  # fmt: skip
-    over = build.residual(config.residual, bench.model, base)
-    algorithm = m.algorithm_of(bench, config, options, control)
-    tasks = bench.tasks(over)
-    phi = build.trainable(algorithm.learned(over.init(generator(config.seed, "residual"))))
-    optimizer = build.optimizer(config.optimizer, phi, getattr(options.inner, "rates_lr", None))
-    at = restore(found, phi, optimizer)[0] if found else None
-
-    training, validation = bench.prepared.episodes("train"), bench.episodes("val")
-    section, ties = config.train, config.evaluation.ties
-
-    def losses_at(step: int) -> Iterator[Any]:
-        """The meta-loss in chunks of tasks: each is differentiated before the next is made."""
-        first, row = sample(
-            training, seed=config.seed, step=step, n_tasks=section.meta_batch_size, sampler=section.sampler
-        )
-        chunk = section.task_chunk or len(row)
-        for begin in range(0, len(row), chunk):
-            own = slice(begin, begin + chunk)
-            batch = bench.batcher.episodes(training.user[row[own]], first[own], training.n_support, training.n_query)
-            batch = batch.to(bench.hardware.device)
-            support, query = tasks.loss(batch.support), tasks.loss(batch.query)
-            yield algorithm.meta_losses(phi, support, query, batch.n_tasks, step).sum() / len(row)
-
-    def validate() -> dict[str, float]:
-        trained = m.Trained(base, {k: v.detach() for k, v in phi.items()}, over, algorithm)
-        method = m.adapted(bench, trained, steps=config.evaluation.test_steps)
-        return monitored(ranks(tasks, validation, method, ties)[0], bench.prepared.n_items)
-
-    plan = Plan(
-        section.steps, section.eval_every, section.patience, section.checkpoint_every,
-        config.optimizer.clip_norm, config.evaluation.monitor, config.logger.every, "fewshot",
-    )  # fmt: skip
-    # a frozen base stands in every checkpoint: it is what the control and the residual start from
-    fixed = {f"base/{name}": value for name, value in base.items()}
-    store = Store(run_dir / "checkpoints", fixed, _fixed_state(config, bench, control, source))
-    with (
-        History(run_dir / "history.jsonl") as history,
-        progress(plan.steps, "meta-train", config.logger.name, done=at.step if at else 0) as bar,
-    ):
-
-        def on_step(step: int, shown: Any) -> None:
-            if "loss" in shown:
-                bar.advance(1, loss=shown["loss"])
-            else:
-                bar.note(f"meta-train step {step}/{plan.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
-
-        return fit(
-            phi, losses_at, optimizer, build.schedule(config.schedule, section.steps, options), plan, validate,
-            at=at, store=store, history=history, on_step=on_step, stop=stop,
-        )[0]  # fmt: skip

@@ -13,12 +13,12 @@ import torch
 
 from metarec import build
 from metarec.algorithms.inner import RATE
-from metarec.build import Bench
+from metarec.benches import AnyBench, ImageBench, SequenceBench
 from metarec.config.schema import TrainConfig
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
 from metarec.errors import CheckpointError
-from metarec.evaluate import pair_metrics
+from metarec.evaluate import Control, pair_metrics
 from metarec.models.convert import from_state_dict
 from metarec.pretrain import loss_of_step, training_pieces, validation_pairs
 from metarec.report.progress import progress
@@ -28,8 +28,12 @@ from metarec.runs.history import History
 from metarec.runs.legacy import read_legacy
 from metarec.runs.signals import Stop
 from metarec.train import Plan, Progress, Store, fit, restore
+from metarec.verbs import measure as m
 
 LEAST_BETWEEN_VALIDATIONS = 50  # steps; an epoch of a small log is only a few
+
+
+IMAGE_CONTROL = Control(lr=0.01, steps=5, value=0.0, tried=[])  # Finn et al. 2017 take 0.4 x 1; this is MAML++'s
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class WarmStart:
     source: dict[str, Any]  # for the run card and metrics.json
 
 
-def warm_start(config: TrainConfig, bench: Bench, run_dir: Path, stop: Stop) -> WarmStart:
+def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) -> WarmStart:
     """The base weights as `warm_start` says: auto (pretrain once, cache), none (random) or a path."""
     fresh = bench.model.init(generator(config.seed, "init"), bench.hardware.dtype)
     if config.warm_start == "none":
@@ -72,7 +76,30 @@ def warm_start(config: TrainConfig, bench: Bench, run_dir: Path, stop: Stop) -> 
     return WarmStart(best, {"kind": "auto", "key": key, **summary})
 
 
-def cache_key(config: TrainConfig, bench: Bench) -> str:
+def tuned_control(config: TrainConfig, bench: AnyBench, base: Params, source: dict[str, Any]) -> Control:
+    """The fine-tune control; of cached pretrained weights it is tuned once, as they are trained once.
+
+    On images nothing is pretrained, so nothing is tuned: the published inner loop (`IMAGE_CONTROL`) stands for it.
+    """
+    if isinstance(bench, ImageBench):
+        return IMAGE_CONTROL
+    if "key" not in source:
+        return m.control_of(bench, base, config.logger.name)
+    asked = {k: v for k, v in asdict(config.evaluation).items() if k in ("monitor", "ties", "task_chunk", "control")}
+    name = hashlib.sha256(json.dumps([source["key"], asked], sort_keys=True).encode()).hexdigest()[:32]
+    path = build.cache_dir(config) / "control" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        try:
+            return Control(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            pass  # not tuned yet, or damaged: tuned (again)
+        control = m.control_of(bench, base, config.logger.name)
+        atomic.write_json(path, asdict(control))
+    return control
+
+
+def cache_key(config: TrainConfig, bench: AnyBench) -> str:
     """Everything that pretraining depends on."""
     parts = {
         "data": bench.prepared.fingerprint,
@@ -88,11 +115,12 @@ def cache_key(config: TrainConfig, bench: Bench) -> str:
 
 
 def pretrain(
-    config: TrainConfig, bench: Bench, start: Params, history: History | None, *, stop: Stop, store: Store | None = None,
+    config: TrainConfig, bench: AnyBench, start: Params, history: History | None, *, stop: Stop, store: Store | None = None,
     resume_from: Path | None = None,
 ) -> tuple[Params, Progress]:  # fmt: skip
     """Train on the sessions of the training users, the best weights by validation."""
     options = config.pretrain
+    assert isinstance(bench, SequenceBench)  # the rules refuse to pretrain on images
     params = build.trainable(_to(start, bench))
     pieces = training_pieces(bench.prepared, config.model.max_len, options.batch_size, config.seed)
     per_epoch = pieces.steps_per_epoch
@@ -125,7 +153,7 @@ def pretrain(
     return best, at
 
 
-def _from_path(path: Path, bench: Bench) -> Params:
+def _from_path(path: Path, bench: AnyBench) -> Params:
     """A metarec run or checkpoint (its weights without adaptation), or a legacy file."""
     shapes = bench.model.shapes()
     if path.is_file() and path.suffix in (".pth", ".pt"):
@@ -152,7 +180,7 @@ def theta(tensors: Params, state: dict[str, Any]) -> Params:
     return {name: torch.add(tensors[f"base/{name}"], value, alpha=residual["alpha"]) for name, value in phi.items()}
 
 
-def check_vocabulary(path: Path, state: dict[str, Any], bench: Bench) -> None:
+def check_vocabulary(path: Path, state: dict[str, Any], bench: AnyBench) -> None:
     """CheckpointError unless the checkpoint was trained on this very vocabulary."""
     stored = state.get("vocabulary_sha256")
     if stored != bench.prepared.vocabulary_sha256:
@@ -163,6 +191,6 @@ def check_vocabulary(path: Path, state: dict[str, Any], bench: Bench) -> None:
         )  # fmt: skip
 
 
-def _to(params: Params, bench: Bench) -> Params:
+def _to(params: Params, bench: AnyBench) -> Params:
     """On the device, in the model's own order: a file has another one, and sums and draws over all weights follow it."""
     return {name: params[name].to(bench.hardware.device, bench.hardware.dtype) for name in bench.model.shapes()}

@@ -161,7 +161,7 @@ def test_config_dir_adds_choices(tmp_path: Path) -> None:
 def test_a_file_is_checked_like_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "e.yaml").write_text(
-        "# @package _global_\ntrain: {stpes: 5, steps: x}\nfoo: 1\nmodel: {name: sasrec}\nresidual: {name: on}\n"
+        "# @package _global_\ntrain: {stpes: 5, steps: x}\nfoo: 1\nmodel: {name: bert4rec}\nresidual: {name: on}\n"
     )
     lines = refused("experiment=e", config_dir=tmp_path)
     assert len(lines) == 5

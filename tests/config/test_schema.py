@@ -15,18 +15,18 @@ from metarec.config.fields import alternatives, group_schema, keys, walk
 from metarec.config.help import examples, header
 from metarec.config.overrides import check_words
 from metarec.config.paths import conf_dir
-from metarec.config.schema import GROUPS, VERBS, TrainConfig
+from metarec.config.schema import GROUPS, VERBS, CompareConfig, TrainConfig
 from metarec.data.spec import DatasetSpec
 
 YAMLS = sorted(conf_dir().glob("*/*.yaml"))
 SHIPPED = {
     "algorithm": 8,
-    "dataset": 26,
+    "dataset": 27,
     "evaluation": 1,
-    "experiment": 1,
+    "experiment": 3,
     "hardware": 4,
     "logger": 3,
-    "model": 1,
+    "model": 3,
     "objective": 1,
     "optimizer": 3,
     "residual": 3,
@@ -44,6 +44,13 @@ def test_how_many_yaml_files_there_are() -> None:
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_every_yaml_composes_to_a_checked_config(path: Path) -> None:
     words = [f"{path.parent.name}={path.stem}", "data_dir=/data"]
+    if path.stem == "conv4":
+        words.append("dataset=omniglot")
+    comparison = any(line.startswith("metarec compare") for line in examples(path)) and path.parent.name == "experiment"
+    if comparison:
+        (job,) = check_words("compare", words).jobs
+        assert isinstance(job.config, CompareConfig)
+        return
     if path.parent.name == "dataset" and OmegaConf.load(path).get("path") is None and path.stem != "synthetic":
         words.append("dataset.path=/data/file.csv")
     (job,) = check_words("train", words).jobs
@@ -88,7 +95,7 @@ def test_every_yaml_opens_with_what_it_is_and_a_command(path: Path) -> None:
 def test_dataset_ranges_name_existing_keys_and_cover_every_choice() -> None:
     known = {key for key, is_section in walk(DatasetSpec, "dataset.") if not is_section}
     assert set(DATASET_RANGES) <= known
-    free = {"dataset.name", "dataset.in_data_dir", "dataset.sessions.drop_repeats"}
+    free = {"dataset.name", "dataset.in_data_dir", "dataset.sessions.drop_repeats", "dataset.images.rotations"}
     assert known - set(DATASET_RANGES) == free
 
 
@@ -123,7 +130,8 @@ def test_command_line_options_are_frozen() -> None:
         [key for key in train if not key.startswith("dataset.")]
         == """
         seed warm_start data_dir cache_dir output_dir resume
-        model.name model.embedding_dim model.hidden_dim model.dropout model.max_len
+        model.name model.embedding_dim model.hidden_dim model.n_layers model.dropout model.embedding_dropout model.tie
+        model.max_len
         algorithm.name algorithm.inner.lr algorithm.inner.steps algorithm.inner.clip algorithm.inner.adapt
         algorithm.inner.support_weights algorithm.inner.recency algorithm.inner.rates algorithm.inner.rates_lr
         algorithm.inner.prox algorithm.inner.recompute algorithm.multi_step algorithm.multi_step_until
@@ -136,7 +144,8 @@ def test_command_line_options_are_frozen() -> None:
         evaluation.task_chunk evaluation.test_steps evaluation.control.lrs evaluation.control.steps
         evaluation.control.users
         logger.name logger.plots logger.every
-        train.steps train.meta_batch_size train.task_chunk train.eval_every train.checkpoint_every train.patience train.sampler
+        train.steps train.minutes train.meta_batch_size train.task_chunk train.eval_every train.checkpoint_every
+        train.patience train.sampler train.dropout
         pretrain.epochs pretrain.min_steps pretrain.batch_size pretrain.lr pretrain.weight_decay pretrain.clip_norm
         pretrain.patience pretrain.eval_every_epochs
     """.split()
@@ -150,7 +159,8 @@ def test_command_line_options_are_frozen() -> None:
         sessions.by sessions.gap_minutes sessions.min_events sessions.drop_repeats
         core.min_user_events core.min_item_events
         split.by split.fractions split.time_quantiles split.seed
-        episodes.n_support episodes.n_query episodes.stride memory_limit
+        episodes.n_support episodes.n_query episodes.stride
+        images.n_way images.n_shot images.n_query images.rotations images.n_val images.n_test images.seed memory_limit
         """.split()
     ]
     assert (

@@ -1,4 +1,4 @@
-"""linear and embed against autograd on explicit per-task copies, for every form of offset, with taps and without."""
+"""Operators against autograd on explicit per-task copies, for every form of offset, with taps and without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metarec.core import ops
 from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows
-from metarec.core.ops import embed, layer_norm, linear
+from metarec.core.ops import embed, layer_norm, linear, linear_rows
 from metarec.core.weights import FastWeight, Tap
 
 T, N, OUT, IN, N_ROWS = 3, 5, 6, 4, 8
@@ -183,3 +183,93 @@ def test_layer_norm(moved: bool) -> None:
     for mine, theirs in zip([*of_taps(loss, *taps), *torch.autograd.grad(loss, x)], slow, strict=True):
         close(mine, theirs)
     close(layer_norm(x, w, b), F.layer_norm(x, (IN,), w, b))
+
+
+COLUMNS = torch.tensor([0, 3, 6, 7])
+EACH = torch.tensor([[0, 3, 3, 7, 1], [2, 2, 2, 2, 2], [5, 0, 6, 7, 5]])  # one row of the table for each row of x
+ALL_OFFSETS: dict[str, Offset | None] = {"none": None, **TABLE_OFFSETS}
+ROWS_BIAS: dict[str, Offset | None] = {"none": None, "dense": Dense(normal(T, N_ROWS, seed=9))}
+
+
+def chosen(whole: Tensor, rows: Tensor) -> Tensor:
+    """Of whole [T, N, out]: columns [C], or one for each row [T, N]."""
+    return whole[..., rows] if rows.dim() == 1 else whole.gather(2, rows[..., None])[..., 0]
+
+
+def check_linear_rows(w_offset: Offset | None, b_offset: Offset | None, rows: Tensor) -> None:
+    x = normal(T, N, IN, seed=5).requires_grad_()
+    weight, bias = normal(N_ROWS, IN, seed=7).requires_grad_(), normal(N_ROWS, seed=8).requires_grad_()
+    own_w, own_b = copies(weight, w_offset), copies(bias, b_offset)
+    wanted = chosen(torch.einsum("tni,toi->tno", x, own_w) + own_b[:, None, :], rows)
+    mix = normal(*wanted.shape, seed=6)
+    slow_x, slow_w, slow_b = torch.autograd.grad((wanted.tanh() * mix).sum(), [x, own_w, own_b])
+
+    got = linear_rows(x, FastWeight(weight, w_offset), FastWeight(bias, b_offset), rows)
+    close(got, wanted)
+    fast = torch.autograd.grad((got.tanh() * mix).sum(), [x, weight, bias])
+    for mine, theirs in zip(fast, (slow_x, slow_w.sum(0), slow_b.sum(0)), strict=True):
+        close(mine, theirs)
+
+    w_tap, b_tap = Tap(), Tap()
+    got = linear_rows(
+        x.detach(), FastWeight(weight.detach(), w_offset, w_tap), FastWeight(bias.detach(), b_offset, b_tap), rows
+    )
+    for mine, theirs in zip(of_taps((got.tanh() * mix).sum(), w_tap, b_tap), (slow_w, slow_b), strict=True):
+        close(mine, theirs)
+
+
+@pytest.mark.parametrize("rows", [COLUMNS, EACH], ids=["candidates", "one a row"])
+@pytest.mark.parametrize("b_offset", ROWS_BIAS)
+@pytest.mark.parametrize("w_offset", ALL_OFFSETS)
+def test_linear_rows(w_offset: str, b_offset: str, rows: Tensor) -> None:
+    check_linear_rows(ALL_OFFSETS[w_offset], ROWS_BIAS[b_offset], rows)
+
+
+@pytest.mark.parametrize("rows", [COLUMNS, EACH], ids=["candidates", "one a row"])
+@pytest.mark.parametrize("offset", ["dense", "low rank", "both"])
+def test_linear_rows_twice(offset: str, rows: Tensor) -> None:
+    """A function of each task's own gradient, differentiated by what the gradient was made from."""
+    x, weight = normal(T, N, IN, seed=5).requires_grad_(), normal(N_ROWS, IN, seed=7).requires_grad_()
+    bias = normal(N_ROWS, seed=8).requires_grad_()
+    own_offset = TABLE_OFFSETS[offset]
+    leaf = (own_offset.value if isinstance(own_offset, Dense) else LOW.left).requires_grad_()
+    own_w, own_b = weight + own_offset.dense(), bias.expand(T, -1)
+    slow = chosen(torch.einsum("tni,toi->tno", x, own_w) + own_b[:, None, :], rows)
+    slow_grads = torch.autograd.grad(slow.tanh().sum(), [own_w, own_b], create_graph=True)
+    wanted = torch.autograd.grad(sum(grad.sin().sum() for grad in slow_grads), [x, weight, bias, leaf])
+
+    taps = Tap(second_order=True), Tap(second_order=True)
+    fast = linear_rows(x, FastWeight(weight, own_offset, taps[0]), FastWeight(bias, None, taps[1]), rows)
+    notes = [note for tap in taps for note in tap.notes]
+    found = torch.autograd.grad(fast.tanh().sum(), [at for at, _ in notes], create_graph=True)
+    grads = [finish(grad).dense() for (_, finish), grad in zip(notes, found, strict=True)]
+    for mine, theirs in zip(
+        torch.autograd.grad(sum(grad.sin().sum() for grad in grads), [x, weight, bias, leaf]), wanted, strict=True
+    ):
+        close(mine, theirs)
+    leaf.requires_grad_(False)
+
+
+def test_linear_rows_keeps_only_its_rows_and_may_have_no_bias_or_one_in_another_order() -> None:
+    x, weight, tap = normal(T, N, IN), normal(N_ROWS, IN, seed=1), Tap()
+    got = linear_rows(x, FastWeight(weight, None, tap), None, COLUMNS)
+    close(got, F.linear(x, weight)[..., COLUMNS])
+    ((at, finish),) = tap.notes
+    gradient = finish(torch.autograd.grad(got.sum(), at)[0])
+    assert isinstance(gradient, Rows)
+    assert gradient.values.shape == (T, len(COLUMNS), IN)
+    bias = normal(N_ROWS - 1, seed=2)  # of a table with one row more in front
+    rows = torch.tensor([1, 4])
+    close(linear_rows(x, weight, bias, rows, rows - 1), F.linear(x, weight[1:], bias)[..., rows - 1])
+
+
+@pytest.mark.parametrize("rows", [[3, 0], [2, 2]])
+def test_linear_rows_refuses_rows_that_do_not_rise(rows: list[int]) -> None:
+    with pytest.raises(ValueError, match="rows must rise without a repeat"):
+        linear_rows(normal(T, N, IN), normal(N_ROWS, IN), None, torch.tensor(rows))
+
+
+def test_a_forgotten_offset_of_rows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_picked", lambda offset, rows: None)
+    with pytest.raises(AssertionError):
+        check_linear_rows(TABLE_OFFSETS["low rank"], None, COLUMNS)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from metarec.objectives import cross_entropy as module
-from metarec.objectives.cross_entropy import cross_entropy
+from metarec.objectives.cross_entropy import CrossEntropy, cross_entropy
+from metarec.objectives.scores import Scores
 
 # softmax of (log 1, log 2, log 5) = 1/8, 2/8, 5/8
 LOGITS = torch.tensor(
@@ -61,3 +62,11 @@ def test_a_mean_over_all_pairs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "F", Functions)
     with pytest.raises(AssertionError):
         check_hand_numbers()
+
+
+def test_of_scores_it_is_the_loss_of_every_pair() -> None:
+    scores, target = Scores.of_logits(LOGITS), torch.tensor([[1, 3], [2, -1]])
+    wanted = [[math.log(8 / 1), math.log(8 / 4)], [math.log(4 / 1), 0.0]]
+    for each in (CrossEntropy()(scores, target), cross_entropy(scores, target)):
+        torch.testing.assert_close(each, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert torch.equal(CrossEntropy(0.3)(scores, target), cross_entropy(scores, target, label_smoothing=0.3))

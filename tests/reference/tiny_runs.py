@@ -149,7 +149,7 @@ def metrics(run: Path) -> dict[str, Any]:
 
 def without_paths(document: dict[str, Any]) -> dict[str, Any]:
     """Metrics of a run less what may differ between two runs of one command: durations and places."""
-    out = {key: value for key, value in document.items() if key != "seconds"}
+    out = {key: value for key, value in document.items() if key not in ("seconds", "cost")}
     out["config"] = {key: value for key, value in out["config"].items() if key not in ("cache_dir", "output_dir")}
     return out
 

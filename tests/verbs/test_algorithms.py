@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference.tiny_runs import Work, metrics, same_bits, tensors
+from reference.tiny_runs import Work, metrics, same_bits, tensors, tiny
 
 from metarec.errors import ConfigError
 
@@ -54,9 +54,14 @@ def test_contexts_begin_as_the_pretrained_model(work: Work) -> None:
 
 
 def test_chunks_of_tasks_give_the_same_gradient(work: Work) -> None:
-    whole = work.train("algorithm=maml", "residual=context", "hardware.precision=float64", *SHORT)
+    whole = work.train("algorithm=maml", "residual=context", "hardware.precision=float64", "train.dropout=0", *SHORT)
     parts = work.train(
-        "algorithm=maml", "residual=context", "hardware.precision=float64", "train.task_chunk=5", *SHORT
+        "algorithm=maml",
+        "residual=context",
+        "hardware.precision=float64",
+        "train.task_chunk=5",
+        "train.dropout=0",
+        *SHORT,
     )
     a, b = tensors(whole, "last"), tensors(parts, "last")
     assert not same_bits(a, b)
@@ -71,6 +76,45 @@ def test_the_outer_step_size_of_rates_is_their_own(work: Work) -> None:
     moved = (last["phi/rates/context.shift"] - first["phi/rates/context.shift"]).abs()
     assert moved.item() == pytest.approx(0.5, rel=1e-3)  # the first step of Adam is its step size
     assert (last["phi/fc.bias"] - first["phi/fc.bias"]).abs().max().item() == pytest.approx(0.02, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("algorithm.inner.support_weights=recency",),
+        ("algorithm.inner.support_weights=recency", "algorithm.inner.recency=3"),
+        ("train.dropout=0.4",),
+        ("algorithm.inner.clip=0.01",),
+        ("algorithm.inner.prox=5",),
+        ("algorithm.inner.rates=tensor",),
+        ("algorithm.inner.adapt=[fc.*]",),
+        ("algorithm.multi_step=uniform",),
+        ("algorithm.order=first",),
+        ("algorithm.order=annealed", "algorithm.switch=0.4"),
+    ],
+    ids=lambda words: words[-1],
+)
+def test_every_option_has_its_effect(words: tuple[str, ...], work: Work) -> None:
+    plain = work.train("algorithm=maml", "residual=off", *SHORT)
+    other = work.train("algorithm=maml", "residual=off", *SHORT, *words)
+    assert not same_bits(tensors(plain, "last"), tensors(other, "last"))
+
+
+def test_recomputing_is_the_same_to_rounding(work: Work) -> None:
+    plain = work.train("algorithm=maml", "residual=off", "hardware.precision=float64", *SHORT)
+    other = work.train("algorithm=maml", "residual=off", "hardware.precision=float64", *SHORT,
+                       "algorithm.inner.recompute=true")  # fmt: skip
+    a, b = tensors(plain, "last"), tensors(other, "last")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-8)
+
+
+def test_a_time_budget_sets_the_steps(work: Work) -> None:
+    words = [w for w in tiny("algorithm=maml", "residual=context") if not w.startswith("train.steps")]
+    run = work._run("train", *words, "algorithm=maml", "residual=context", "train.minutes=0.01")
+    found = metrics(run)
+    assert 1 <= found["training"]["steps"] < 2000
+    assert found["cost"]["seconds"] < 5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,189 @@
+"""What every method of a run is measured with: data, model, objective and device, for sequences and for images.
+
+Both kinds answer the same questions (`AnyBench`), so that training, tuning and measuring are one code for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarec.config.schema import EvaluationConfig, TrainSection
+from metarec.core.batch import EpisodeBatch
+from metarec.data.batches import Batcher
+from metarec.data.bayes import bayes_scores
+from metarec.data.episodes import sample
+from metarec.data.omniglot import ImageEpisodes, Omniglot
+from metarec.data.store import Prepared, train_sessions
+from metarec.data.synthetic import World
+from metarec.evaluate import Episodes, Ints, repeats
+from metarec.metrics.ranking import coverage, popularity_percentile
+from metarec.metrics.ranks import rank_of_target
+from metarec.residual import Residual
+from metarec.tasks import Model, Objective, Tasks
+
+
+@dataclass(frozen=True)
+class Hardware:
+    device: torch.device
+    dtype: torch.dtype
+    line: str  # for the reader
+
+
+@dataclass(frozen=True)
+class SequenceBench:
+    prepared: Prepared
+    batcher: Batcher
+    model: Model
+    objective: Objective
+    hardware: Hardware
+    evaluation: EvaluationConfig
+
+    @property
+    def n_items(self) -> int:
+        return self.prepared.n_items
+
+    def tasks(self, over: Residual | None = None) -> Tasks:
+        """Losses and logits over the model's own weights, or over a residual's."""
+        return Tasks(self.model, self.objective, (lambda phi: phi) if over is None else over.compose)
+
+    @property
+    def support_share(self) -> float:
+        """Of the pairs of a training episode."""
+        training = self.prepared.episodes("train")
+        return training.n_support / (training.n_support + training.n_query)
+
+    def training_batches(self, section: TrainSection, seed: int, step: int) -> Iterator[EpisodeBatch]:
+        """The meta-batch of an outer step, in chunks of tasks; a function of (seed, step)."""
+        training = self.prepared.episodes("train")
+        first, row = sample(training, seed=seed, step=step, n_tasks=section.meta_batch_size, sampler=section.sampler)
+        for own in _chunks(len(row), section.task_chunk):
+            batch = self.batcher.episodes(training.user[row[own]], first[own], training.n_support, training.n_query)
+            yield batch.to(self.hardware.device)
+
+    def episodes(self, split: str, *, n_support: int | None = None, rows: np.ndarray | None = None) -> Episodes:
+        ranges = self.prepared.episodes(split)
+        return Episodes(
+            self.batcher,
+            ranges,
+            np.arange(len(ranges.user)) if rows is None else rows,
+            ranges.n_support if n_support is None else n_support,
+            self.evaluation.task_chunk,
+            self.hardware.device,
+        )
+
+    def user_ids(self, rows: Ints) -> Any:
+        """The users' own names."""
+        return self.prepared.user_ids[rows]
+
+    def repeats(self, episodes: Any) -> NDArray[np.bool_]:
+        """bool [N, Q]: the target stands in its own prefix or in the support."""
+        return repeats(self.batcher, episodes)
+
+    def optimum(self, episodes: Any, split: str) -> dict[str, Ints]:
+        """Ranks under the exact optimum, where the law of the data is known (dataset=synthetic)."""
+        path = self.prepared.root / "world.npz"
+        if not path.exists():
+            return {}
+        world = World.load(path)
+        _, query = episodes.pairs()
+        target = torch.from_numpy(np.asarray(self.prepared.item[self.prepared.pair_event[query]], dtype=np.int64))
+        out = {}
+        for mode in ("zeroshot", "fewshot"):
+            scores = bayes_scores(world, self.prepared, split, episodes.rows, mode, episodes.n_support)
+            out[f"bayes_{mode}"] = rank_of_target(torch.from_numpy(scores), target, self.evaluation.ties).numpy()
+        return out
+
+    def beyond(self, tops: Mapping[str, Ints]) -> dict[str, dict[str, float]]:
+        """Coverage and popularity of the ten best items [N, Q, 10] of every method."""
+        popularity = _popularity(self.prepared)
+        return {
+            name: {
+                "coverage@10": coverage(top.reshape(-1, top.shape[-1]), self.n_items),
+                "popularity_percentile@10": popularity_percentile(top.reshape(-1, top.shape[-1]), popularity),
+            }
+            for name, top in tops.items()
+        }
+
+    def conditions(self) -> dict[str, Any]:
+        return {
+            "split_by": self.prepared.split_by,
+            "leaky": self.prepared.leaky,
+            "split_note": self.prepared.split_note,
+            "max_len": self.batcher.max_len,
+        }
+
+
+@dataclass(frozen=True)
+class ImageBench:
+    """N-way K-shot classification: the classes of an episode are its items, hr@1 is the accuracy."""
+
+    prepared: Omniglot
+    model: Model
+    objective: Objective
+    hardware: Hardware
+    evaluation: EvaluationConfig
+
+    @property
+    def n_items(self) -> int:
+        return self.prepared.n_items
+
+    def tasks(self, over: Residual | None = None) -> Tasks:
+        return Tasks(self.model, self.objective, (lambda phi: phi) if over is None else over.compose)
+
+    @property
+    def support_share(self) -> float:
+        spec = self.prepared.spec
+        return spec.n_shot / (spec.n_shot + spec.n_query)
+
+    def training_batches(self, section: TrainSection, seed: int, step: int) -> Iterator[EpisodeBatch]:
+        """The meta-batch of an outer step, in chunks of tasks; a function of (seed, step)."""
+        drawn = self.prepared.training(seed, step, section.meta_batch_size)
+        for own in _chunks(len(drawn), section.task_chunk):
+            yield self._on(self.prepared.batch(drawn, own))
+
+    def episodes(self, split: str, *, n_support: int | None = None, rows: np.ndarray | None = None) -> ImageEpisodes:
+        drawn = self.prepared.fixed[split]
+        chosen = np.arange(len(drawn)) if rows is None else rows
+        return ImageEpisodes(self.prepared, drawn, chosen, self.evaluation.task_chunk, self._on)
+
+    def _on(self, batch: EpisodeBatch) -> EpisodeBatch:
+        return batch.cast(self.hardware.dtype).to(self.hardware.device)
+
+    def user_ids(self, rows: Ints) -> Any:
+        return np.array([f"episode {row}" for row in rows])
+
+    def repeats(self, episodes: Any) -> NDArray[np.bool_]:
+        return np.zeros((len(episodes), episodes.n_query), dtype=bool)
+
+    def optimum(self, episodes: Any, split: str) -> dict[str, Ints]:
+        return {}
+
+    def beyond(self, tops: Mapping[str, Ints]) -> dict[str, dict[str, float]]:
+        return {}
+
+    def conditions(self) -> dict[str, Any]:
+        return {"split_by": self.prepared.split_by, "leaky": False, "split_note": self.prepared.split_note}
+
+
+AnyBench = SequenceBench | ImageBench
+AnyEpisodes = Episodes | ImageEpisodes
+
+
+def _chunks(n_tasks: int, size: int) -> list[slice]:
+    return [slice(begin, begin + (size or n_tasks)) for begin in range(0, n_tasks, size or n_tasks)]
+
+
+def _popularity(prepared: Prepared) -> np.ndarray:
+    """Training events of every item, int64 [V]."""
+    begin, end = train_sessions(prepared)
+    edge = np.zeros(len(prepared.item) + 1, dtype=np.int64)
+    np.add.at(edge, np.asarray(begin), 1)
+    np.add.at(edge, np.asarray(end), -1)
+    items = np.asarray(prepared.item)[np.cumsum(edge[:-1]) > 0]
+    return np.bincount(items, minlength=prepared.n_items + 1)[1:]

@@ -1,0 +1,162 @@
+"""SASRec: self-attention over the events so far, written once for one user or many.
+
+    h = E[item_j] + P[j];   per layer  h += attention(norm1(h)),  h += W2 relu(W1 norm2(h) + b1) + b2
+    score(item | prefix) = E[item] . norm(h_last)              (tied; or W norm(h_last) + b)
+
+Source: Kang & McAuley 2018, arXiv:1808.09781. What differs here: norms stand ahead of each part and what they read goes
+on unnormalised, as in the paper's text (the authors' code normalises queries alone and carries on the normalised); heads
+end in a projection; nothing is scaled by sqrt(d); the loss is cross-entropy over the catalogue at all positions (there one
+drawn negative each); weights of attention have no dropout. And an event's position is its number *from the start of its
+sequence*. The paper pads in front, so there the last event always has the same position. Counted from the start, the
+prefixes of one session share their states; a prefix cut to its latest `max_len` events starts at position 0 again.
+
+Shapes: T tasks, N pairs a task, S states of the batch (`core.batch`), V items, d width, P prefix tokens. Item 0 is padding:
+its embedding is never read by a valid state and it has no logit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metarec.core.attention import Attention, Layout, Prefix, differentiated_twice
+from metarec.core.batch import Sequences
+from metarec.core.ops import embed, layer_norm, linear, linear_rows
+from metarec.core.weights import FastWeight, Params, Weights, own
+
+
+@dataclass(frozen=True)
+class SASRec:
+    n_items: int
+    dim: int = 64
+    n_layers: int = 2
+    n_heads: int = 2
+    dropout: float = 0.2
+    max_len: int = 50  # events of the longest sequence
+    ffn_dim: int | None = None  # None = dim, as in the paper
+    tie: bool = True  # score with the item embedding
+    n_prefix: int = 2  # tokens of `context.prefix`
+
+    def __post_init__(self) -> None:
+        if self.dim % self.n_heads:
+            raise ValueError(f"SASRec: dim={self.dim} cannot be cut into n_heads={self.n_heads} equal heads")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every weight by name; the order is the order of the checkpoint."""
+        v, d, f = self.n_items, self.dim, self.ffn_dim or self.dim
+        # prefix tokens have positions too
+        shapes: dict[str, tuple[int, ...]] = {
+            "embedding.weight": (v + 1, d), "position.weight": (max(self.max_len, self.n_prefix), d)
+        }  # fmt: skip
+        for i in range(self.n_layers):
+            of_layer = {
+                "norm1.weight": (d,), "norm1.bias": (d,), "attention.in.weight": (3 * d, d), "attention.in.bias": (3 * d,),
+                "attention.out.weight": (d, d), "attention.out.bias": (d,), "norm2.weight": (d,), "norm2.bias": (d,),
+                "ffn1.weight": (f, d), "ffn1.bias": (f,), "ffn2.weight": (d, f), "ffn2.bias": (d,),
+            }  # fmt: skip
+            shapes |= {f"layers.{i}.{name}": shape for name, shape in of_layer.items()}
+        shapes |= {"norm.weight": (d,), "norm.bias": (d,)}
+        return shapes if self.tie else shapes | {"fc.weight": (v, d), "fc.bias": (v,)}
+
+    def context_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What `residual=context` adapts: prefix tokens that all events attend to, and a shift of the last hidden state.
+
+        Prefix token j stands at position j without an item: its key is that of P[j] + c[j], its value that of c[j] alone.
+        So a zero token has no effect, the gradient there is that of the value, and the tokens differ from the start.
+        """
+        return {"context.prefix": (self.n_prefix, self.dim), "context.shift": (self.dim,)}
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        return (*(("embedding.weight",) if self.tie else ("fc.weight", "fc.bias")), "context.shift")
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Weights and biases of the norms."""
+        return tuple(name for name in self.shapes() if "norm" in name)
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """N(0, 0.02^2) cut at two standard deviations; biases and row 0 (padding) zero, weights of norms one."""
+        params: Params = {}
+        for name, shape in self.shapes().items():
+            if name.endswith("bias"):
+                params[name] = torch.zeros(shape, dtype=dtype)
+            elif name in self.norms:
+                params[name] = torch.ones(shape, dtype=dtype)
+            else:
+                params[name] = torch.empty(shape, dtype=dtype)
+                torch.nn.init.trunc_normal_(params[name], 0.0, 0.02, -0.04, 0.04, generator)
+        params["embedding.weight"][0] = 0.0
+        return params
+
+    def encode(self, params: Weights, sequences: Sequences, generator: torch.Generator | None = None) -> Tensor:
+        """Hidden states [T + S, d]: of each task before any event (zero), then behind every event.
+
+        A generator switches dropout on (of the embedding and of what each attention and feed-forward part adds).
+        """
+        layout, n_tasks = Layout.of(sequences), sequences.n_tasks
+        if layout.longest > self.max_len:
+            raise ValueError(f"SASRec: a sequence of {layout.longest} events, but max_len={self.max_len} positions")
+        twice = differentiated_twice(params.values())
+
+        def positions(count: int) -> Tensor:  # [T, count, d]
+            return embed(
+                torch.arange(count, device=sequences.items.device).repeat(n_tasks, 1), params["position.weight"]
+            )
+
+        h = layout.gather(embed(sequences.items, params["embedding.weight"]))
+        h = h + layout.gather_positions(positions(layout.longest))
+        h = self._drop(h, generator)
+        prefix = placed = None
+        if "context.prefix" in params:
+            prefix = own(params["context.prefix"], n_tasks)
+            placed = prefix + positions(self.n_prefix)
+        for i in range(self.n_layers):
+            layer = {name: params[f"layers.{i}.{name}"] for name in LAYER}
+            of_chunks = {name: layout.spread(weight) for name, weight in layer.items()}
+            w_in, b_in, w_out, b_out = (layer[f"attention.{name}"] for name in ATTENTION)
+            attention = Attention(w_in, b_in, w_out, b_out, self.n_heads)
+            seen = None
+            if prefix is not None and placed is not None:
+                seen = Prefix(layer_norm(placed, layer["norm1.weight"], layer["norm1.bias"]), prefix)
+            x = layer_norm(h, of_chunks["norm1.weight"], of_chunks["norm1.bias"])
+            h = h + self._drop(attention(x, layout, twice=twice, prefix=seen), generator)
+            x = layer_norm(h, of_chunks["norm2.weight"], of_chunks["norm2.bias"])
+            x = linear(x, of_chunks["ffn1.weight"], of_chunks["ffn1.bias"]).relu()
+            h = h + self._drop(linear(x, of_chunks["ffn2.weight"], of_chunks["ffn2.bias"]), generator)
+        h = layer_norm(h, layout.spread(params["norm.weight"]), layout.spread(params["norm.bias"]))
+        return torch.cat([h.new_zeros(n_tasks, self.dim), h.flatten(0, 1).index_select(0, layout.state)])
+
+    def _drop(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        if generator is None or self.dropout == 0:
+            return x
+        keep = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) >= self.dropout
+        return x * keep / (1 - self.dropout)
+
+    def score(
+        self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
+    ) -> Tensor:
+        """states [T, N, d] -> logits [T, N, V], column i - 1 for item i. The generator is not used: see `encode`.
+
+        items int64 [C], rising without a repeat -> only their columns, [T, N, C]; [T, N] -> one for each pair, [T, N].
+        """
+        if "context.shift" in params:
+            states = states + own(params["context.shift"], states.shape[0])[:, None, :]
+        if not self.tie:
+            weight, bias = params["fc.weight"], params["fc.bias"]
+            return linear(states, weight, bias) if items is None else linear_rows(states, weight, bias, items - 1)
+        table = params["embedding.weight"]
+        if items is not None:
+            return linear_rows(states, table, None, items)
+        if isinstance(table, FastWeight) and (table.offset is not None or table.tap is not None):
+            return linear(states, table)[..., 1:]  # a task's own row 0 as well, which has no logit
+        return linear(states, (table.shared if isinstance(table, FastWeight) else table)[1:])
+
+
+ATTENTION = ("in.weight", "in.bias", "out.weight", "out.bias")
+LAYER = (
+    *(f"attention.{name}" for name in ATTENTION),
+    *(f"{part}.{kind}" for part in ("norm1", "norm2", "ffn1", "ffn2") for kind in ("weight", "bias")),
+)

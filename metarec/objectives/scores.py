@@ -1,0 +1,74 @@
+"""What an objective sees of a model: the scores of all items, or only of those that it asks for.
+
+Shapes: T tasks, N pairs, H hidden, V items, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metarec.core.weights import FastWeight, Weights
+
+
+class Scorer(Protocol):
+    """The part of a model that turns states [T, N, H] into scores.
+
+    `items` int64 [C], rising without a repeat -> [T, N, C]; [T, N], one for each pair -> [T, N]; none -> all, [T, N, V].
+    """
+
+    @property
+    def n_items(self) -> int: ...
+
+    def score(
+        self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`columns` is asked for all items (None), for candidates [C], or for one item a pair [T, N], as often as one likes."""
+
+    states: Tensor  # [T, N, H]
+    n_items: int
+    columns: Callable[[Tensor | None], Tensor]
+    tapped: bool = False  # each task's own gradient is asked for, so what is scored stays until the gradient is there
+
+    def all(self) -> Tensor:
+        """[T, N, V], column i - 1 for item i."""
+        return self.columns(None)
+
+    def of(self, items: Tensor) -> Tensor:
+        """items int64 [C], rising without a repeat -> [T, N, C]."""
+        return self.columns(items)
+
+    def at(self, items: Tensor) -> Tensor:
+        """items int64 [T, N], 1..V -> [T, N]."""
+        return self.columns(items)
+
+    @staticmethod
+    def of_model(model: Scorer, theta: Weights, states: Tensor, generator: torch.Generator | None = None) -> Scores:
+        """A generator switches dropout on; whatever is asked for, and however often, sees the same units dropped."""
+        start = None if generator is None else generator.clone_state()
+
+        def columns(items: Tensor | None) -> Tensor:
+            again = None if start is None else start.clone_state()
+            return model.score(theta, states, again) if items is None else model.score(theta, states, again, items)
+
+        tapped = any(isinstance(weight, FastWeight) and weight.tap is not None for weight in theta.values())
+        return Scores(states, model.n_items, columns, tapped)
+
+    @staticmethod
+    def of_logits(logits: Tensor) -> Scores:
+        """Scores that are there already, [T, N, V]."""
+
+        def columns(items: Tensor | None) -> Tensor:
+            if items is None:
+                return logits
+            return logits[..., items - 1] if items.dim() == 1 else logits.gather(2, items[..., None] - 1)[..., 0]
+
+        return Scores(logits, logits.shape[2], columns)

@@ -1,0 +1,193 @@
+"""The outer loop of a run: warm start, control, residual, algorithm and batches put together, and what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarec import build
+from metarec.algorithms import Algorithm, inner
+from metarec.benches import AnyBench
+from metarec.config.schema import MetaConfig, TrainConfig
+from metarec.core.seeding import generator
+from metarec.core.weights import Params
+from metarec.evaluate import Control, monitored, ranks
+from metarec.report.progress import progress
+from metarec.runs import checkpoint
+from metarec.runs.history import History
+from metarec.runs.memory import Peak
+from metarec.runs.signals import Stop
+from metarec.tasks import Tasks
+from metarec.train import Plan, Progress, Store, Timer, fit, restore
+from metarec.verbs import measure as m
+from metarec.verbs.warm_start import tuned_control, warm_start
+
+STATISTICS_EVERY, STATISTICS_MOMENTUM = 5, 0.1  # outer steps between updates, and how far one goes (batch norm's own)
+PROBES = (0.0, 0.25, 0.5, 0.75, 1.0)  # places of a run whose steps are timed: annealed algorithms get slower
+
+
+@dataclass
+class Cost:
+    """What meta-training took in this process: of a resumed run, its last part."""
+
+    seconds_per_step: float | None = None
+    seconds: float = 0.0
+    steps: int = 0
+    peak_bytes: int | None = None
+    growth_bytes: int | None = None
+    loss: float | None = None  # mean meta-loss of the last ten steps
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fixed_state(
+    config: TrainConfig, bench: AnyBench, control: Control | None, source: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "config": asdict(config),
+        "vocabulary_sha256": bench.prepared.vocabulary_sha256,
+        "n_items": bench.prepared.n_items,
+        "data_fingerprint": bench.prepared.fingerprint,
+        "episodes_sha256": {split: bench.prepared.episodes(split).sha256 for split in ("train", "val", "test")},
+        "control": asdict(control) if control else None,
+        "warm_start": source,
+    }
+
+
+def meta_train(
+    config: TrainConfig,
+    options: MetaConfig,
+    bench: AnyBench,
+    run_dir: Path,
+    found: Path | None,
+    stop: Stop,
+    say: Callable[[str], None],
+    cost: Cost,
+) -> Progress:
+    """Meta-train in `run_dir`, from the checkpoint `found` on where there is one; `cost` is filled in."""
+    build.adapted(options, config.residual, bench.model)  # a pattern that matches nothing: said before pretraining
+    stored: dict[str, Any] = {}
+    if found:
+        tensors, stored = checkpoint.load_checkpoint(found)
+        on = bench.hardware
+        # in the model's own order, as at the first start: sums and draws over all weights follow it
+        base = {name: tensors[f"base/{name}"].to(on.device, on.dtype) for name in bench.model.shapes()}
+        control, source = Control(**stored["control"]), stored["warm_start"]
+    else:
+        warm = warm_start(config, bench, run_dir, stop)
+        base, source = warm.params, warm.source
+        control = tuned_control(config, bench, base, source)
+        if control.tried:
+            say(f"fine-tune control: step size {control.lr:g}, {control.steps} steps "
+                f"(validation {config.evaluation.monitor} {control.value:.4f})")  # fmt: skip
+    peak = Peak(bench.hardware.device)
+    over = build.residual(config.residual, bench.model, base)
+    tasks, section = bench.tasks(over), config.train
+    statistics = build.statistics(options, bench.model)
+
+    def start(steps: int) -> tuple[Algorithm, Params]:
+        algorithm = m.algorithm_of(bench, config, options, control, steps)
+        like = next(iter(base.values()))
+        kept = {name: like.new_full(shape, float(name.endswith("var"))) for name, shape in statistics.items()}
+        phi = build.trainable(algorithm.learned(over.init(generator(config.seed, "residual")) | kept))
+        for name in statistics:
+            phi[name].requires_grad_(False)
+        return algorithm, phi
+
+    def losses_at(algorithm: Algorithm, phi: Params, step: int) -> Iterator[Tensor]:
+        learned = {name: value for name, value in phi.items() if name not in statistics}
+        yield from _losses(config, bench, tasks, algorithm, learned, m.recency_of(options), step)
+        if statistics and step % STATISTICS_EVERY == 0:  # the last part has been differentiated: nothing waits
+            _keep_statistics(config, bench, tasks, algorithm, phi, learned, step)
+
+    steps = int(stored.get("outer_steps", section.steps))
+    if section.minutes is not None and not found:
+        algorithm, phi = start(section.steps)
+        steps = _steps_in(section.minutes * 60, lambda step: losses_at(algorithm, phi, step), section.steps)
+        say(f"{steps:,} outer steps in {section.minutes:g} minutes, by the speed of the first ones")
+    algorithm, phi = start(steps)
+    optimizer = build.optimizer(config.optimizer, phi, build.kind_of(config), getattr(options.inner, "rates_lr", None))
+    at = restore(found, phi, optimizer)[0] if found else None
+    validation = bench.episodes("val")
+
+    def validate() -> dict[str, float]:
+        trained = m.Trained(base, {k: v.detach() for k, v in phi.items()}, over, algorithm, m.recency_of(options))
+        method = m.adapted(bench, trained, steps=config.evaluation.test_steps)
+        return monitored(ranks(tasks, validation, method, config.evaluation.ties)[0], bench.prepared.n_items)
+
+    plan = Plan(
+        steps, min(section.eval_every, steps), section.patience, section.checkpoint_every,
+        config.optimizer.clip_norm, config.evaluation.monitor, config.logger.every, "fewshot",
+    )  # fmt: skip
+    # a frozen base stands in every checkpoint: it is what the control and the residual start from
+    fixed = {f"base/{name}": value for name, value in base.items()}
+    state = fixed_state(config, bench, control, source) | {"outer_steps": steps}
+    store, timer, recent = Store(run_dir / "checkpoints", fixed, state), Timer(), list[float]()
+    with (
+        History(run_dir / "history.jsonl") as history,
+        progress(plan.steps, "meta-train", config.logger.name, done=at.step if at else 0) as bar,
+    ):
+
+        def on_step(step: int, shown: Any) -> None:
+            if "loss" in shown:
+                recent.append(shown["loss"])
+                bar.advance(1, loss=shown["loss"])
+            else:
+                bar.note(f"meta-train step {step}/{plan.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+
+        at, _ = fit(
+            phi, lambda step: losses_at(algorithm, phi, step), optimizer,
+            build.schedule(config.schedule, steps, options), plan, validate,
+            at=at, store=store, history=history, on_step=on_step, stop=stop, timer=timer,
+        )  # fmt: skip
+    cost.seconds_per_step, cost.seconds, cost.steps = timer.per_step, timer.seconds, timer.steps
+    cost.peak_bytes, cost.growth_bytes = peak.bytes, peak.growth
+    cost.loss = sum(recent[-10:]) / len(recent[-10:]) if recent else None
+    return at
+
+
+def _losses(
+    config: TrainConfig, bench: AnyBench, tasks: Tasks, algorithm: Algorithm, phi: Params, recency: float, step: int
+) -> Iterator[Tensor]:
+    """The meta-loss of an outer step in chunks of tasks: each is differentiated before the next is made."""
+    rate = build.dropout(config)
+    query_tasks = replace(tasks, model=build.with_dropout(bench.model, rate)) if rate else tasks
+    for number, batch in enumerate(bench.training_batches(config.train, config.seed, step)):
+        support = tasks.loss(batch.support, None, m.support_weights(recency, batch))
+        drawn = generator(config.seed, f"query {number}", step, bench.hardware.device) if rate else None
+        query = query_tasks.loss(batch.query, drawn)
+        losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
+        yield losses.sum() / config.train.meta_batch_size
+
+
+def _keep_statistics(
+    config: TrainConfig, bench: AnyBench, tasks: Tasks, algorithm: Algorithm, phi: Params, learned: Params, step: int
+) -> None:
+    """Move the running statistics of every inner step towards those of this step's tasks (MAML++'s BNRS), in place."""
+    model: Any = bench.model
+    share = max(STATISTICS_MOMENTUM, 1 / (step // STATISTICS_EVERY + 1))
+    with torch.no_grad():
+        batch = next(iter(bench.training_batches(config.train, config.seed, step)))
+        found = inner.path(tasks.loss(batch.support), learned, batch.n_tasks, algorithm.inner)
+        for number, weights in enumerate(found):
+            part = batch.support if number < algorithm.inner.steps else batch.query
+            for name, value in model.statistics(tasks.compose(weights), part.inputs).items():
+                phi[name][number].lerp_(value, share)
+
+
+def _steps_in(seconds: float, losses: Callable[[int], Iterator[Tensor]], nominal: int) -> int:
+    """How many outer steps fit, from the time of steps along a run of `nominal` ones."""
+    times = []
+    for place in (0.0, *PROBES):
+        began = time.perf_counter()
+        for loss in losses(round(place * max(nominal - 1, 0))):
+            torch.autograd.backward(loss)
+        times.append(time.perf_counter() - began)
+    return max(1, int(seconds / (sum(times[1:]) / len(PROBES))))  # the first one warmed up
