@@ -168,7 +168,12 @@ class ImageBench:
         return {}
 
     def conditions(self) -> dict[str, Any]:
-        return {"split_by": self.prepared.split_by, "leaky": False, "split_note": self.prepared.split_note}
+        return {
+            "split_by": self.prepared.split_by,
+            "leaky": False,
+            "split_note": self.prepared.split_note,
+            "classification": True,
+        }
 
 
 AnyBench = SequenceBench | ImageBench

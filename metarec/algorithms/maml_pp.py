@@ -8,8 +8,9 @@
     ca     cosine annealing of the outer step size                                        (`schedule`)
 
 The first three stand here; bnwb and bnrs are `InnerLoop.per_step`; ca is the schedule of the outer loop. The statistics of
-bnrs are running means over training tasks of what each step's images had; training itself normalises by the images at
-hand, as the authors' code does, and what was kept is used at validation and test, where it does not change.
+bnrs are running means over training tasks of what each step's images had; training, validation and test normalise by them
+alike, so that no image of a task sees another one's. (The authors' code keeps such statistics and then normalises by the
+images at hand all the same; `bnrs=False` is what their figures were made with, and it learns faster.)
 
 Source: Antoniou, Edwards & Storkey 2019, arXiv:1810.09502, sec. 4.
 """

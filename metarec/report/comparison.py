@@ -81,6 +81,7 @@ def comparison(found: Mapping[str, tuple[Json, Path]], failures: Mapping[str, st
         "dataset": next(iter(found.values()))[0]["dataset"],
         "model": next(iter(found.values()))[0]["model"],
         "residual": next(iter(found.values()))[0]["residual"],
+        "classification": bool(next(iter(found.values()))[0].get("protocol", {}).get("classification", False)),
         "rows": rows,
         "differences": [
             {
@@ -173,7 +174,8 @@ def comparison_table(document: Json) -> RenderableType:
 
 
 def _title(document: Json) -> str:
-    return f"{document['dataset']}: {document['model']}, residual {document['residual']}, {document['monitor'].upper()}"
+    metric = "accuracy" if document["classification"] and document["monitor"] == "hr@1" else document["monitor"].upper()
+    return f"{document['dataset']}: {document['model']}, residual {document['residual']}, {metric}"
 
 
 def _lines(document: Json) -> list[str]:
@@ -193,9 +195,10 @@ def _lines(document: Json) -> list[str]:
     if shares:
         lines.append("share of the gap to Bayes few-shot: " + ", ".join(f"{n} {100 * s:.0f} %" for n, s in shares))
     lines += [f"{name} failed: {reason}" for name, reason in document["failures"].items()]
+    who = "tasks" if document["classification"] else "users"
     confidence = 100 * document["config"]["evaluation"]["confidence"]
     lines.append(
-        f"{document['rows'][0]['n_users']:,} test users; interval: {confidence:g} %, users drawn with all their seeds; "
+        f"{document['rows'][0]['n_users']:,} test {who}; interval: {confidence:g} %, {who} drawn with all their seeds; "
         "added MB: over what stood in memory before meta-training"
     )
     return lines

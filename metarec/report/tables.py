@@ -4,7 +4,7 @@ Everything shown is read from the document that becomes metrics.json (see ``metr
 disagree. Differences carry the words of their interval only: better, worse, no difference shown.
 
 Keys read beside those of ``metrics.summary.summarise``, each left out of the table where absent:
-    protocol  {split, split_by, leaky, split_note, n_support, n_query, ties}
+    protocol  {split, split_by, leaky, split_note, n_support, n_query, ties, classification}
     control   {lr, steps}           of the fine-tune control, as tuned on validation
     beyond    {<method>: {"coverage@10", "popularity_percentile@10"}}
     seeds     {<what>: int}, such as {"run": 1, "split": 20260107}
@@ -23,6 +23,7 @@ from rich.text import Text
 WIDTH = 100
 METRICS = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@10", "mrr")
 HEADLINE = ("hr@10", "ndcg@10")  # the two columns that show their interval
+CLASSES = {"hr@1": "ACCURACY", "mrr": "MRR"}  # all that is shown of a classification: few classes, one right
 LABELS = {
     "bayes_zeroshot": "Bayes zero-shot",
     "bayes_fewshot": "Bayes few-shot",
@@ -44,41 +45,49 @@ Json = Mapping[str, Any]
 def results_table(
     document: Json, *, title: str = "", headline: Sequence[str] = HEADLINE, labels: Mapping[str, str] = LABELS
 ) -> RenderableType:
-    """Methods, differences and shares of the gap, with the conditions they were measured under beneath."""
+    """Methods, differences and shares of the gap, with the conditions they were measured under beneath.
+
+    Of a classification (``protocol.classification``) accuracy and MRR are shown, whatever ``headline`` says.
+    """
     if len(headline) > 2 or not set(headline) <= set(METRICS):
         raise ValueError(f"headline {headline}: at most two of {METRICS}")
-    return _Results(document, title, tuple(headline), labels)
+    if document.get("protocol", {}).get("classification"):
+        return _Results(document, title, tuple(CLASSES), {**labels, "pretrained": "random weights"}, CLASSES)
+    return _Results(document, title, tuple(headline), labels, {metric: metric.upper() for metric in METRICS})
 
 
 class _Results:
     """Laid out when printed, for the width there is: on less than 94 columns an interval stands under its figure."""
 
-    def __init__(self, document: Json, title: str, headline: tuple[str, ...], labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, document: Json, title: str, headline: tuple[str, ...], labels: Mapping[str, str], columns: Mapping[str, str]
+    ) -> None:
         self.document, self.title, self.headline, self.labels = document, title, headline, labels
+        self.columns = columns  # metric -> heading
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._table(" " if options.max_width >= 94 else "\n")
-        yield from _verdicts(self.document, self.headline)
+        yield from _verdicts(self.document, self.headline, self.columns)
         yield from _footer(self.document, self.headline, self.labels)
 
     def _table(self, gap: str) -> Table:
         document, labels = self.document, self.labels
         table = _frame(self.title, padding=0)
         table.add_column("", min_width=22, max_width=24)
-        for metric in METRICS:
-            table.add_column(metric.upper(), justify="right", no_wrap=True, min_width=6)
+        for heading in self.columns.values():
+            table.add_column(heading, justify="right", no_wrap=True, min_width=6)
 
         for method, row in document["metrics"].items():
-            cells = [_value(row[m], document["intervals"][method][m]) for m in METRICS]
+            cells = [_value(row[m], document["intervals"][method][m]) for m in self.columns]
             table.add_row(labels.get(method, method), *self._cells(cells, gap), style=_STYLES.get(method))
         table.add_section()
         for name, row in document["differences"].items():
-            cells = [_gain(row[m]) for m in METRICS]
+            cells = [_gain(row[m]) for m in self.columns]
             table.add_row(_DIFFERENCES.get(name, name.replace("_", " ")), *self._cells(cells, gap))
         if document.get("share_of_gap"):
             table.add_section()
             for method, row in document["share_of_gap"].items():
-                cells = [_share(row[m]) for m in METRICS]
+                cells = [_share(row[m]) for m in self.columns]
                 table.add_row(f"share of gap: {_brief(method, labels)}", *self._cells(cells, gap))
         return table
 
@@ -86,7 +95,7 @@ class _Results:
         """Figure and interval joined in the headline columns, the figure alone in the others."""
         return [
             Text(f"{figure}{gap}{interval}" if metric in self.headline and interval else figure)
-            for metric, (figure, interval) in zip(METRICS, cells, strict=True)
+            for metric, (figure, interval) in zip(self.columns, cells, strict=True)
         ]
 
 
@@ -179,11 +188,11 @@ def _number(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _verdicts(document: Json, headline: Sequence[str]) -> list[Text]:
+def _verdicts(document: Json, headline: Sequence[str], columns: Mapping[str, str]) -> list[Text]:
     lines = []
     for name, row in document["differences"].items():
         words = [
-            f"{m.upper()} {row[m]['verdict']} (p {_p(row[m]['p_value'])}, Holm {_p(row[m]['p_holm'])})"
+            f"{columns[m]} {row[m]['verdict']} (p {_p(row[m]['p_value'])}, Holm {_p(row[m]['p_holm'])})"
             for m in headline
         ]
         lines.append(Text(f"{_DIFFERENCES.get(name, name.replace('_', ' '))}: {'; '.join(words)}"))
@@ -192,11 +201,19 @@ def _verdicts(document: Json, headline: Sequence[str]) -> list[Text]:
 
 def _footer(document: Json, headline: Sequence[str], labels: Mapping[str, str]) -> list[Text]:
     counts, bootstrap = document["counts"], document["bootstrap"]
+    classes = document.get("protocol", {}).get("classification", False)
+    what = "tasks" if classes else "users"
+    interval = (
+        f"[low,high]: {100 * bootstrap['confidence']:g} % interval of the mean over targets, "
+        f"{bootstrap['n_resamples']:,} bootstrap draws of {what}"
+    )
+    if classes:
+        lines = [f"{counts['episodes']:,} tasks, {counts['targets']:,} targets", interval, *_conditions(document)]
+        return [Text(line, style="dim") for line in lines]
     lines = [
         f"{counts['users']:,} users, {counts['episodes']:,} episodes, {counts['targets']:,} targets; "
         f"unknown targets {100 * counts['unknown_target_share']:.2f} % (misses)",
-        f"[low,high]: {100 * bootstrap['confidence']:g} % interval of the mean over targets, "
-        f"{bootstrap['n_resamples']:,} bootstrap draws of users",
+        interval,
     ]
     lines += [_split_line(name, document[name], headline, labels) for name in ("repeat", "novel")]
     lines += _macro(document, headline, labels)

@@ -17,7 +17,7 @@ from metarec import build
 from metarec.algorithms import Algorithm
 from metarec.algorithms.inner import InnerLoop, start
 from metarec.algorithms.maml import MAML
-from metarec.benches import AnyBench, AnyEpisodes
+from metarec.benches import AnyBench, AnyEpisodes, ImageBench
 from metarec.config.schema import MetaConfig, SupervisedConfig, TrainConfig
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params, Weights
@@ -28,6 +28,8 @@ from metarec.report.tables import results_table
 from metarec.residual import Residual
 from metarec.residual.off import NoResidual
 from metarec.runs import atomic
+
+IMAGE_INNER = Control(lr=0.01, steps=5, value=0.0, tried=[])  # Antoniou et al. 2019
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,16 @@ def trained_from(bench: AnyBench, config: TrainConfig, tensors: Params, control:
 def algorithm_of(
     bench: AnyBench, config: TrainConfig, options: MetaConfig, control: Control, outer_steps: int | None = None
 ) -> Algorithm:
-    """The configured algorithm; `outer_steps` where a time budget has set their number (adaptation does not need it)."""
+    """The configured algorithm; `outer_steps` where a time budget has set their number (adaptation does not need it).
+
+    What the inner loop leaves open follows the control, which says what fine-tuning the pretrained weights bears; on
+    images, where nothing is pretrained, the published inner loop.
+    """
     return build.algorithm(
         options,
         config.residual,
         bench.model,
-        control,
+        IMAGE_INNER if isinstance(bench, ImageBench) else control,
         outer_steps=config.train.steps if outer_steps is None else outer_steps,
         support_share=bench.support_share,
     )

@@ -28,7 +28,8 @@ from metarec.train import Plan, Progress, Store, Timer, fit, restore
 from metarec.verbs import measure as m
 from metarec.verbs.warm_start import tuned_control, warm_start
 
-STATISTICS_EVERY, STATISTICS_MOMENTUM = 5, 0.1  # outer steps between updates, and how far one goes (batch norm's own)
+# of batch norm: a plain mean over the first steps, then moved a fifth of the way every fourth step
+STATISTICS_FIRST, STATISTICS_EVERY, STATISTICS_MOMENTUM = 20, 4, 0.2
 PROBES = (0.0, 0.25, 0.5, 0.75, 1.0)  # places of a run whose steps are timed: annealed algorithms get slower
 
 
@@ -102,10 +103,9 @@ def meta_train(
         return algorithm, phi
 
     def losses_at(algorithm: Algorithm, phi: Params, step: int) -> Iterator[Tensor]:
-        learned = {name: value for name, value in phi.items() if name not in statistics}
-        yield from _losses(config, bench, tasks, algorithm, learned, m.recency_of(options), step)
-        if statistics and step % STATISTICS_EVERY == 0:  # the last part has been differentiated: nothing waits
-            _keep_statistics(config, bench, tasks, algorithm, phi, learned, step)
+        if statistics and (step < STATISTICS_FIRST or step % STATISTICS_EVERY == 0):
+            _keep_statistics(config, bench, tasks, algorithm, phi, set(statistics), step)
+        yield from _losses(config, bench, tasks, algorithm, phi, m.recency_of(options), step)
 
     steps = int(stored.get("outer_steps", section.steps))
     if section.minutes is not None and not found:
@@ -168,11 +168,16 @@ def _losses(
 
 
 def _keep_statistics(
-    config: TrainConfig, bench: AnyBench, tasks: Tasks, algorithm: Algorithm, phi: Params, learned: Params, step: int
+    config: TrainConfig, bench: AnyBench, tasks: Tasks, algorithm: Algorithm, phi: Params, statistics: set[str],
+    step: int,
 ) -> None:
-    """Move the running statistics of every inner step towards those of this step's tasks (MAML++'s BNRS), in place."""
+    """Move the running statistics of every inner step towards those of this step's tasks (MAML++'s BNRS), in place.
+
+    Each step's images are taken under the weights that the inner loop has then, and each norm by its own batch.
+    """
     model: Any = bench.model
-    share = max(STATISTICS_MOMENTUM, 1 / (step // STATISTICS_EVERY + 1))
+    share = max(STATISTICS_MOMENTUM, 1 / (step + 1))
+    learned = {name: value for name, value in phi.items() if name not in statistics}
     with torch.no_grad():
         batch = next(iter(bench.training_batches(config.train, config.seed, step)))
         found = inner.path(tasks.loss(batch.support), learned, batch.n_tasks, algorithm.inner)

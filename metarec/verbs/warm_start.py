@@ -13,7 +13,7 @@ import torch
 
 from metarec import build
 from metarec.algorithms.inner import RATE
-from metarec.benches import AnyBench, ImageBench, SequenceBench
+from metarec.benches import AnyBench, SequenceBench
 from metarec.config.schema import TrainConfig
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
@@ -31,9 +31,6 @@ from metarec.train import Plan, Progress, Store, fit, restore
 from metarec.verbs import measure as m
 
 LEAST_BETWEEN_VALIDATIONS = 50  # steps; an epoch of a small log is only a few
-
-
-IMAGE_CONTROL = Control(lr=0.01, steps=5, value=0.0, tried=[])  # Finn et al. 2017 take 0.4 x 1; this is MAML++'s
 
 
 @dataclass(frozen=True)
@@ -77,16 +74,12 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
 
 
 def tuned_control(config: TrainConfig, bench: AnyBench, base: Params, source: dict[str, Any]) -> Control:
-    """The fine-tune control; of cached pretrained weights it is tuned once, as they are trained once.
-
-    On images nothing is pretrained, so nothing is tuned: the published inner loop (`IMAGE_CONTROL`) stands for it.
-    """
-    if isinstance(bench, ImageBench):
-        return IMAGE_CONTROL
-    if "key" not in source:
+    """The fine-tune control; tuned once for the same start: cached pretrained weights, or random ones of one seed."""
+    if source["kind"] == "path":
         return m.control_of(bench, base, config.logger.name)
+    key = source.get("key") or cache_key(config, bench)
     asked = {k: v for k, v in asdict(config.evaluation).items() if k in ("monitor", "ties", "task_chunk", "control")}
-    name = hashlib.sha256(json.dumps([source["key"], asked], sort_keys=True).encode()).hexdigest()[:32]
+    name = hashlib.sha256(json.dumps([source["kind"], key, asked], sort_keys=True).encode()).hexdigest()[:32]
     path = build.cache_dir(config) / "control" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):
