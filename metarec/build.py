@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarec import schedules
+from metarec import models, schedules
 from metarec.algorithms import Algorithm
 from metarec.algorithms.anil import anil
 from metarec.algorithms.fomaml import fomaml
@@ -23,27 +23,34 @@ from metarec.algorithms.maml import MAML
 from metarec.algorithms.maml_pp import maml_pp
 from metarec.algorithms.meta_sgd import meta_sgd
 from metarec.algorithms.reptile import Reptile
-from metarec.benches import AnyBench, Hardware, ImageBench, SequenceBench
+from metarec.benches import AnyBench, Hardware, ImageBench, SequenceBench, _popularity
 from metarec.config.schema import (
     AdamConfig,
     AdamWConfig,
     AlgorithmConfig,
     AnilConfig,
+    BceConfig,
+    BprMaxConfig,
+    ChunkedCrossEntropyConfig,
     Config,
     Conv4Config,
     CrossEntropyConfig,
     EvaluationConfig,
     FomamlConfig,
+    GbceConfig,
+    Gru4RecConfig,
     HardwareConfig,
     ImamlConfig,
     MamlPpConfig,
     MetaConfig,
     MetaSgdConfig,
     ModelConfig,
+    ObjectiveConfig,
     ReptileConfig,
     ResidualConfig,
     ResidualContextConfig,
     ResidualOnConfig,
+    SampledSoftmaxConfig,
     SASRecConfig,
     SgdConfig,
     TrainConfig,
@@ -60,12 +67,18 @@ from metarec.evaluate import Control
 from metarec.models.conv4 import Conv4
 from metarec.models.gru4rec import GRU4Rec
 from metarec.models.sasrec import SASRec
+from metarec.objectives.bce import BCE
+from metarec.objectives.bpr_max import BPRMax
+from metarec.objectives.chunked_cross_entropy import ChunkedCrossEntropy
 from metarec.objectives.cross_entropy import cross_entropy
+from metarec.objectives.gbce import GBCE
+from metarec.objectives.sampled_softmax import SampledSoftmax
+from metarec.objectives.standing import Standing
 from metarec.residual import Residual
 from metarec.residual.context import ContextResidual
 from metarec.residual.full import FullResidual
 from metarec.residual.off import NoResidual
-from metarec.tasks import Model
+from metarec.tasks import Model, Objective
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -101,24 +114,64 @@ def model(config: ModelConfig, n_items: int) -> Model:
         )  # fmt: skip
     if isinstance(config, Conv4Config):
         return Conv4(n_items, filters=config.filters, pool=config.pool)
-    return GRU4Rec(
-        n_items, config.embedding_dim, config.hidden_dim, config.dropout, config.n_layers, config.tie,
-        config.embedding_dropout,
-    )  # fmt: skip
+    if isinstance(config, Gru4RecConfig):
+        return GRU4Rec(
+            n_items, config.embedding_dim, config.hidden_dim, config.dropout, config.n_layers, config.tie,
+            config.embedding_dropout,
+        )  # fmt: skip
+    own = models.own(config.name)
+    assert own is not None  # the configuration check has found it
+    try:
+        made: Model = own.build(config, n_items)
+    except ValueError as reason:
+        raise ConfigError("model", config.name, str(reason), f"see metarec/models/{config.name}.py") from reason
+    return made
 
 
-def objective(config: CrossEntropyConfig) -> Any:
-    return partial(cross_entropy, label_smoothing=config.label_smoothing)
+MOST_DRAWN = {"sampled_softmax": 1024, "bpr_max": 2048, "bce": 256, "gbce": 256}  # what `null` stands for, at most
+
+
+def objective(config: ObjectiveConfig, prepared: Prepared | Omniglot, seed: int, device: torch.device) -> Objective:
+    """Popularity is that of the training events alone. Raises ConfigError where the log has too few items to draw from.
+
+    `seed`: of the items that are drawn where nothing is trained (`objectives.standing`).
+    """
+    if isinstance(config, CrossEntropyConfig):
+        return partial(cross_entropy, label_smoothing=config.label_smoothing)
+    if isinstance(config, ChunkedCrossEntropyConfig):
+        return ChunkedCrossEntropy(config.chunk, config.label_smoothing)
+    assert isinstance(prepared, Prepared)  # the rules refuse to draw among the classes of images
+    n = draws(config, prepared.n_items)
+    if isinstance(config, SampledSoftmaxConfig):
+        by_rank = torch.from_numpy(np.argsort(-_popularity(prepared), kind="stable") + 1)
+        return Standing(SampledSoftmax(by_rank.to(device), n), seed)
+    if isinstance(config, BprMaxConfig):
+        return Standing(BPRMax(torch.from_numpy(_popularity(prepared)), n, config.alpha, config.reg), seed)
+    return Standing(GBCE(n, config.t) if isinstance(config, GbceConfig) else BCE(n), seed)
+
+
+def draws(config: SampledSoftmaxConfig | BprMaxConfig | BceConfig | GbceConfig, n_items: int) -> int:
+    """How many items are drawn. Raises ConfigError for more than there are, where none is drawn twice."""
+    key = "n_negatives" if isinstance(config, BceConfig | GbceConfig) else "n_samples"
+    asked: int | None = getattr(config, key)
+    if asked is None:
+        return min(MOST_DRAWN[config.name], max(n_items // 4, 1))
+    if asked >= n_items and not isinstance(config, BprMaxConfig):
+        raise ConfigError(
+            f"objective.{key}", asked, f"the training vocabulary has {n_items} items, so nothing would be left to draw",
+            "give fewer, or use objective=cross_entropy",
+        )  # fmt: skip
+    return asked
 
 
 CONTEXT_DROPOUT = 0.3
 
 
 def dropout(config: TrainConfig) -> float:
-    """The rate in the query loss; None in the configuration: as much as contexts want, none for whole weights."""
+    """The rate in the query loss; None in the configuration: as much as contexts want of a model that drops at all."""
     if config.train.dropout is not None:
         return config.train.dropout
-    return CONTEXT_DROPOUT if kind_of(config) == "contexts" else 0.0
+    return CONTEXT_DROPOUT if kind_of(config) == "contexts" and hasattr(config.model, "dropout") else 0.0
 
 
 def with_dropout(model: Any, rate: float) -> Any:
@@ -149,6 +202,8 @@ def adapted(config: MetaConfig, on: ResidualConfig, model: Model) -> frozenset[s
     chosen = frozenset(name for name, moves in names.items() if moves)
     if config.inner.adapt is not None:
         chosen = _matching("algorithm.inner.adapt", config.inner.adapt, list(names))
+    elif not chosen:
+        raise ConfigError("residual", "context", "the model has no contexts that could adapt", "use residual=off")
     if isinstance(config, AnilConfig):
         if config.head is None:
             head = frozenset(model.head) & names.keys()
@@ -204,6 +259,9 @@ def algorithm(
         return IMAML(loop, config.lam, config.cg_steps)
     loop = replace(loop, prox=config.inner.prox, recompute=config.inner.recompute)
     if isinstance(config, MamlPpConfig):
+        norms = [name for name in getattr(model, "norms", ()) if name in learnable(on, model)]
+        if config.bnwb and not norms:
+            raise ConfigError("algorithm.bnwb", True, "the model has no norms that adapt", "drop it")
         return maml_pp(
             loop,
             msl=config.msl,
@@ -211,7 +269,7 @@ def algorithm(
             da=config.da,
             switch_step=round(config.switch * outer_steps),
             msl_until=round(config.msl_until * outer_steps),
-            norms=[] if config.bnwb is False else [n for n in getattr(model, "norms", ()) if n in learnable(on, model)],
+            norms=[] if config.bnwb is False else norms,
             statistics=statistics(config, model),
         )
     loop = replace(loop, rates=config.inner.rates)
@@ -282,7 +340,7 @@ def data(config: Config, spec: DatasetSpec, report: Any, export: Path | None = N
 
 
 def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: Prepared | Omniglot, on: Hardware) -> AnyBench:
-    made, cost = model(config.model, prepared.n_items), objective(config.objective)
+    made, cost = model(config.model, prepared.n_items), objective(config.objective, prepared, config.seed, on.device)
     if isinstance(prepared, Omniglot):
         return ImageBench(prepared, made, cost, on, evaluation)
     batcher = Batcher(

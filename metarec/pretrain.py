@@ -61,7 +61,7 @@ class Pieces:
 def loss_of_step(
     tasks: Tasks, batcher: Batcher, pieces: Pieces, phi: Params, device: torch.device
 ) -> Callable[[int], Tensor]:
-    """step -> mean cross-entropy over all targets of the step, dropout on."""
+    """step -> mean loss over all targets of the step, dropout on, items drawn anew: a function of (seed, step)."""
 
     def loss(step: int) -> Tensor:
         now = pieces.at(step)

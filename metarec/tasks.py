@@ -63,22 +63,29 @@ class Tasks:
         return self.model.score(theta, self._states(theta, pairs, generator), generator)
 
     def loss(
-        self, pairs: PairBatch | ImageBatch, generator: torch.Generator | None = None, weights: Tensor | None = None
+        self,
+        pairs: PairBatch | ImageBatch,
+        generator: torch.Generator | None = None,
+        weights: Tensor | None = None,
+        items: torch.Generator | None = None,
     ) -> Callable[[Weights], Tensor]:
         """phi -> the loss of every task [T]: sum(w * each) / sum(w) over the pairs that count, 0 where none does.
 
-        A generator switches dropout on, and an objective that draws items needs one. The loss is a function of phi alone:
-        every call drops the same units and draws the same items, so it can be adapted by, recomputed, and compared with a
-        difference; and the generator given is left as it was, so another loss needs another one (`core.seeding`).
-        `weights` float [N] or [T, N], >= 0: what a pair counts, 1 without.
+        A generator switches dropout on. An objective that draws items draws them from `items`; without it, from a stream
+        of the generator's own; without both, as `objectives.standing` says, or not at all. The loss is a function of phi
+        alone: every call drops the same units and draws the same items, so it can be adapted by for several steps,
+        recomputed, and compared with a difference; and the generators given are left as they were, so another loss needs
+        others (`core.seeding`). What is drawn depends on no shape, so pieces of a batch that are given equal `items` are
+        judged against the same ones. `weights` float [N] or [T, N], >= 0: what a pair counts, 1 without.
         """
         kept = None if generator is None else generator.clone_state()
+        draw = items.clone_state() if items is not None else None if kept is None else _apart(kept)
         target, counts = pairs.target, pairs.target > 0
 
         def loss(phi: Weights) -> Tensor:
             theta, dropping = self.compose(phi), None if kept is None else kept.clone_state()
             scores = Scores.of_model(self.model, theta, self._states(theta, pairs, dropping), dropping)
-            each = self.objective(scores, target, None if kept is None else _apart(kept))
+            each = self.objective(scores, target, None if draw is None else draw.clone_state())
             if weights is None:
                 return each.sum(1) / counts.sum(1).clamp(min=1)
             total = (weights * counts).sum(1)

@@ -100,7 +100,7 @@ def test_help_lists_verbs_groups_choices_and_examples(capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     for path in conf_dir().glob("*/*.yaml"):
         assert f" {path.stem} " in text or f"*{path.stem} " in text
-    assert "*fomaml" in text
+    assert "*meta_sgd" in text
     assert "train.meta_batch_size        32" in text
     assert cli.main(["eval", "-h"]) == cli.main(["prepare", "--help"]) == 0
 
@@ -231,7 +231,7 @@ def test_show_runs_nothing_and_makes_nothing(
     assert "  name: sgd" in text
     assert "n_support: 5" in text  # an option that dataset/events.yaml does not list
     assert cli.main(["train", "--info", "defaults"]) == 0
-    assert "algorithm/fomaml" in capsys.readouterr().out
+    assert "algorithm/meta_sgd" in capsys.readouterr().out
     assert (runs, list(tmp_path.iterdir())) == ([], [])
 
 

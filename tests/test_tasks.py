@@ -61,6 +61,25 @@ def test_the_loss_is_a_function_of_the_weights_alone_and_leaves_the_generator() 
         assert torch.equal(loss(weights()), once)
 
 
+def test_items_have_a_generator_of_their_own() -> None:
+    """Without it, a stream beside the dropped units; with it, that alone; and pieces of a batch draw the same items."""
+    plain, dropped = Tasks(MODEL, BCE(3), lambda phi: phi), generator(1, "x")
+    drawn = plain.loss(KNOWN, items=generator(2, "items"))(weights())
+    assert torch.equal(drawn, plain.loss(KNOWN, items=generator(2, "items"))(weights()))
+    assert not torch.equal(drawn, plain.loss(KNOWN, items=generator(3, "items"))(weights()))
+    both = plain.loss(KNOWN, dropped, items=generator(2, "items"))(weights())
+    assert not torch.equal(both, drawn)
+    assert not torch.equal(both, plain.loss(KNOWN, dropped)(weights()))
+    full = Tasks(MODEL, CrossEntropy(), lambda phi: phi)
+    assert torch.equal(
+        full.loss(KNOWN, dropped, items=generator(2, "items"))(weights()), full.loss(KNOWN, dropped)(weights())
+    )
+    log = small_log(5, unknown=0.0)
+    whole, part = (log.episodes(3, 0, users).support for users in (None, [2, 3]))
+    parts = [plain.loss(pairs, items=generator(2, "items"))(weights()) for pairs in (whole, part)]
+    torch.testing.assert_close(parts[0][2:], parts[1], rtol=0, atol=1e-12)
+
+
 def test_what_is_dropped_says_nothing_about_what_is_drawn() -> None:
     draw = generator(1, "x")
     first = torch.rand(5, generator=module._apart(draw))

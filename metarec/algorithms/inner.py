@@ -146,10 +146,11 @@ class _Step:
         moving, offsets = dict(moving), dict(offsets)
         for name in moving:
             rate = loop.rate(phi, name, self.number)
-            if loop.pull:
-                by = rate * loop.pull
-                value = moving[name]
-                moving[name] = value - by * (value.detach() if first_order else value)
+            if loop.pull:  # it moves what is shared as well, and then the proximal term draws that back
+                value, began = moving[name], phi[name]
+                if first_order:
+                    value, began = value.detach(), began.detach()
+                moving[name] = moving[name] - rate * (loop.pull * value + loop.prox * (value - began))
             if name in offsets and (loop.pull or loop.prox):
                 offsets[name] = offsets[name].shrunk(rate * (loop.pull + loop.prox), first_order)
             if name in grads:

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from metarec import models
 from metarec.config.schema import GROUPS, SCHEMAS, VERBS
 from metarec.errors import nearest
 
@@ -42,7 +43,10 @@ def alternatives(group: str) -> dict[str, type]:
 
 def group_schema(group: str, name: object) -> type | None:
     """The dataclass of this alternative, or None when nothing is registered under that exact name."""
-    return SCHEMAS.get((group, None)) or SCHEMAS.get((group, str(name)))
+    if found := SCHEMAS.get((group, None)) or SCHEMAS.get((group, str(name))):
+        return found
+    brought = models.own(str(name)) if group == "model" else None  # a file of its own in metarec/models
+    return None if brought is None else brought.config
 
 
 def walk(schema: type, prefix: str) -> Iterator[tuple[str, bool]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from metarec.config.schema import Config
+from metarec.config.schema import SCHEMAS, Config
 from metarec.config.show import show
 from metarec.data.spec import DatasetSpec, WorldSpec
 from metarec.errors import ConfigError
@@ -163,7 +163,8 @@ WITH_NORMS = ("conv4", "sasrec")
 def norms_missing(seen: Seen) -> Iterator[Refusal]:
     model = seen.get("model.name")
     for key, having in (("bnrs", WITH_BATCH_NORM), ("bnwb", WITH_NORMS)):
-        if seen.get(f"algorithm.{key}") and model not in having:
+        # of a model that is a file of its own, only `metarec.build` can know
+        if seen.get(f"algorithm.{key}") and ("model", model) in SCHEMAS and model not in having:
             what = f"model={model} has no {'batch norm' if key == 'bnrs' else 'norm'}"
             yield f"algorithm.{key}", what, f"drop it, or use model={'|'.join(having)}"
 
@@ -198,8 +199,8 @@ def images_start(seen: Seen) -> Iterator[Refusal]:
 
 
 def dropout_missing(seen: Seen) -> Iterator[Refusal]:
-    if seen.get("model.name") == "conv4" and seen.get("train.dropout"):
-        yield "train.dropout", "model=conv4 has no dropout", "drop it"
+    if seen.get("model.name") is not None and seen.get("train.dropout") and seen.get("model.dropout") is None:
+        yield "train.dropout", f"model={seen.get('model.name')} has no dropout", "drop it"
 
 
 def images_unused(seen: Seen) -> Iterator[Refusal]:
@@ -216,6 +217,24 @@ def images_unused(seen: Seen) -> Iterator[Refusal]:
     elif seen.get("dataset") is not None:
         for key in seen.asked("dataset.images"):
             yield key, f"does nothing: dataset={seen.get('dataset.name')} is a log", "drop it, or use dataset=omniglot"
+
+
+def images_objective(seen: Seen) -> Iterator[Refusal]:
+    name = seen.get("objective.name")
+    if seen.get("dataset.source") == "omniglot" and name not in (None, "cross_entropy"):
+        what = "the few classes of an episode are scored all at once: there is nothing to draw, count or cut"
+        yield "objective", what, "drop it"
+
+
+def draws_all(seen: Seen) -> Iterator[Refusal]:
+    """Known ahead in the embedded world; of a log, `metarec.build.draws` says it once the items are counted."""
+    if seen.get("dataset.source") != "synthetic" or seen.get("objective.name") == "bpr_max":  # which draws with repeats
+        return
+    n_items = seen.get("dataset.world.n_items")
+    for key in ("objective.n_samples", "objective.n_negatives"):
+        if (seen.get(key) or 0) >= n_items:
+            what = f"the world has dataset.world.n_items={n_items}, so nothing would be left to draw"
+            yield key, what, f"give {n_items - 1} or fewer, or use objective=cross_entropy"
 
 
 def warmup_too_long(seen: Seen) -> Iterator[Refusal]:
@@ -398,6 +417,8 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     images_start,
     dropout_missing,
     images_unused,
+    images_objective,
+    draws_all,
     warmup_too_long,
     minutes_and_steps,
     never_validated,

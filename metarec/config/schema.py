@@ -1,7 +1,8 @@
 """What can be configured: one dataclass for every alternative of every group, and one for every verb.
 
 A field holds its default and, beside it, the values allowed (`ranged`). `SCHEMAS` finds the dataclass of a group's
-alternative by the group and the `name` the alternative carries; there is no other way from a string to a class.
+alternative by the group and the `name` the alternative carries; the only other way from a string to a class is the name
+of a model's file (`metarec.models.own`).
 `metarec.data.spec.DatasetSpec` is the schema of the group `dataset`; its ranges stand in `metarec.config.check`.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from metarec.data.spec import DatasetSpec
 
@@ -55,8 +56,8 @@ class Gru4RecConfig:
     embedding_dim: int = ranged(64, min=1)
     hidden_dim: int = ranged(128, min=1)
     n_layers: int = ranged(1, min=1)
-    dropout: float = ranged(0.1, min=0, max=1, exclusive=["max"])
-    embedding_dropout: float = ranged(0.0, min=0, max=1, exclusive=["max"])
+    dropout: float = ranged(0.3, min=0, max=1, exclusive=["max"])
+    embedding_dropout: float = ranged(0.2, min=0, max=1, exclusive=["max"])
     tie: bool = False
     max_len: int = ranged(50, min=1)
 
@@ -80,6 +81,14 @@ class Conv4Config:
     filters: int = ranged(64, min=1)
     pool: str = ranged("max", choices=["max", "stride"])
     max_len: int = ranged(1, min=1, max=1)  # images have no prefix
+
+
+class OwnModelConfig(Protocol):
+    """`Config` of a model that is a file of its own in metarec/models: any dataclass with these (docs/new_model.md)."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    name: str
+    max_len: int
 
 
 # algorithm
@@ -227,6 +236,40 @@ class CrossEntropyConfig:
     label_smoothing: float = ranged(0.0, min=0, max=1, exclusive=["max"])
 
 
+@dataclass
+class ChunkedCrossEntropyConfig:
+    name: str = "chunked_cross_entropy"
+    chunk: int = ranged(8192, min=1)
+    label_smoothing: float = ranged(0.0, min=0, max=1, exclusive=["max"])
+
+
+@dataclass
+class SampledSoftmaxConfig:
+    name: str = "sampled_softmax"
+    n_samples: int | None = ranged(None, min=1)  # None = 1024, at most a quarter of the items
+
+
+@dataclass
+class BprMaxConfig:
+    name: str = "bpr_max"
+    n_samples: int | None = ranged(None, min=1)  # None = 2048, at most a quarter of the items
+    alpha: float = ranged(0.75, min=0)
+    reg: float = ranged(1.0, min=0)
+
+
+@dataclass
+class BceConfig:
+    name: str = "bce"
+    n_negatives: int | None = ranged(None, min=1)  # None = 256, at most a quarter of the items
+
+
+@dataclass
+class GbceConfig:
+    name: str = "gbce"
+    n_negatives: int | None = ranged(None, min=1)  # None = 256, at most a quarter of the items
+    t: float = ranged(0.75, min=0, max=1)
+
+
 # optimizer (of the outer loop)
 
 
@@ -341,12 +384,15 @@ class PretrainSection:
     eval_every_epochs: int = ranged(1, min=1)
 
 
-ModelConfig = Gru4RecConfig | SASRecConfig | Conv4Config
+ModelConfig = Gru4RecConfig | SASRecConfig | Conv4Config | OwnModelConfig
 MetaConfig = (
     FomamlConfig | MamlConfig | AnilConfig | MetaSgdConfig | MamlPpConfig | ReptileConfig | ImamlConfig
 )  # what has an inner loop
 AlgorithmConfig = MetaConfig | SupervisedConfig
 ResidualConfig = ResidualOnConfig | ResidualOffConfig | ResidualContextConfig
+ObjectiveConfig = (
+    CrossEntropyConfig | ChunkedCrossEntropyConfig | SampledSoftmaxConfig | BprMaxConfig | BceConfig | GbceConfig
+)
 
 # one dataclass for every verb
 
@@ -363,10 +409,10 @@ class TrainConfig:
     resume: str | None = ranged(None, path=True)
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
     model: ModelConfig = field(default_factory=Gru4RecConfig)
-    algorithm: AlgorithmConfig = field(default_factory=FomamlConfig)
-    residual: ResidualConfig = field(default_factory=ResidualOnConfig)
+    algorithm: AlgorithmConfig = field(default_factory=MetaSgdConfig)
+    residual: ResidualConfig = field(default_factory=ResidualContextConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    objective: CrossEntropyConfig = field(default_factory=CrossEntropyConfig)
+    objective: ObjectiveConfig = field(default_factory=CrossEntropyConfig)
     optimizer: AdamConfig | AdamWConfig | SgdConfig = field(default_factory=AdamConfig)
     schedule: ConstantConfig | CosineConfig | LinearConfig = field(default_factory=ConstantConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -431,7 +477,7 @@ class CompareConfig:
     model: ModelConfig = field(default_factory=Gru4RecConfig)
     residual: ResidualConfig = field(default_factory=ResidualOffConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    objective: CrossEntropyConfig = field(default_factory=CrossEntropyConfig)
+    objective: ObjectiveConfig = field(default_factory=CrossEntropyConfig)
     optimizer: AdamConfig | AdamWConfig | SgdConfig = field(default_factory=AdamConfig)
     schedule: ConstantConfig | CosineConfig | LinearConfig = field(default_factory=ConstantConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -467,6 +513,11 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("residual", "context"): ResidualContextConfig,
     ("hardware", None): HardwareConfig,
     ("objective", "cross_entropy"): CrossEntropyConfig,
+    ("objective", "chunked_cross_entropy"): ChunkedCrossEntropyConfig,
+    ("objective", "sampled_softmax"): SampledSoftmaxConfig,
+    ("objective", "bpr_max"): BprMaxConfig,
+    ("objective", "bce"): BceConfig,
+    ("objective", "gbce"): GbceConfig,
     ("optimizer", "adam"): AdamConfig,
     ("optimizer", "adamw"): AdamWConfig,
     ("optimizer", "sgd"): SgdConfig,

@@ -205,6 +205,18 @@ def tensors(offset: Offset) -> list[Tensor]:
     return [offset.low.left, offset.low.right, offset.rows.values]
 
 
+def rows_at(offset: Offset, ids: Tensor) -> Tensor:
+    """Rows ids [T, M] of the offset of a matrix, whatever its form: [T, M, in]."""
+    if isinstance(offset, Rows):
+        return offset.look_up(ids)
+    if isinstance(offset, LowRank):
+        return offset.at(ids)
+    if isinstance(offset, Both):
+        return offset.rows.look_up(ids) + offset.low.at(ids)
+    first = torch.arange(ids.shape[0], device=ids.device)[:, None] * offset.value.shape[1]
+    return offset.value.flatten(0, 1)[ids + first]
+
+
 def rebuilt(offset: Offset, parts: list[Tensor]) -> Offset:
     """The same form around other tensors, as `tensors` gives them."""
     if isinstance(offset, Dense):
@@ -228,10 +240,7 @@ def dot(a: Offset, b: Offset) -> Tensor:
     if isinstance(a, Rows) and not isinstance(b, Rows):
         a, b = b, a
     if isinstance(b, Rows):
-        if isinstance(a, Rows):
-            return (a.look_up(b.ids) * b.values).flatten(1).sum(1)  # filling has value zero
-        if isinstance(a, LowRank):
-            return (a.at(b.ids) * b.values).flatten(1).sum(1)
+        return (rows_at(a, b.ids) * b.values).flatten(1).sum(1)  # filling has value zero
     return (a.dense() * b.dense()).flatten(1).sum(1)
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows
+from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, rows_at
 from metarec.core.weights import Weight, fast
 
 
@@ -54,14 +54,8 @@ def embed(ids: Tensor, table: Weight) -> Tensor:
     """ids int64 [T, M], table [rows, d] -> [T, M, d]."""
     e = fast(table)
     y = F.embedding(ids, e.shared)
-    offset = e.offset
-    if isinstance(offset, Rows | Both):
-        y = y + (offset if isinstance(offset, Rows) else offset.rows).look_up(ids)
-    if isinstance(offset, LowRank | Both):
-        y = y + (offset if isinstance(offset, LowRank) else offset.low).at(ids)
-    if isinstance(offset, Dense):
-        first = torch.arange(ids.shape[0], device=ids.device)[:, None] * e.shared.shape[0]
-        y = y + offset.value.flatten(0, 1)[ids + first]
+    if e.offset is not None:
+        y = y + rows_at(e.offset, ids)
     if e.tap is not None:
         n_rows = e.shared.shape[0]
         e.tap.add(y, lambda grad: Rows.of(ids, grad, n_rows))

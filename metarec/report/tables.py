@@ -60,7 +60,12 @@ class _Results:
     """Laid out when printed, for the width there is: on less than 94 columns an interval stands under its figure."""
 
     def __init__(
-        self, document: Json, title: str, headline: tuple[str, ...], labels: Mapping[str, str], columns: Mapping[str, str]
+        self,
+        document: Json,
+        title: str,
+        headline: tuple[str, ...],
+        labels: Mapping[str, str],
+        columns: Mapping[str, str],
     ) -> None:
         self.document, self.title, self.headline, self.labels = document, title, headline, labels
         self.columns = columns  # metric -> heading

@@ -157,19 +157,30 @@ def meta_train(
 def _losses(
     config: TrainConfig, bench: AnyBench, tasks: Tasks, algorithm: Algorithm, phi: Params, recency: float, step: int
 ) -> Iterator[Tensor]:
-    """The meta-loss of an outer step in chunks of tasks: each is differentiated before the next is made."""
-    rate = build.dropout(config)
+    """The meta-loss of an outer step in chunks of tasks: each is differentiated before the next is made.
+
+    An objective that draws items draws new ones in every outer step, others for support and query (a query judged against
+    the support's negatives would reward having learned these), and the same for all chunks: the size of a chunk changes
+    nothing but which units are dropped.
+    """
+    rate, device = build.dropout(config), bench.hardware.device
     query_tasks = replace(tasks, model=build.with_dropout(bench.model, rate)) if rate else tasks
     for number, batch in enumerate(bench.training_batches(config.train, config.seed, step)):
-        support = tasks.loss(batch.support, None, m.support_weights(recency, batch))
-        drawn = generator(config.seed, f"query {number}", step, bench.hardware.device) if rate else None
-        query = query_tasks.loss(batch.query, drawn)
+        items = generator(config.seed, "support items", step, device)
+        support = tasks.loss(batch.support, None, m.support_weights(recency, batch), items)
+        dropped = generator(config.seed, f"query {number}", step, device) if rate else None
+        query = query_tasks.loss(batch.query, dropped, None, generator(config.seed, "query items", step, device))
         losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
         yield losses.sum() / config.train.meta_batch_size
 
 
 def _keep_statistics(
-    config: TrainConfig, bench: AnyBench, tasks: Tasks, algorithm: Algorithm, phi: Params, statistics: set[str],
+    config: TrainConfig,
+    bench: AnyBench,
+    tasks: Tasks,
+    algorithm: Algorithm,
+    phi: Params,
+    statistics: set[str],
     step: int,
 ) -> None:
     """Move the running statistics of every inner step towards those of this step's tasks (MAML++'s BNRS), in place.

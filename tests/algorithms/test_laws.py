@@ -13,12 +13,14 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from reference.small_episodes import small_log
 from reference.small_models import MODEL, furthest, leaves
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metarec import build
 from metarec.algorithms import Algorithm, inner
@@ -26,15 +28,15 @@ from metarec.algorithms.anil import anil
 from metarec.algorithms.fomaml import fomaml
 from metarec.algorithms.imaml import IMAML
 from metarec.algorithms.inner import RATE, RATES, InnerLoop, TaskLoss
-from metarec.algorithms.maml import MULTI_STEP, MAML
+from metarec.algorithms.maml import MAML, MULTI_STEP
 from metarec.algorithms.maml_pp import maml_pp
 from metarec.algorithms.meta_sgd import meta_sgd
 from metarec.algorithms.reptile import Reptile
 from metarec.config.overrides import check_words
 from metarec.config.schema import LearnedInnerConfig, MamlConfig, ResidualOffConfig
 from metarec.core.batch import EpisodeBatch, ImageBatch
-from metarec.core.offsets import Dense, LowRank
-from metarec.core.ops import linear
+from metarec.core.offsets import Dense, LowRank, tensors
+from metarec.core.ops import embed, linear
 from metarec.core.weights import FastWeight, Params, Weights, own
 from metarec.errors import ConfigError
 from metarec.models.conv4 import Conv4
@@ -42,12 +44,12 @@ from metarec.models.sasrec import SASRec
 from metarec.objectives.cross_entropy import cross_entropy
 from metarec.tasks import Model, Tasks
 
-T, O, D = 3, 5, 4  # noqa: E741
+T, OUT, D = 3, 5, 4
 LR = 0.2
 
 
 def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def close(got: Tensor, wanted: Tensor, tolerance: float = 1e-12) -> None:
@@ -66,7 +68,7 @@ class Quadratic:
     """1/2 |root (w - c)^T|^2, so that H = root^T root; `through` says which operator reads w."""
 
     root: Tensor  # [T, N, D]; N = 1 makes H of rank 1, and offsets of `linear` stay factored
-    c: Tensor  # [T, O, D]
+    c: Tensor  # [T, OUT, D]
     through: str
 
     @property
@@ -82,7 +84,7 @@ class Quadratic:
         return 0.5 * left.flatten(1).square().sum(1)
 
     def slope(self, w: Tensor) -> Tensor:
-        """The gradient of every task, [T, O, D]."""
+        """The gradient of every task, [T, OUT, D]."""
         return (w - self.c) @ self.h
 
 
@@ -92,9 +94,9 @@ FORMS = {"own": ("own", D), "linear": ("linear", D), "factored": ("linear", 1)}
 def quadratics(form: str = "own") -> tuple[Quadratic, Quadratic, Params]:
     """(support, query, phi)"""
     through, n = FORMS[form]
-    support = Quadratic(normal(T, n, D, seed=1), normal(T, O, D, seed=2), through)
-    query = Quadratic(normal(T, D, D, seed=3), normal(T, O, D, seed=4), through)
-    return support, query, {"w": normal(O, D, seed=5).requires_grad_()}
+    support = Quadratic(0.5 * normal(T, n, D, seed=1), normal(T, OUT, D, seed=2), through)
+    query = Quadratic(0.5 * normal(T, D, D, seed=3), normal(T, OUT, D, seed=4), through)
+    return support, query, {"w": normal(OUT, D, seed=5).requires_grad_()}
 
 
 def power(a: Tensor, b: float, k: int) -> Tensor:
@@ -112,7 +114,7 @@ def test_the_inner_loop_contracts_by_its_closed_form(form: str, steps: int) -> N
     """phi_K - c = (phi - c) (I - aH)^K."""
     support, _, phi = quadratics(form)
     found = inner.adapt(support, phi, T, InnerLoop(LR, steps))["w"]
-    close(found.dense().expand(T, O, D), support.c + (phi["w"] - support.c) @ power(support.h, LR, steps))
+    close(found.dense().expand(T, OUT, D), support.c + (phi["w"] - support.c) @ power(support.h, LR, steps))
     if steps == 1:
         assert isinstance(found.offset, LowRank if form == "factored" else Dense)
 
@@ -158,9 +160,9 @@ def test_with_a_constant_loss_a_pull_shrinks_and_prox_and_clip_do_nothing(used: 
 
     for order in (False, True):
         found = inner.adapt(constant, phi, T, InnerLoop(LR, 4, pull=0.6), second_order=order)["w"].dense()
-        close(found.expand(T, O, D), (1 - LR * 0.6) ** 4 * phi["w"].expand(T, O, D))
+        close(found.expand(T, OUT, D), (1 - LR * 0.6) ** 4 * phi["w"].expand(T, OUT, D))
         still = inner.adapt(constant, phi, T, InnerLoop(LR, 4, prox=0.6, clip=0.1), second_order=order)["w"].dense()
-        assert torch.equal(still.expand(T, O, D), phi["w"].expand(T, O, D))
+        assert torch.equal(still.expand(T, OUT, D), phi["w"].expand(T, OUT, D))
 
 
 # -- small tasks of all models --------------------------------------------------------------------------------------
@@ -235,8 +237,10 @@ def plainly(loss: TaskLoss, phi: Params, loop: InnerLoop) -> Params:
     begin = dict(now)
     for step in range(loop.steps):
         moving = [name for name in now if loop.adapted is None or name in loop.adapted]
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels cannot be differentiated twice
+            losses = loss(now)
         found = torch.autograd.grad(
-            loss(now).sum(), [now[n] for n in moving], create_graph=True, allow_unused=True, materialize_grads=True
+            losses.sum(), [now[n] for n in moving], create_graph=True, allow_unused=True, materialize_grads=True
         )
         factor: float | Tensor = 1.0
         if loop.clip:
@@ -264,24 +268,27 @@ def plain_meta(case: Case, phi: Params, loop: InnerLoop) -> tuple[Tensor, Params
     return torch.stack(losses).detach(), dict(zip(begin, found, strict=True))
 
 
-OPTIONS = {
-    "plain": {}, "clip": {"clip": 0.3}, "pull and prox": {"pull": 0.2, "prox": 0.4},
-    "all at once": {"pull": 0.1, "prox": 0.3, "clip": 0.5, "rates": "element_step"},
-} | {rates: {"rates": rates} for rates in RATES[1:]}  # fmt: skip
+OPTIONS = [
+    {}, {"clip": 0.3}, {"pull": 0.2}, {"prox": 0.4}, {"pull": 0.2, "prox": 0.4},
+    *({"rates": rates} for rates in RATES[1:]), {"prox": 0.3, "clip": 0.5, "rates": "element_step"},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @every_model
-def test_the_exact_meta_gradient_is_that_of_one_task_at_a_time(case: Case, options: dict, recompute: bool) -> None:  # type: ignore[type-arg]
-    """Also of learned step sizes, which start out unlike each other; recomputing changes nothing."""
+def test_the_exact_meta_gradient_is_that_of_one_task_at_a_time(case: Case, options: dict[str, Any]) -> None:
+    """Also of learned step sizes, which here are unlike each other."""
     loop = InnerLoop(LR, 3, **options)
-    phi = loop.learned(case.phi)
-    phi = {n: v + 0.3 * normal(*v.shape, seed=len(n)) if n.startswith(RATE) else v for n, v in phi.items()}
-    losses, grads = outer(MAML(replace(loop, recompute=recompute)), case, phi)
+    phi = uneven(loop.learned(case.phi))
+    losses, grads = outer(MAML(loop), case, phi)
     wanted_losses, wanted = plain_meta(case, phi, loop)
     close(losses, wanted_losses)
     assert furthest(grads, wanted) < 1e-11
+
+
+def uneven(phi: Params) -> Params:
+    """Step sizes that differ from each other."""
+    return {n: v + 0.3 * normal(*v.shape, seed=len(n)) if n.startswith(RATE) else v for n, v in phi.items()}
 
 
 @every_model
@@ -292,7 +299,7 @@ def test_maml_equals_central_differences_and_fomaml_does_not(case: Case) -> None
 
     def at(sign: float) -> float:
         there = {name: value + sign * size * direction[name] for name, value in case.phi.items()}
-        return float(MAML(loop).meta_losses(there, *case.losses(), T).mean())
+        return float(MAML(loop).meta_losses(there, *case.losses(), T).mean().detach())
 
     wanted = (at(1) - at(-1)) / (2 * size)
 
@@ -423,7 +430,7 @@ def test_the_joint_loss_is_the_mean_over_all_pairs() -> None:
 @pytest.mark.parametrize("options", [{}, {"pull": 0.2}, {"clip": 0.2}], ids=["plain", "pull", "clip"])
 @pytest.mark.parametrize("steps", [0, 1, 4])
 @every_model
-def test_reptiles_gradient_is_the_way_back_from_the_mean_end(case: Case, steps: int, options: dict) -> None:  # type: ignore[type-arg]
+def test_reptiles_gradient_is_the_way_back_from_the_mean_end(case: Case, steps: int, options: dict[str, Any]) -> None:
     """phi - mean over tasks of phi_t, with phi_t computed apart."""
     loop = InnerLoop(LR, steps, **options)
     _, grads = outer(Reptile(loop, SHARE), case)
@@ -459,16 +466,16 @@ def test_the_gradient_of_a_rate_is_its_central_difference(case: Case, order: str
     algorithm, size = meta_sgd(InnerLoop(LR, 2 if order == "second" else 1), order), 1e-5
     phi = algorithm.learned(case.phi)
     _, grads = outer(algorithm, case, phi)
-    for name, weight in case.phi.items():
-        if not bool(grads[RATE + name].any()):
-            continue
+    reached = [name for name in case.phi if bool(grads[RATE + name].any())]
+    assert len(reached) > 0.8 * len(case.phi)  # a bias before a norm, or of a key, has no effect
+    for name in reached:
         at = int(grads[RATE + name].abs().argmax())
-        assert grads[RATE + name].shape == weight.shape
+        assert grads[RATE + name].shape == case.phi[name].shape
 
         def objective(sign: float, name: str = name, at: int = at) -> float:
             there = phi[RATE + name].clone()
             there.view(-1)[at] += sign * size
-            return float(algorithm.meta_losses(phi | {RATE + name: there}, *case.losses(), T).mean())
+            return float(algorithm.meta_losses(phi | {RATE + name: there}, *case.losses(), T).mean().detach())
 
         wanted = (objective(1) - objective(-1)) / (2 * size)
         assert float(grads[RATE + name].view(-1)[at]) == pytest.approx(wanted, rel=1e-6, abs=1e-10)
@@ -541,32 +548,34 @@ def test_weights_of_single_steps_are_read_step_by_step_and_the_last_one_beyond()
 # -- iMAML ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lam", [0.5, 3.0])
+@pytest.mark.parametrize("lam", [1.0, 3.0])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_implicit_gradient_has_its_closed_form(form: str, lam: float) -> None:
     """phi* = argmin, and mean over tasks of grad L_q(phi*) (I + H / lambda)^-1, once converged."""
     support, query, phi = quadratics(form)
     eye = torch.eye(D, dtype=torch.float64)
     end = (support.c @ support.h + lam * phi["w"]) @ torch.linalg.inv(support.h + lam * eye)
-    algorithm = IMAML(InnerLoop(0.05, 1500), lam, cg_steps=2 * D)
+    algorithm = IMAML(InnerLoop(0.15, 200), lam, cg_steps=2 * D)
     close(algorithm.adapt(phi, support, T)["w"].dense(), end, 1e-9)
     wanted = (query.slope(end) @ torch.linalg.inv(eye + support.h / lam)).mean(0)
     close(gradient_of(algorithm, support, query, phi), wanted, 1e-9)
     assert differ(wanted, query.slope(end).mean(0))  # which is what no linear system would give
-    close(algorithm.meta_losses(phi, support, query, T), query({"w": FastWeight(phi["w"], Dense(end - phi["w"]))}), 1e-9)
+    close(
+        algorithm.meta_losses(phi, support, query, T), query({"w": FastWeight(phi["w"], Dense(end - phi["w"]))}), 1e-9
+    )
 
 
 def test_the_implicit_gradient_reaches_what_does_not_adapt() -> None:
     """Through the solution as well: the total derivative of L_q(w*(u), u) in u."""
     support, query, phi = quadratics()
     lam, eye = 1.5, torch.eye(D, dtype=torch.float64)
-    both = phi | {"u": normal(O, D, seed=8).requires_grad_()}
+    both = phi | {"u": normal(OUT, D, seed=8).requires_grad_()}
 
     def shifted(loss: Quadratic) -> TaskLoss:
         """The centre is moved by u."""
         return lambda weights: replace(loss, c=loss.c + own(weights["u"], T))(weights)
 
-    algorithm = IMAML(InnerLoop(0.05, 1500, adapted=frozenset({"w"})), lam, cg_steps=2 * D)
+    algorithm = IMAML(InnerLoop(0.15, 200, adapted=frozenset({"w"})), lam, cg_steps=2 * D)
     losses = algorithm.meta_losses(both, shifted(support), shifted(query), T)
     got = torch.autograd.grad(losses.mean(), list(both.values()))
     end = ((support.c + both["u"]) @ support.h + lam * both["w"]) @ torch.linalg.inv(support.h + lam * eye)
@@ -576,8 +585,73 @@ def test_the_implicit_gradient_reaches_what_does_not_adapt() -> None:
         close(mine, theirs, 1e-9)
 
 
+@pytest.mark.xfail(
+    strict=True, reason="engine: iMAML judges the query at phi + offset, where the start is pulled as well"
+)
+def test_the_implicit_gradient_under_a_pull() -> None:
+    """The pull belongs to the inner problem and to what is judged, as in MAML."""
+    support, query, phi = quadratics()
+    lam, pull, eye = 2.0, 0.5, torch.eye(D, dtype=torch.float64)
+    bent = support.h + (lam + pull) * eye
+    end = (support.c @ support.h + lam * phi["w"]) @ torch.linalg.inv(bent)
+    algorithm = IMAML(InnerLoop(0.1, 300, pull), lam, cg_steps=2 * D)
+    wanted = ((query.slope(end) + pull * end) @ torch.linalg.inv(bent) * lam).mean(0)
+    at = FastWeight(phi["w"], Dense(end - phi["w"]))
+    judged = query({"w": at}) + 0.5 * pull * end.flatten(1).square().sum(1)
+    close(algorithm.adapt(phi, support, T)["w"].dense(), end, 1e-9)
+    close(algorithm.meta_losses(phi, support, query, T), judged, 1e-9)
+    close(gradient_of(algorithm, support, query, phi), wanted, 1e-9)
+
+
+@pytest.mark.parametrize("adapted", ["everything", "the head"])
+@every_model
+def test_the_implicit_gradient_solves_its_system(case: Case, adapted: str) -> None:
+    """m + H m / lambda = grad L_q for what adapts, task by task, wherever the inner loop ended; the rest has its
+    gradient through the solution, grad_w L_q - grad_w <grad L_s, m> / lambda. Hessian by autograd on full copies."""
+    lam = 30.0
+    moving = list(case.phi) if adapted == "everything" else [n for n in case.phi if n in case.model.head]
+    algorithm = IMAML(InnerLoop(0.02, 3, adapted=frozenset(moving)), lam, cg_steps=60)
+    for user in range(T):
+        (support, query), phi = case.losses([user]), leaves(case.phi)
+        losses = algorithm.meta_losses(phi, support, query, 1)
+        got = dict(zip(phi, torch.autograd.grad(losses.mean(), list(phi.values()), allow_unused=True), strict=True))
+        ended = leaves({n: v[0] for n, v in dense(algorithm.adapt(phi, support, 1), 1).items()})
+        every, some = list(ended.values()), [ended[name] for name in moving]
+        options = {"allow_unused": True, "materialize_grads": True}
+        slope = torch.autograd.grad(query(ended).sum(), every, **options)
+        with sdpa_kernel(SDPBackend.MATH):
+            support_slope = torch.autograd.grad(support(ended).sum(), some, create_graph=True, **options)
+        along = sum(
+            (g * got[n].detach()).sum() for n, g in zip(moving, support_slope, strict=True) if got[n] is not None
+        )
+        assert isinstance(along, Tensor)
+        bent = torch.autograd.grad(along, every, **options)
+        for name, g, h in zip(ended, slope, bent, strict=True):
+            mine = torch.zeros_like(g) if got[name] is None else got[name]
+            close(mine + h / lam if name in moving else mine, g if name in moving else g - h / lam, 1e-9)
+
+
+@pytest.mark.xfail(strict=True, reason="engine: the query's gradient of such a row is taken to be the row's offset")
+def test_the_implicit_gradient_of_a_table_looked_up_by_the_support_and_multiplied_by_in_the_query() -> None:
+    """The support moves rows alone: w* = (c + lambda phi) / (1 + lambda) there, phi elsewhere."""
+    ids, x, c, lam = torch.tensor([[1, 4]]), normal(1, 4, 3, seed=1), normal(1, 2, 3, seed=2), 2.0
+    phi = {"w": normal(6, 3, seed=3).requires_grad_()}
+
+    def support(weights: Weights) -> Tensor:
+        return 0.5 * (embed(ids, weights["w"]) - c).square().flatten(1).sum(1)
+
+    def query(weights: Weights) -> Tensor:
+        return 0.5 * (linear(x, weights["w"]) - 1).square().flatten(1).sum(1)
+
+    end = phi["w"].index_copy(0, ids[0], (c[0] + lam * phi["w"][ids[0]]) / (1 + lam))
+    (wanted,) = torch.autograd.grad(query({"w": end}).mean(), phi["w"])
+    losses = IMAML(InnerLoop(0.2, 100), lam, cg_steps=20).meta_losses(phi, support, query, 1)
+    close(losses, query({"w": end}), 1e-9)
+    close(torch.autograd.grad(losses.mean(), phi["w"])[0], wanted, 1e-9)
+
+
 def test_imaml_needs_a_proximal_term() -> None:
-    with pytest.raises(ConfigError, match="algorithm.lam"):
+    with pytest.raises(ConfigError, match=r"algorithm\.lam"):
         check_words("train", ["algorithm=imaml", "residual=off", "algorithm.lam=0"])
 
 
@@ -588,12 +662,11 @@ class Kept:
     """A tensor that a graph has saved."""
 
     def __init__(self, value: Tensor) -> None:
-        self.value = value
+        self.value = value.detach()  # with its history it would hold the graph that holds it
 
 
-def saved(steps: int, recompute: bool) -> tuple[int, int]:
-    """(tensors, bytes of different storages) that the graph of a meta-loss holds, less those of the start."""
-    case = CASES["gru4rec"]
+def saved(case: Case, loop: InnerLoop) -> tuple[int, int]:
+    """(tensors, bytes of different storages) that the graph of a meta-loss holds, the start's own left out."""
     phi, alive = leaves(case.phi), weakref.WeakSet[Kept]()
 
     def pack(value: Tensor) -> Kept:
@@ -602,15 +675,42 @@ def saved(steps: int, recompute: bool) -> tuple[int, int]:
         return kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.value):
-        losses = MAML(InnerLoop(0.01, steps, recompute=recompute)).meta_losses(phi, *case.losses(), T)
-    ours = {value.untyped_storage().data_ptr() for value in phi.values()}
-    sizes = {k.value.untyped_storage().data_ptr(): k.value.untyped_storage().nbytes() for k in alive}
-    assert losses.requires_grad
-    return len(alive), sum(size for at, size in sizes.items() if at not in ours)
+        losses = MAML(loop).meta_losses(phi, *case.losses(), T)
+    start = {value.untyped_storage().data_ptr() for value in phi.values()}
+    held = [kept.value.untyped_storage() for kept in alive]
+    assert losses.requires_grad  # and so its graph is there
+    return len(held), sum({one.data_ptr(): one.nbytes() for one in held if one.data_ptr() not in start}.values())
 
 
-def test_recomputing_keeps_no_graph_of_a_step() -> None:
-    print([(r, s, saved(s, r)) for r in (False, True) for s in (3, 9)])
+@pytest.mark.parametrize("options", [{}, {"clip": 0.3, "pull": 0.2}, {"prox": 0.4, "rates": "element_step"}], ids=str)
+@every_model
+def test_recomputing_changes_no_number(case: Case, options: dict[str, Any]) -> None:
+    """Losses and gradients to 1e-12, of step sizes and with the multi-step loss too."""
+    loop = InnerLoop(LR, 3, **options)
+    phi = uneven(loop.learned(case.phi))
+    for multi_step in ("last", "uniform"):
+        losses, grads = outer(MAML(replace(loop, recompute=True), multi_step=multi_step), case, phi)
+        wanted_losses, wanted = outer(MAML(loop, multi_step=multi_step), case, phi)
+        close(losses, wanted_losses)
+        assert furthest(grads, wanted) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "conv4"])
+def test_recomputing_keeps_no_graph_of_a_step(name: str) -> None:
+    """From 3 to 9 steps nothing is added but the weights between the steps; without it, the graph of every step is."""
+    case, loop = CASES[name], InnerLoop(0.01, 9)
+    ends = inner.adapt(case.losses()[0], case.phi, T, loop).values()
+    between = [part for end in ends if end.offset is not None for part in tensors(end.offset)]
+
+    def growth(recompute: bool) -> tuple[int, int]:
+        few, many = (saved(case, replace(loop, steps=steps, recompute=recompute)) for steps in (3, 9))
+        return (many[0] - few[0]) // 6, (many[1] - few[1]) // 6
+
+    (count, size), (plain_count, plain_size) = growth(True), growth(False)
+    assert size <= sum(part.nbytes for part in between)
+    assert count <= 2 * len(case.phi) + len(between)  # all weights and offsets that went into the step
+    assert plain_size > (2.5 if name == "gru4rec" else 50) * size
+    assert plain_count > 2 * count
 
 
 # -- clip and prox ------------------------------------------------------------------------------------------------
@@ -621,13 +721,17 @@ HARMLESS = [{"clip": 1e300}, {"prox": 0.0}, {"prox": 1e-300}, {"pull": 0.0}, {"p
 @pytest.mark.parametrize("second_order", [False, True])
 @pytest.mark.parametrize("options", HARMLESS, ids=str)
 @every_model
-def test_a_huge_clip_and_no_strength_change_nothing(case: Case, options: dict, second_order: bool) -> None:  # type: ignore[type-arg]
-    """Bit for bit: 1e-300 goes through the code of a strength, and vanishes."""
+def test_a_huge_clip_and_no_strength_change_nothing(case: Case, options: dict[str, Any], second_order: bool) -> None:
+    """Bit for bit: 1e-300 goes through the code of a strength and vanishes beside any number but zero."""
     order = "second" if second_order else "first"
     plain, other = InnerLoop(LR, 2), InnerLoop(LR, 2, **options)
-    assert same(outer(MAML(other, order), case), outer(MAML(plain, order), case))
+    (losses, grads), (wanted_losses, wanted) = outer(MAML(other, order), case), outer(MAML(plain, order), case)
+    assert torch.equal(losses, wanted_losses)
+    assert furthest(grads, wanted) < 1e-290
     support, _ = case.losses()
-    assert furthest(dense(inner.adapt(support, case.phi, T, other)), dense(inner.adapt(support, case.phi, T, plain))) == 0
+    assert (
+        furthest(dense(inner.adapt(support, case.phi, T, other)), dense(inner.adapt(support, case.phi, T, plain))) == 0
+    )
 
 
 @pytest.mark.parametrize("clip", [1e-3, 0.3, 2.0])
@@ -681,7 +785,7 @@ def algorithms(model: Model) -> dict[str, Algorithm]:
 @pytest.mark.parametrize("name", algorithms(MODEL))
 @every_model
 def test_evaluating_twice_and_changing_nothing(case: Case, name: str) -> None:
-    """Adaptation and scores have the same bits again; nobody writes to what was learned; training in between is no matter."""
+    """The scores have the same bits again, though training went on in between; nobody writes to what was learned."""
     algorithm, batch = algorithms(case.model)[name], case.all()
     phi = algorithm.learned(case.phi)
     versions = {key: value._version for key, value in phi.items()}

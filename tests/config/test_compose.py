@@ -35,7 +35,7 @@ def test_a_config_survives_as_text(words: list[str]) -> None:
         (lambda text: text + "extra: 1\n", "extra: 1: unknown key"),
         (lambda text: text.replace("steps: 1000", "steps: -4"), "train.steps: -4: out of range"),
         (
-            lambda text: text.replace("name: fomaml", "name: os.system"),
+            lambda text: text.replace("name: meta_sgd", "name: os.system"),
             "algorithm.name: os.system: nothing by that name",
         ),
         (lambda text: text.replace("seed: 1", "seed: !!python/object/apply:os.getpid []", 1), "not readable as YAML"),

@@ -74,6 +74,13 @@ def test_one_line_says_what_is_wrong(word: str, line: str) -> None:
     assert line in found
 
 
+def test_smoothing_belongs_to_the_objectives_over_all_items() -> None:
+    (line,) = refused("objective=bce", "objective.label_smoothing=0.1")
+    assert "objective=bce has no such key -- it belongs to objective=cross_entropy|chunked_cross_entropy" in line
+    (line,) = refused("objective=gbce", "objective.t=1.5")
+    assert "objective.t: 1.5: out of range -- give a value >= 0 and <= 1" in line
+
+
 def test_everything_wrong_is_reported_together_and_once() -> None:
     lines = refused("train.stpes=1", "seed=abc", "optimizer=sdg", "model.dropout=2", "fomaml", "residual=maybe")
     assert len(lines) == 6

@@ -17,7 +17,12 @@ CASES = [
         "residual: on: algorithm=supervised",
         "algorithm=supervised",
     ),
-    ("random_residual", "warm_start=none", "warm_start: none: a residual would sit", "warm_start=none residual=off"),
+    (
+        "random_residual",
+        "warm_start=none residual=on",
+        "warm_start: none: a residual would sit",
+        "warm_start=none residual=off",
+    ),
     (
         "supervised_from_nothing",
         "algorithm=supervised warm_start=none",
@@ -57,7 +62,7 @@ CASES = [
         "pretrain.epochs: 2: does nothing",
         "warm_start=auto pretrain.epochs=2",
     ),
-    ("zero_alpha", "residual.alpha=0", "residual.alpha: 0", "residual.alpha=-1"),
+    ("zero_alpha", "residual=on residual.alpha=0", "residual.alpha: 0", "residual=on residual.alpha=-1"),
     ("warmup_too_long", "schedule.warmup_steps=1001", "schedule.warmup_steps: 1001", "schedule.warmup_steps=1000"),
     ("minutes_and_steps", "train.minutes=1 train.steps=200", "train.steps: 200: does nothing", "train.minutes=1"),
     ("never_validated", "train.steps=50", "add train.eval_every=50", "train.steps=50 train.eval_every=50"),
@@ -264,6 +269,30 @@ CASES = [
         "dataset=omniglot data_dir=d",
     ),
     ("images_unused", "dataset.images.n_way=3", "dataset=synthetic is a log", "seed=2"),
+    (
+        "images_objective",
+        "dataset=omniglot data_dir=d objective=bce",
+        "objective: bce: the few classes of an episode",
+        "dataset=omniglot data_dir=d objective=cross_entropy objective.label_smoothing=0.1",
+    ),
+    (
+        "draws_all",
+        "objective=bce objective.n_negatives=200",
+        "objective.n_negatives: 200: the world has dataset.world.n_items=200",
+        "objective=bce objective.n_negatives=199",
+    ),
+    (
+        "draws_all",
+        "objective=sampled_softmax objective.n_samples=300",
+        "give 199 or fewer, or use objective=cross_entropy",
+        "objective=sampled_softmax objective.n_samples=300 dataset.world.n_items=301",
+    ),
+    (
+        "draws_all",
+        "objective=gbce objective.n_negatives=1000",
+        "nothing would be left to draw",
+        "objective=bpr_max objective.n_samples=1000",
+    ),
     ("checkpoint_missing", "eval", "ckpt: null: nothing to evaluate", "eval ckpt=x"),
     ("step_size_unused", "eval ckpt=x steps=0 lr=0.1", "lr: 0.1: does nothing", "eval ckpt=x steps=0"),
 ]

@@ -27,7 +27,7 @@ SHIPPED = {
     "hardware": 4,
     "logger": 3,
     "model": 3,
-    "objective": 1,
+    "objective": 6,
     "optimizer": 3,
     "residual": 3,
     "schedule": 3,
@@ -150,6 +150,17 @@ def test_command_line_options_are_frozen() -> None:
         pretrain.patience pretrain.eval_every_epochs
     """.split()
     )
+    assert {
+        name: [key.partition(".")[2] for key in keys("train", {"objective": name}) if key.startswith("objective.")]
+        for name in alternatives("objective")
+    } == {
+        "cross_entropy": ["name", "label_smoothing"],
+        "chunked_cross_entropy": ["name", "chunk", "label_smoothing"],
+        "sampled_softmax": ["name", "n_samples"],
+        "bpr_max": ["name", "n_samples", "alpha", "reg"],
+        "bce": ["name", "n_negatives"],
+        "gbce": ["name", "n_negatives", "t"],
+    }
     assert [key for key in train if key.startswith("dataset.") and ".world." not in key] == [
         f"dataset.{key}"
         for key in """

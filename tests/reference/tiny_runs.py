@@ -54,13 +54,17 @@ def _start_server() -> None:
 
 
 def tiny(*words: str) -> list[str]:
-    """TINY less the options that would do nothing beside `words`, which are refused."""
+    """TINY less the options that would do nothing beside `words`, which are refused; FOMAML over a residual, the
+    simplest pair, where `words` choose none."""
     idle: tuple[str, ...] = ("dataset.world.",) if any(word.startswith("dataset=") for word in words) else ()
     if "algorithm=supervised" in words:
         idle += ("train.", "optimizer.")
     elif any(word.startswith("warm_start=") and word != "warm_start=auto" for word in words):
         idle += ("pretrain.",)
-    return [word for word in TINY if not word.startswith(idle)]
+    method = [] if any(word.startswith("algorithm=") for word in words) else ["algorithm=fomaml"]
+    if not any(word.startswith(("residual=", "algorithm=supervised", "dataset=omniglot")) for word in words):
+        method.append("residual=on")
+    return [*method, *(word for word in TINY if not word.startswith(idle))]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from metarec.runs.rundir import verify
 
 
 def test_four_jobs_four_directories_one_summary(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
-    assert work.main("train", "-m", *tiny(), "residual=off,on", "seed=1,2") == 0
+    assert work.main("train", "-m", *tiny("residual=off,on"), "residual=off,on", "seed=1,2") == 0
     (sweep,) = work.directories("train")
     summary = json.loads((sweep / "sweep.json").read_text())
     runs = sorted(path.parent for path in sweep.glob("*/metrics.json"))

@@ -37,7 +37,7 @@ def test_a_run_leaves_every_file_and_a_manifest_that_verifies(finished: Path) ->
 
 def test_the_overrides_are_stored_as_typed(finished: Path) -> None:
     words = json.loads((finished / "overrides.json").read_text())
-    assert words[0] == "dataset.world.n_users=300"
+    assert words[:3] == ["algorithm=fomaml", "residual=on", "dataset.world.n_users=300"]
     assert not any(word.startswith("hydra.") for word in words)
 
 

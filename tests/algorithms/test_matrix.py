@@ -1,0 +1,436 @@
+"""The exactness matrix: every model with every algorithm and every residual, as `build` makes them from a configuration.
+
+In float64, for each of the 63 cells: the engine's meta-loss of every task and its meta-gradient by all that is trained
+(weights, contexts, log step sizes, norms of single steps) equal those of `reference.meta_reference` over
+`reference.model_reference`, one task at a time, to 1e-10 of the largest entry. Where the algorithm is of second order, the
+gradient equals central differences of the meta-loss to 1e-6, along random directions over all that is trained and along one
+through each tensor alone; of first order it fails that same test. iMAML, whose gradient holds at the solution of its inner
+problem, is given one that has converged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import model_reference
+from reference.meta_reference import Loop, Loss, Params, imaml, maml, reptile, second_order_at, step_weights
+from reference.small_episodes import small_log
+from torch import Tensor
+
+from metarec import build
+from metarec.algorithms import Algorithm
+from metarec.config import schema
+from metarec.core.batch import EpisodeBatch, ImageBatch
+from metarec.evaluate import Control
+from metarec.models.conv4 import Conv4
+from metarec.models.gru4rec import GRU4Rec
+from metarec.models.sasrec import SASRec
+from metarec.objectives.cross_entropy import cross_entropy
+from metarec.tasks import Tasks
+
+T, K, Q, STEPS, OUTER, WAY = 3, 3, 4, 3, 20, 3
+MODELS: dict[str, Any] = {
+    "gru4rec": GRU4Rec(n_items=11, embedding_dim=4, hidden_dim=5, dropout=0.0),
+    "sasrec": SASRec(n_items=11, dim=4, n_layers=1, n_heads=2, dropout=0.0, max_len=5),
+    "conv4": Conv4(WAY, filters=3, image_size=16),
+}
+LOGITS: dict[str, Callable[[Params, Any], Tensor]] = {  # inputs of one task -> [N, V]
+    "gru4rec": lambda params, prefixes: torch.stack([model_reference.gru4rec(params, p) for p in prefixes]),
+    "sasrec": lambda params, prefixes: torch.stack([model_reference.sasrec(params, p, 2) for p in prefixes]),
+    "conv4": model_reference.conv4,
+}
+ALGORITHMS = ("maml", "fomaml", "maml_pp", "anil", "meta_sgd", "reptile", "imaml")
+RESIDUALS = ("off", "on", "context")
+REFUSED: dict[
+    tuple[str, str, str], str
+] = {}  # (model, algorithm, residual) -> why; none: every combination makes sense
+
+# the same by hand, for the reference
+HEAD = {"gru4rec": ["fc.weight", "fc.bias"], "sasrec": ["embedding.weight"], "conv4": ["fc.weight", "fc.bias"]}
+CONTEXTS = {
+    "gru4rec": ["context.state", "context.shift"],
+    "sasrec": ["context.prefix", "context.shift"],
+    "conv4": ["context.channels", "context.shift"],
+}
+NORMS = {
+    "gru4rec": [],
+    "sasrec": [f"{n}.{part}" for n in ("layers.0.norm1", "layers.0.norm2", "norm") for part in ("weight", "bias")],
+    "conv4": [f"norm{i}.{part}" for i in range(1, 5) for part in ("weight", "bias")],
+}
+STATISTICS = {
+    "gru4rec": [],
+    "sasrec": [],
+    "conv4": [f"norm{i}.{part}" for i in range(1, 5) for part in ("mean", "var")],
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A configuration, and the same in the words of the reference."""
+
+    config: Any
+    order: str = "second"
+    multi_step: str = "last"
+    step: int = 0  # of OUTER
+    switch_step: int = 0
+    until: int = 0
+    loop: dict[str, Any] = field(default_factory=dict)  # what of the inner loop is not as by default
+    norms: bool = False  # for each step
+    statistics: bool = False
+
+
+CLIP, PROX = 0.6, 0.4
+inner, of_sgd, of_pp = schema.LearnedInnerConfig, schema.MetaSgdInner, schema.MamlPpInner
+half = {"switch": 0.5, "msl_until": 0.75}  # of OUTER: 10 and 15
+# "clip": the clip acts, with residual=on a pull; "prox": a proximal term, steps recomputed, pairs count differently, only
+# contexts are trained; "cut": first order, of the algorithms that can be of either
+ASKED: dict[tuple[str, str], Asked] = {
+    ("maml", "clip"): Asked(
+        schema.MamlConfig(order="annealed", switch=0.5, multi_step="uniform", inner=inner(rates="tensor", clip=CLIP)),
+        "annealed", "uniform", step=10, switch_step=10, loop={"rates": "tensor", "clip": CLIP},
+    ),
+    ("maml", "prox"): Asked(
+        schema.MamlConfig(inner=inner(rates="element_step", prox=PROX, recompute=True)),
+        loop={"rates": "element_step", "prox": PROX},
+    ),
+    ("maml", "cut"): Asked(
+        schema.MamlConfig(order="annealed", switch=0.5, inner=inner(clip=CLIP)),
+        "annealed", step=9, switch_step=10, loop={"clip": CLIP},
+    ),
+    ("fomaml", "clip"): Asked(schema.FomamlConfig(inner=inner(clip=CLIP)), "first", loop={"clip": CLIP}),
+    ("fomaml", "prox"): Asked(
+        schema.FomamlConfig(multi_step="annealed", multi_step_until=0.5, inner=inner(rates="tensor_step", prox=PROX)),
+        "first", "annealed", step=5, until=10, loop={"rates": "tensor_step", "prox": PROX},
+    ),
+    ("maml_pp", "clip"): Asked(
+        schema.MamlPpConfig(**half, inner=of_pp(clip=CLIP)), "annealed", "annealed", 12, 10, 15,
+        {"rates": "tensor_step", "clip": CLIP}, norms=True, statistics=True,
+    ),
+    ("maml_pp", "prox"): Asked(
+        schema.MamlPpConfig(**half, lslr=False, bnrs=False, inner=of_pp(prox=PROX, recompute=True)),
+        "annealed", "annealed", 12, 10, 15, {"prox": PROX}, norms=True,
+    ),
+    ("maml_pp", "cut"): Asked(
+        schema.MamlPpConfig(**half, bnwb=False, inner=of_pp(clip=CLIP)), "annealed", "annealed", 3, 10, 15,
+        {"rates": "tensor_step", "clip": CLIP}, statistics=True,
+    ),
+    ("anil", "clip"): Asked(schema.AnilConfig(inner=inner(clip=CLIP)), loop={"clip": CLIP}),
+    ("anil", "prox"): Asked(
+        schema.AnilConfig(inner=inner(rates="tensor_step", prox=PROX, recompute=True)),
+        loop={"rates": "tensor_step", "prox": PROX},
+    ),
+    ("anil", "cut"): Asked(schema.AnilConfig(order="first", inner=inner(clip=CLIP)), "first", loop={"clip": CLIP}),
+    ("meta_sgd", "clip"): Asked(
+        schema.MetaSgdConfig(inner=of_sgd(clip=CLIP)), loop={"rates": "element", "clip": CLIP}
+    ),
+    ("meta_sgd", "prox"): Asked(
+        schema.MetaSgdConfig(inner=of_sgd(prox=PROX, recompute=True)), loop={"rates": "element", "prox": PROX},
+    ),
+    ("meta_sgd", "cut"): Asked(
+        schema.MetaSgdConfig(order="first", inner=of_sgd(clip=CLIP)), "first", loop={"rates": "element", "clip": CLIP}
+    ),
+    ("reptile", "clip"): Asked(schema.ReptileConfig(inner=schema.InnerConfig(clip=CLIP)), "first", loop={"clip": CLIP}),
+    # no configuration gives Reptile a proximal term, but its loop can have one
+    ("reptile", "prox"): Asked(schema.ReptileConfig(), "first", loop={"prox": PROX}),
+    # three steps that are clipped: the formula holds wherever the loop ends
+    ("imaml", "clip"): Asked(
+        schema.ImamlConfig(lam=12.0, cg_steps=25, inner=schema.InnerConfig(lr=0.05, clip=CLIP)),
+        "first", loop={"clip": CLIP, "prox": 12.0, "lr": 0.05},
+    ),
+    # lambda far above any curvature here (-7 to 21), so that each step leaves a twentieth of the way
+    ("imaml", "prox"): Asked(
+        schema.ImamlConfig(lam=400.0, cg_steps=8, inner=schema.InnerConfig(lr=1 / 405, steps=10)),
+        "first", loop={"prox": 400.0, "lr": 1 / 405, "steps": 10},
+    ),
+}  # fmt: skip
+
+
+# -- a cell ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the engine is given, and the same for the reference."""
+
+    algorithm: Algorithm
+    tasks: Tasks
+    batch: EpisodeBatch
+    weights: Tensor | None  # of support pairs [K]
+    phi: Params
+    asked: Asked
+    loop: Loop
+    each: list[tuple[Loss, Loss]]
+
+    @property
+    def trained(self) -> list[str]:
+        return [name for name in self.phi if name not in self.loop.fixed]
+
+    def losses(self, phi: Params, asked: Algorithm | None = None) -> Tensor:
+        """The engine's meta-losses [T]."""
+        support = self.tasks.loss(self.batch.support, None, self.weights)
+        query = self.tasks.loss(self.batch.query)
+        return (asked or self.algorithm).meta_losses(phi, support, query, T, self.asked.step)
+
+    def engine(self, asked: Algorithm | None = None) -> tuple[Tensor, Params]:
+        """(meta-losses, gradient of their mean), as an outer step takes them."""
+        phi = {n: value.detach().requires_grad_(n not in self.loop.fixed) for n, value in self.phi.items()}
+        losses, leaves = self.losses(phi, asked), [phi[name] for name in self.trained]
+        found = torch.autograd.grad(losses.mean(), leaves, allow_unused=True, materialize_grads=True)
+        return losses.detach(), dict(zip(self.trained, found, strict=True))
+
+    def reference(self, loop: Loop | None = None) -> tuple[Tensor, Params]:
+        asked, loop = self.asked, loop or self.loop
+        if isinstance(asked.config, schema.ReptileConfig):
+            losses, grads = reptile(loop, self.phi, self.each, K / (K + Q))
+        elif isinstance(asked.config, schema.ImamlConfig):
+            losses, grads = imaml(loop, asked.config.lam, self.phi, self.each)
+        else:
+            counts = step_weights(asked.multi_step, STEPS, asked.step, asked.until)
+            second = second_order_at(asked.order, asked.step, asked.switch_step)
+            losses, grads = maml(loop, self.phi, self.each, counts, second)
+        return torch.tensor(losses, dtype=torch.float64), {name: grads[name] for name in self.trained}
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator, size: float = 1.0) -> Tensor:
+    return size * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+Part = list[tuple[Any, int]]  # of one task: a prefix or an image, and its target
+
+
+@cache
+def episodes(model: str, seed: int) -> tuple[EpisodeBatch, list[tuple[Part, Part]]]:
+    """The packed batch, and each task's support and query as plain lists."""
+    if model != "conv4":
+        log = small_log(seed, n_users=T, n_pairs=K + Q, max_len=5, unknown=0.2)
+        return log.episodes(K, Q), log.plain_episodes(K, Q)
+    generator = torch.Generator().manual_seed(seed)
+    images = [normal((T, n, 1, 16, 16), generator) for n in (K, Q)]
+    targets = [torch.randint(1, WAY + 1, (T, n), generator=generator) for n in (K, Q)]
+    support, query = (ImageBatch(x, y) for x, y in zip(images, targets, strict=True))
+    plain = [
+        tuple(list(zip(x[t], y[t].tolist(), strict=True)) for x, y in zip(images, targets, strict=True))
+        for t in range(T)
+    ]
+    return EpisodeBatch(support, query, torch.arange(T)), plain  # type: ignore[return-value]
+
+
+def mean_loss(logits: Callable[[Params, Any], Tensor], part: Part, weights: list[float]) -> Loss:
+    """The mean cross-entropy of one task's pairs with a known target; 0 where there is none."""
+
+    def loss(own: Params) -> Tensor:
+        inputs = [given for given, _ in part]
+        found = logits(own, torch.stack(inputs) if isinstance(inputs[0], Tensor) else inputs)
+        rows = zip(found, part, weights, strict=True)
+        known = [(row, target, w) for row, (_, target), w in rows if target > 0]
+        total = sum(w * F.cross_entropy(row, torch.tensor(target - 1)) for row, target, w in known)
+        return total / sum(w for *_, w in known) if known else found.sum() * 0
+
+    return loss
+
+
+def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int = 1, l2: float | None = None) -> Cell:
+    model, asked = MODELS[model_name], ASKED[algorithm, setting]
+    generator = torch.Generator().manual_seed(seed)
+    base = {name: value + normal(value.shape, generator, 0.4) for name, value in
+            model.init(generator, torch.float64).items()}  # fmt: skip
+    if "embedding.weight" in base:
+        base["embedding.weight"][0] = 0.0
+    if l2 is None:
+        # prox and iMAML beside a pull: see test_a_pull_beside_a_proximal_term
+        l2 = 0.3 if residual == "on" and "prox" not in asked.loop else 0.0
+    alpha, train_weights = (0.7, True) if setting != "prox" else (-1.3, algorithm in ("anil", "reptile"))
+    on: Any = schema.ResidualOffConfig()
+    if residual == "on":
+        on = schema.ResidualOnConfig(alpha=alpha, l2=l2)
+    elif residual == "context":
+        on = schema.ResidualContextConfig(train_weights=train_weights)
+
+    # the engine
+    lr = asked.loop.get("lr", 0.6 if residual == "context" else 0.2)
+    config = replace(asked.config, inner=replace(asked.config.inner, lr=lr, steps=asked.loop.get("steps", STEPS)))
+    control = Control(0.0, 0, 0.0, [])  # nothing is left open
+    made = build.algorithm(config, on, model, control, outer_steps=OUTER, support_share=K / (K + Q))
+    if (algorithm, setting) == ("reptile", "prox"):
+        made = replace(made, inner=replace(made.inner, prox=PROX))  # type: ignore[type-var]
+    over, statistics = build.residual(on, model, base), build.statistics(config, model)
+    start = {
+        name: value + normal(value.shape, generator, 0.3 if name.startswith("context.") else 0.15)
+        for name, value in over.init(generator).items()
+    } | {name: torch.zeros(shape, dtype=torch.float64) for name, shape in statistics.items()}
+    phi = {
+        name: value + normal(value.shape, generator, 0.3 if name.startswith("rates/") else 0.05)
+        for name, value in made.learned(start).items()
+    }
+    for name in statistics:
+        phi[name] = normal(phi[name].shape, generator, 0.3).exp() * (3.0 if name.endswith("var") else 0.2)
+    weights = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64) if setting == "prox" else None
+
+    # the reference
+    def compose(own: Params) -> Params:
+        if residual == "on":
+            return {n: base[n] + alpha * value if n in base else value for n, value in own.items()}
+        return base | own
+
+    adapted = CONTEXTS[model_name] if residual == "context" else list(base)
+    if algorithm == "anil":
+        adapted = ["context.shift"] if residual == "context" else HEAD[model_name]
+    norms = NORMS[model_name] if asked.norms and (residual != "context" or train_weights) else []
+    fixed = STATISTICS[model_name] if asked.statistics else []
+    loop = Loop(
+        **{"lr": lr, "steps": STEPS, "pull": l2, **asked.loop}, adapted=adapted, per_step=norms + fixed, fixed=fixed
+    )
+    batch, plain = episodes(model_name, seed)
+    ways = [1.0] * K if weights is None else weights.tolist()
+
+    def logits(own: Params, inputs: Any) -> Tensor:
+        return LOGITS[model_name](compose(own), inputs)
+
+    each = [(mean_loss(logits, support, ways), mean_loss(logits, query, [1.0] * Q)) for support, query in plain]
+    return Cell(made, Tasks(model, cross_entropy, over.compose), batch, weights, phi, asked, loop, each)
+
+
+# -- one task at a time ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """What engine and reference say: meta-losses [T], gradient of their mean."""
+
+    losses: Tensor
+    grads: Params
+    slow_losses: Tensor
+    slow_grads: Params
+
+
+@cache
+def found(model: str, algorithm: str, residual: str, setting: str, seed: int) -> Found:
+    it = cell(model, algorithm, residual, setting, seed)
+    return Found(*it.engine(), *it.reference())
+
+
+CELLS = [(model, algorithm, residual) for model in MODELS for algorithm in ALGORITHMS for residual in RESIDUALS]
+
+
+def some(setting: str, algorithms: tuple[str, ...] = ALGORITHMS) -> list[tuple[str, str, str, str, int]]:
+    """The cells of this setting, each with one seed or two."""
+    chosen = []
+    for model, algorithm, residual in CELLS:
+        seeds = {"clip": [1, 2], "prox": [5], "cut": [4]}[setting]
+        if algorithm == "imaml":
+            # the proximal problem of Conv4 likes to have its solution on a kink, where no formula holds; not with this seed
+            seeds = [12] if setting == "prox" and model == "conv4" else seeds[:1]
+        if (algorithm, setting) in ASKED and algorithm in algorithms:
+            chosen += [(model, algorithm, residual, setting, seed) for seed in seeds]
+    return chosen
+
+
+MATRIX = [*some("clip"), *some("prox"), *some("cut")]
+# with a pull, the loss counts |statistics|^2 as well; they are not trained, so the gradient is right
+PULLED_STATISTICS = pytest.mark.xfail(strict=True, reason="engine: the pull of the meta-loss includes the statistics")
+
+
+def marked(one: tuple[Any, ...]) -> Any:
+    model, algorithm, residual, setting, _ = one
+    pulled = (model, algorithm, residual) == ("conv4", "maml_pp", "on") and setting != "prox"
+    return pytest.param(*one, marks=PULLED_STATISTICS) if pulled else one
+
+
+NAMES = ("model", "algorithm", "residual", "setting", "seed")
+
+
+@pytest.mark.parametrize(NAMES, [marked(one) for one in MATRIX])
+def test_meta_losses_are_those_of_one_task_at_a_time(
+    model: str, algorithm: str, residual: str, setting: str, seed: int
+) -> None:
+    it = found(model, algorithm, residual, setting, seed)
+    torch.testing.assert_close(it.losses, it.slow_losses, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(NAMES, MATRIX)
+def test_the_meta_gradient_is_that_of_one_task_at_a_time(
+    model: str, algorithm: str, residual: str, setting: str, seed: int
+) -> None:
+    """Of each tensor relative to its own largest entry; absolute, to 1e-12 of the largest of all, where that is small."""
+    it = found(model, algorithm, residual, setting, seed)
+    assert list(it.grads) == list(it.slow_grads)
+    largest = max(float(value.abs().max()) for value in it.slow_grads.values())
+    assert largest > 1e-2
+    for name, slow in it.slow_grads.items():
+        allowed = 1e-10 * max(float(slow.abs().max()), 1e-2 * largest)
+        assert float((it.grads[name] - slow).abs().max()) < allowed, name
+
+
+# -- central differences --------------------------------------------------------------------------------------------
+
+
+# The smaller ones are for a direction along which the first crosses a kink of ReLU, of max-pooling or of the clip. Of two
+# that are both too long the chance falls with their length; below them the loss's last digit counts.
+DIFFERENCES = (1e-5, 3e-6, 1e-6)
+
+
+def slope_error(it: Cell, grads: Params, along: Params, differences: tuple[float, ...] = DIFFERENCES) -> float:
+    """|<gradient, along> - slope| / |slope| for a direction that is made to have length 1."""
+    size = sum(float(value.square().sum()) for value in along.values()) ** 0.5
+    whole = sum(float(value.square().sum()) for value in grads.values()) ** 0.5
+    got = sum(float((grads[name] * value).sum()) for name, value in along.items()) / size
+
+    def at(eps: float) -> float:
+        moved = {name: it.phi[name] + eps / size * value for name, value in along.items()}
+        with torch.no_grad():
+            return float(it.losses(it.phi | moved, first_order(it.algorithm)).mean())
+
+    worst = float("inf")
+    for eps in differences:
+        slope = (at(eps) - at(-eps)) / (2 * eps)
+        worst = min(worst, abs(got - slope) / max(abs(slope), 1e-2 * whole))
+        if worst < 1e-7:
+            break
+    return worst
+
+
+def first_order(algorithm: Any) -> Any:
+    """The same meta-loss, whose value is all that a difference needs, made without the graph through the steps."""
+    return replace(algorithm, order="first") if hasattr(algorithm, "order") else algorithm
+
+
+def jointly(it: Cell, count: int, seed: int = 7) -> Iterator[Params]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        yield {name: normal(tuple(it.phi[name].shape), generator) for name in it.trained}
+
+
+def one_by_one(it: Cell, seed: int = 8) -> Iterator[Params]:
+    generator = torch.Generator().manual_seed(seed)
+    for name in it.trained:
+        yield {name: normal(tuple(it.phi[name].shape), generator)}
+
+
+SECOND = ("maml", "maml_pp", "anil", "meta_sgd")
+
+
+@pytest.mark.parametrize(NAMES, [*some("clip", SECOND), *some("prox", (*SECOND, "imaml"))])
+def test_the_meta_gradient_is_the_slope_of_the_meta_loss(
+    model: str, algorithm: str, residual: str, setting: str, seed: int
+) -> None:
+    """Also iMAML's: its inner loop has converged."""
+    it, result = cell(model, algorithm, residual, setting, seed), found(model, algorithm, residual, setting, seed)
+    with torch.no_grad():
+        torch.testing.assert_close(it.losses(it.phi, first_order(it.algorithm)), result.losses, rtol=1e-13, atol=1e-13)
+    for along in (*jointly(it, 3), *(one_by_one(it) if seed != 2 else ())):
+        assert slope_error(it, result.grads, along) < 1e-6, f"along {', '.join(along)}"
+
+
+FIRST = ("fomaml", "reptile")
+
+
+@pytest.mark.parametrize(NAMES, [*some("cut"), *some("clip", FIRST), *some("prox", FIRST)])
+def test_the_first_order_gradient_is_not(model: str, algorithm: str, residual: str, setting: str, seed: int) -> None:
+    it, result = cell(model, algorithm, residual, setting, seed), found(model, algorithm, residual, setting, seed)
+    assert any(slope_error(it, result.grads, along, DIFFERENCES[-1:]) > 1e-3 for along in jointly(it, 3))
