@@ -24,10 +24,10 @@ from torch import Tensor
 
 from metarec.algorithms import inner
 from metarec.algorithms.inner import InnerLoop, TaskLoss
-from metarec.algorithms.maml import at_test
+from metarec.algorithms.maml import at_test, judged
 from metarec.algorithms.reptile import total
-from metarec.core.offsets import Dense, Offset, Rows
-from metarec.core.weights import FastWeight, Params
+from metarec.core.offsets import Dense, Offset, Rows, rows_at
+from metarec.core.weights import FastWeight, Params, squared_norm
 
 Vectors = dict[str, Tensor]  # [T, ...] each
 
@@ -60,18 +60,29 @@ class IMAML:
         """Query losses [T] at the adapted weights; the gradient of their mean is the implicit meta-gradient."""
         with torch.no_grad():
             adapted = inner.adapt(support_loss, phi, n_tasks, self.loop)
-        offsets = {name: w.offset for name, w in adapted.items() if w.offset is not None}
         moving = [name for name in adapted if self.inner.moves(name)]
         shared = inner.start(phi, self.inner)  # in the graph, for the weights that do not adapt
         fixed = {name: value.detach() if name in moving else value for name, value in shared.items()}
+        offsets = {name: w.offset for name, w in adapted.items() if w.offset is not None}
+        if self.inner.pull:  # it moves every weight, what is shared of it as well
+            offsets |= {name: Dense(adapted[name].own(n_tasks).detach() - fixed[name]) for name in moving}
 
-        losses = query_loss({name: FastWeight(value, offsets.get(name)) for name, value in fixed.items()})
+        losses = judged(
+            query_loss, {name: FastWeight(value, offsets.get(name)) for name, value in fixed.items()}, self.inner
+        )
         _, wanted = inner.gradients(query_loss, fixed, offsets, moving, False)
         ends = {name: offset if isinstance(offset, Rows) else Dense(offset.dense()) for name, offset in offsets.items()}
+        if self.inner.pull:
+            for name in moving:
+                pulled = Dense(self.inner.pull * (fixed[name] + _values(ends[name])))
+                wanted[name] = wanted[name].plus(pulled) if name in wanted else pulled
         leaves = {name: _values(offset).detach().requires_grad_() for name, offset in ends.items()}
         with torch.enable_grad():
             placed = {name: _around(ends[name], leaf) for name, leaf in leaves.items()}
-            support = support_loss({name: FastWeight(value, placed.get(name)) for name, value in fixed.items()})
+            at_end = {name: FastWeight(value, placed.get(name)) for name, value in fixed.items()}
+            support = support_loss(at_end)
+            if self.inner.pull:
+                support = support + 0.5 * self.inner.pull * sum(squared_norm(at_end[name]) for name in moving)
             found = torch.autograd.grad(support.sum(), list(leaves.values()), create_graph=True)
             slope = dict(zip(leaves, found, strict=True))
 
@@ -144,5 +155,4 @@ def _restricted(gradient: Offset | None, end: Dense | Rows) -> Tensor:
         return gradient.dense()
     filling = torch.zeros_like(end.ids, dtype=torch.bool)
     filling[:, 1:] = end.ids[:, 1:] == end.ids[:, :-1]  # the repeats stand for no row
-    rows = gradient.look_up(end.ids) if isinstance(gradient, Rows) else Rows(end.ids, end.values, end.n_rows).values
-    return rows.masked_fill(filling.unsqueeze(-1), 0.0)
+    return rows_at(gradient, end.ids).masked_fill(filling.unsqueeze(-1), 0.0)

@@ -43,8 +43,9 @@ TINY = 1e-30  # below the square of any norm that a clip could act on
 class InnerLoop:
     """Everything about adaptation that is the same in every outer step.
 
-    `adapted`: names of what moves, None = all. `per_step`: names that are learned once for every step (and never move
-    inside): `phi` holds them as [steps + 1, *S]. `recompute`: under second order, keep no graph of a step but its ends.
+    `adapted`: names of what moves, None = all. `per_step`: names of which every step has its own (and that never move
+    inside): `phi` holds them as [steps + 1, *S]. `kept`: those of them that are no weights but statistics, which nothing
+    pulls. `recompute`: under second order, keep no graph of a step but its ends.
     """
 
     lr: float = 0.01
@@ -55,6 +56,7 @@ class InnerLoop:
     rates: str = "fixed"
     adapted: frozenset[str] | None = None
     per_step: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
     recompute: bool = False
 
     def learned(self, phi: Params) -> Params:
@@ -84,11 +86,13 @@ class InnerLoop:
         }
 
     def rate(self, phi: Mapping[str, Tensor], name: str, step: int) -> float | Tensor:
-        """The step size of a weight in a step; steps beyond those learned take the last one's."""
+        """The step size of a weight in a step; steps beyond those learned take the last one's (`lr` where there is none)."""
         if self.rates == "fixed":
             return self.lr
         learned = phi[RATE + name].exp()
-        return learned[min(step, len(learned) - 1)] if self.rates.endswith("_step") else learned
+        if not self.rates.endswith("_step"):
+            return learned
+        return learned[min(step, len(learned) - 1)] if len(learned) else self.lr
 
 
 def start(phi: Mapping[str, Tensor], loop: InnerLoop) -> Params:

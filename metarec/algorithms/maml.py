@@ -65,17 +65,18 @@ class MAML:
         found = inner.path(support_loss, phi, n_tasks, self.inner, second_order=self.second_order(step))
         for weight, weights in zip(self.step_weights(step), found, strict=True):
             if weight:
-                part = weight * judged(query_loss, weights, self.inner.pull)
+                part = weight * judged(query_loss, weights, self.inner)
                 total = part if total is None else total + part
         assert total is not None
         return total
 
 
-def judged(query_loss: TaskLoss, weights: dict[str, FastWeight], pull: float) -> Tensor:
-    """The query loss [T], with the pull that the inner loop had as well."""
-    losses = query_loss(weights)
-    if pull:
-        losses = losses + 0.5 * pull * sum(squared_norm(weight) for weight in weights.values())
+def judged(loss: TaskLoss, weights: dict[str, FastWeight], loop: InnerLoop) -> Tensor:
+    """The loss [T] with the pull of the inner loop."""
+    losses = loss(weights)
+    if loop.pull:
+        pulled = [weight for name, weight in weights.items() if name not in loop.kept]
+        losses = losses + 0.5 * loop.pull * sum(squared_norm(weight) for weight in pulled)
     return losses
 
 

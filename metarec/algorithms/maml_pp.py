@@ -36,7 +36,12 @@ def maml_pp(
     statistics: Collection[str] = (),
 ) -> MAML:
     """Names that each step has for itself: `norms` weights and biases (empty: bnwb off), `statistics` (empty: bnrs off)."""
-    loop = replace(inner, rates="tensor_step" if lslr else inner.rates, per_step=frozenset([*norms, *statistics]))
+    loop = replace(
+        inner,
+        rates="tensor_step" if lslr else inner.rates,
+        per_step=frozenset([*norms, *statistics]),
+        kept=frozenset(statistics),
+    )
     return MAML(
         loop,
         order="annealed" if da else "second",

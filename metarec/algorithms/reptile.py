@@ -51,7 +51,7 @@ class Reptile:
 
         with torch.no_grad():  # the direction too: where nothing is pulled, `weight.shared` is the leaf phi itself
             weights = inner.adapt(all_pairs, phi, n_tasks, self.inner)
-            losses = judged(query_loss, weights, self.inner.pull)
+            losses = judged(query_loss, weights, self.inner)
             moved = {
                 name: _mean_offset(weight, n_tasks) + (weight.shared - phi[name])
                 for name, weight in weights.items()

@@ -14,9 +14,11 @@ Shapes: T episodes, N images a set (classes in turn: N = n_way * n_shot or n_way
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -72,17 +74,36 @@ class Omniglot:
         """Raises DataError naming the file that is missing or not what it should be."""
         path, table = directory / "omniglot28.npz", directory / "classes.parquet"
         try:
-            with np.load(path, allow_pickle=False) as held:
+            held = np.load(path, allow_pickle=False)
+            if isinstance(held, np.ndarray):
+                raise ValueError("one array, not an archive of three")
+            with held:
                 packed, class_id, drawer = (held[key] for key in ("images_packed", "class_id", "drawer"))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as reason:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as reason:
             raise DataError(path, reason, "not readable as the Omniglot archive", FIX) from reason
         try:
             columns = pq.read_table(table, columns=["class_id", "vinyals_split"]).to_pydict()
         except (OSError, pa.ArrowException, KeyError) as reason:
             raise DataError(table, reason, "not readable as the list of classes", FIX) from reason
         n_classes = len(columns["class_id"])
+        for column, values in columns.items():
+            if None in values:
+                raise DataError(
+                    table, f"row {values.index(None)}, {column}: null", "a class or its split is missing", FIX
+                )
         if packed.shape[1:] != (SIZE * SIZE // 8,) or sorted(columns["class_id"]) != list(range(n_classes)):
             raise DataError(path, packed.shape, f"not {SIZE} x {SIZE} packed images of classes 0, 1, ...", FIX)
+        if packed.dtype != np.uint8:
+            raise DataError(path, f"images_packed of {packed.dtype}", "packed images are uint8", FIX)
+        if not len(packed) == len(class_id) == len(drawer):
+            raise DataError(
+                path,
+                f"{len(packed)} images, {len(class_id)} class_id, {len(drawer)} drawer",
+                "not one label an image",
+                FIX,
+            )
+        if any(not np.issubdtype(label.dtype, np.integer) or label.min(initial=0) < 0 for label in (class_id, drawer)):
+            raise DataError(path, "class_id, drawer", "a class or drawer that is no number from 0 on", FIX)
         order = np.lexsort((drawer, class_id))
         counts = np.bincount(class_id, minlength=n_classes)
         if len(counts) != n_classes or len(set(counts.tolist())) != 1:
@@ -117,7 +138,7 @@ class Omniglot:
 
     @property
     def vocabulary_sha256(self) -> str:
-        return hashlib.sha256(f"{self.fingerprint} {self.spec.n_way}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.contents} {self.spec.n_way}".encode()).hexdigest()
 
     @property
     def split_by(self) -> str:
@@ -147,6 +168,12 @@ class Omniglot:
 
     @cached_property
     def fingerprint(self) -> str:
+        """Of the images, and of the episodes that are made of them."""
+        asked = json.dumps(asdict(self.spec), sort_keys=True)
+        return hashlib.sha256(f"{self.contents} {asked}".encode()).hexdigest()
+
+    @cached_property
+    def contents(self) -> str:
         digest = hashlib.sha256(np.packbits(self.images).tobytes())
         for split in SPLITS:
             digest.update(np.ascontiguousarray(self.classes[split], dtype="<i8").tobytes())

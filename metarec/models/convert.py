@@ -14,9 +14,11 @@ import torch
 from metarec.core.weights import Params
 from metarec.errors import CheckpointError, nearest
 
+TABLE = "embedding.weight"
+
 
 def from_state_dict(tensors: Params, shapes: dict[str, tuple[int, ...]], where: Path, dtype: torch.dtype) -> Params:
-    """The weights by the names and shapes of `GRU4Rec.shapes()`. CheckpointError names the tensor that does not fit."""
+    """The weights by the names and shapes of a model. CheckpointError names the tensor that does not fit."""
     missing = [name for name in shapes if name not in tensors]
     if missing:
         near = nearest(missing[0], set(tensors) - set(shapes))
@@ -26,17 +28,19 @@ def from_state_dict(tensors: Params, shapes: dict[str, tuple[int, ...]], where: 
         )  # fmt: skip
     extra = sorted(set(tensors) - set(shapes))
     if extra:
-        raise CheckpointError(where, extra[0], "a tensor that the model has no place for", "give a one-layer GRU4Rec")
+        raise CheckpointError(
+            where, extra[0], "a tensor that the model has no place for", f"give one with {', '.join(shapes)}"
+        )
     params = {name: tensors[name].to(dtype) for name in shapes}
-    embedding = params["embedding.weight"]
-    n_rows, width = shapes["embedding.weight"]
-    if tuple(embedding.shape) == (n_rows - 1, width):
-        params["embedding.weight"] = torch.cat([torch.zeros_like(embedding[:1]), embedding])
+    if TABLE in shapes:
+        table, (n_rows, width) = params[TABLE], shapes[TABLE]
+        if tuple(table.shape) == (n_rows - 1, width):
+            params[TABLE] = torch.cat([torch.zeros_like(table[:1]), table])
     for name, shape in shapes.items():
         if tuple(params[name].shape) != shape:
-            what = "the number of items or a width is not the model's"
-            if params["fc.bias"].numel() != shapes["fc.bias"][0]:
-                what = f"made for {params['fc.bias'].numel()} items, the dataset has {shapes['fc.bias'][0]}"
+            what, key = "the number of items or a width is not the model's", "fc.bias"
+            if key in shapes and params[key].numel() != shapes[key][0]:
+                what = f"made for {params[key].numel()} items, the dataset has {shapes[key][0]}"
             raise CheckpointError(
                 where, f"{name} {list(params[name].shape)}", f"{what}; {list(shape)} is needed",
                 "use the dataset and the model options it was trained with",

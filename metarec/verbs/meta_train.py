@@ -191,12 +191,15 @@ def _keep_statistics(
     share = max(STATISTICS_MOMENTUM, 1 / (step + 1))
     learned = {name: value for name, value in phi.items() if name not in statistics}
     with torch.no_grad():
-        batch = next(iter(bench.training_batches(config.train, config.seed, step)))
-        found = inner.path(tasks.loss(batch.support), learned, batch.n_tasks, algorithm.inner)
-        for number, weights in enumerate(found):
-            part = batch.support if number < algorithm.inner.steps else batch.query
-            for name, value in model.statistics(tasks.compose(weights), part.inputs).items():
-                phi[name][number].lerp_(value, share)
+        for name in statistics:
+            phi[name].mul_(1 - share)
+        for batch in bench.training_batches(config.train, config.seed, step):
+            of_chunk = share * batch.n_tasks / config.train.meta_batch_size
+            found = inner.path(tasks.loss(batch.support), learned, batch.n_tasks, algorithm.inner)
+            for number, weights in enumerate(found):
+                part = batch.support if number < algorithm.inner.steps else batch.query
+                for name, value in model.statistics(tasks.compose(weights), part.inputs).items():
+                    phi[name][number].add_(value, alpha=of_chunk)
 
 
 def _steps_in(seconds: float, losses: Callable[[int], Iterator[Tensor]], nominal: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -154,15 +155,19 @@ def _from_path(path: Path, bench: AnyBench) -> Params:
     found = checkpoint.resolve(path)
     tensors, state = checkpoint.load_checkpoint(found)
     check_vocabulary(found, state, bench)
-    return from_state_dict(theta(tensors, state), shapes, found, bench.hardware.dtype)
+    kept = getattr(bench.model, "statistics_shapes", {})
+    return from_state_dict(theta(tensors, state, kept), shapes, found, bench.hardware.dtype)
 
 
-def theta(tensors: Params, state: dict[str, Any]) -> Params:
-    """The model's weights of a run's checkpoint without adaptation: phi, or base + alpha * phi."""
+def theta(tensors: Params, state: dict[str, Any], statistics: Collection[str] = ()) -> Params:
+    """The model's weights of a run's checkpoint without adaptation: phi, or base + alpha * phi.
+
+    What is no weight stays behind: step sizes, contexts, and what stands under the names of `statistics`.
+    """
     phi = {}
     for name, value in tensors.items():
         name = name.removeprefix("phi/") if name.startswith("phi/") else ""
-        if name and not name.startswith((RATE, "context.")):
+        if name and not name.startswith((RATE, "context.")) and name not in statistics:
             base = tensors.get(f"base/{name}", value)
             phi[name] = value[0] if value.dim() > base.dim() else value  # learned for each step: as before the first
     residual = state["config"]["residual"]

@@ -585,9 +585,6 @@ def test_the_implicit_gradient_reaches_what_does_not_adapt() -> None:
         close(mine, theirs, 1e-9)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="engine: iMAML judges the query at phi + offset, where the start is pulled as well"
-)
 def test_the_implicit_gradient_under_a_pull() -> None:
     """The pull belongs to the inner problem and to what is judged, as in MAML."""
     support, query, phi = quadratics()
@@ -631,7 +628,6 @@ def test_the_implicit_gradient_solves_its_system(case: Case, adapted: str) -> No
             close(mine + h / lam if name in moving else mine, g if name in moving else g - h / lam, 1e-9)
 
 
-@pytest.mark.xfail(strict=True, reason="engine: the query's gradient of such a row is taken to be the row's offset")
 def test_the_implicit_gradient_of_a_table_looked_up_by_the_support_and_multiplied_by_in_the_query() -> None:
     """The support moves rows alone: w* = (c + lambda phi) / (1 + lambda) there, phi elsewhere."""
     ids, x, c, lam = torch.tensor([[1, 4]]), normal(1, 4, 3, seed=1), normal(1, 2, 3, seed=2), 2.0

@@ -243,8 +243,7 @@ def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int
     if "embedding.weight" in base:
         base["embedding.weight"][0] = 0.0
     if l2 is None:
-        # prox and iMAML beside a pull: see test_a_pull_beside_a_proximal_term
-        l2 = 0.3 if residual == "on" and "prox" not in asked.loop else 0.0
+        l2 = 0.3 if residual == "on" else 0.0
     alpha, train_weights = (0.7, True) if setting != "prox" else (-1.3, algorithm in ("anil", "reptile"))
     on: Any = schema.ResidualOffConfig()
     if residual == "on":
@@ -332,20 +331,10 @@ def some(setting: str, algorithms: tuple[str, ...] = ALGORITHMS) -> list[tuple[s
 
 
 MATRIX = [*some("clip"), *some("prox"), *some("cut")]
-# with a pull, the loss counts |statistics|^2 as well; they are not trained, so the gradient is right
-PULLED_STATISTICS = pytest.mark.xfail(strict=True, reason="engine: the pull of the meta-loss includes the statistics")
-
-
-def marked(one: tuple[Any, ...]) -> Any:
-    model, algorithm, residual, setting, _ = one
-    pulled = (model, algorithm, residual) == ("conv4", "maml_pp", "on") and setting != "prox"
-    return pytest.param(*one, marks=PULLED_STATISTICS) if pulled else one
-
-
 NAMES = ("model", "algorithm", "residual", "setting", "seed")
 
 
-@pytest.mark.parametrize(NAMES, [marked(one) for one in MATRIX])
+@pytest.mark.parametrize(NAMES, MATRIX)
 def test_meta_losses_are_those_of_one_task_at_a_time(
     model: str, algorithm: str, residual: str, setting: str, seed: int
 ) -> None:

@@ -30,7 +30,7 @@ from metarec.config.schema import TrainConfig
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import FastWeight, Params
 from metarec.data.omniglot import Omniglot
-from metarec.errors import ConfigError, MetarecError
+from metarec.errors import ConfigError
 from metarec.evaluate import Control, ranks
 from metarec.models.conv4 import Conv4
 from metarec.runs.checkpoint import load_checkpoint
@@ -402,17 +402,15 @@ def test_minutes_become_steps_and_the_run_ends_in_about_that_time(train: Train) 
     assert same_bits(at_step(run, steps), at_step(same, steps))
 
 
-# -- what the engine does not do yet --------------------------------------------------------------------------------
+# -- chunks, other starts, the cache --------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="engine: the statistics are those of the first chunk's tasks alone")
 def test_chunks_of_tasks_give_the_same_statistics(train: Train) -> None:
     whole, parts = (phi_of(at_step(train(f"train.task_chunk={chunk}"), 1)) for chunk in (0, 1))
     for name in STATISTICS:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="engine: models.convert asks every run for embedding.weight")
 def test_a_run_on_images_starts_from_another_one(train: Train) -> None:
     """Its weights are the start, as those of a run on sequences are."""
     first = train("algorithm=maml")
@@ -421,9 +419,6 @@ def test_a_run_on_images_starts_from_another_one(train: Train) -> None:
     assert all(torch.equal(at_step(again, 0)[name], value) for name, value in best.items())
 
 
-@pytest.mark.xfail(
-    strict=True, raises=MetarecError, reason="engine: kept statistics are taken for weights of the model"
-)
 def test_a_run_starts_from_one_of_maml_pp(train: Train) -> None:
     """From its weights as they are before the first inner step."""
     first = train()
@@ -433,9 +428,6 @@ def test_a_run_starts_from_one_of_maml_pp(train: Train) -> None:
         assert torch.equal(value, best[name][0] if name in NORMS else best[name])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="engine: the fingerprint of images says nothing of ways, shots and fixed episodes"
-)
 @pytest.mark.parametrize("word", ["n_way=2", "n_shot=2", "n_query=1", "n_val=4", "seed=5"])
 def test_a_control_tuned_on_other_episodes_is_not_taken_from_the_cache(word: str, train: Train) -> None:
     config = config_of(train("algorithm=fomaml", "train.steps=1", "train.eval_every=1"))
@@ -444,7 +436,6 @@ def test_a_control_tuned_on_other_episodes_is_not_taken_from_the_cache(word: str
     assert cache_key(config, bench_of(config)) != cache_key(other, bench_of(other))
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="engine: step sizes of 0 steps have no last one")
 def test_more_steps_at_test_where_none_were_learned(train: Train, work: Work) -> None:
     """Refused or done, but in one line."""
     run = train("algorithm.inner.steps=0")
