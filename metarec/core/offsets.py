@@ -59,14 +59,21 @@ class LowRank:
     def scaled(self, scale: Scale) -> LowRank | Dense:
         if isinstance(scale, Tensor) and scale.dim() > 0:
             return Dense(self.dense() * scale)
-        return LowRank(self.left * scale, self.right)
+        return self._times(scale)
 
     def per_task(self, factor: Tensor) -> LowRank:
-        return LowRank(self.left * factor[:, None, None], self.right)
+        return self._times(factor[:, None, None])
+
+    def _times(self, scale: Scale) -> LowRank:
+        """Every scale goes to the narrower side: less to write, and a graph that is of scales alone stays on that side."""
+        if self.left.shape[2] <= self.right.shape[2]:
+            return LowRank(self.left * scale, self.right)
+        return LowRank(self.left, self.right * scale)
 
     def plus(self, other: Offset, scale: float = 1.0) -> Offset:
         if isinstance(other, LowRank):
-            return LowRank(torch.cat([self.left, other.left * scale], 1), torch.cat([self.right, other.right], 1))
+            other = other if scale == 1 else other._times(scale)
+            return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 1))
         if isinstance(other, Rows):
             return Both(self, other.scaled(scale))
         if isinstance(other, Both):
@@ -79,7 +86,9 @@ class LowRank:
     def shrunk(self, by: Scale, first_order: bool) -> LowRank | Dense:
         if isinstance(by, Tensor) and by.dim() > 0:
             return Dense(self.dense()).shrunk(by, first_order)
-        return LowRank(self.left - by * (self.left.detach() if first_order else self.left), self.right)
+        if self.left.shape[2] <= self.right.shape[2]:  # as `_times`
+            return LowRank(self.left - by * (self.left.detach() if first_order else self.left), self.right)
+        return LowRank(self.left, self.right - by * (self.right.detach() if first_order else self.right))
 
     def at(self, ids: Tensor) -> Tensor:
         """ids [T, M] -> rows of the matrix [T, M, in]."""

@@ -27,7 +27,7 @@ def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
     w, b = fast(weight), None if bias is None else fast(bias)
     y = _plus_product(F.linear(x, w.shared, None if b is None else b.shared), x, w.offset)
     if b is not None and b.offset is not None:
-        y = y + b.offset.dense()[:, None, :]
+        y = y.add_(b.offset.dense()[:, None, :])
     if w.tap is not None:
         seen = w.tap.keep(x)
         w.tap.add(y, lambda grad: LowRank(grad, seen))
@@ -37,16 +37,16 @@ def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
 
 
 def _plus_product(y: Tensor, x: Tensor, offset: Offset | None) -> Tensor:
-    """y + x D^T for an offset D in any form."""
+    """y + x D^T for an offset D in any form, in place: y is fresh from a product, and may be as wide as the catalogue."""
     if isinstance(offset, Both):
         return _plus_product(_plus_product(y, x, offset.low), x, offset.rows)
     if isinstance(offset, LowRank):
-        return torch.baddbmm(y, torch.bmm(x, offset.right.transpose(1, 2)), offset.left)
+        return y.baddbmm_(torch.bmm(x, offset.right.transpose(1, 2)), offset.left)
     if isinstance(offset, Dense):
-        return torch.baddbmm(y, x, offset.value.transpose(1, 2))
+        return y.baddbmm_(x, offset.value.transpose(1, 2))
     if isinstance(offset, Rows):  # only the columns of the rows that this task has looked up
         part = torch.bmm(x, offset.values.transpose(1, 2))
-        return y.scatter_add(2, offset.ids[:, None, :].expand_as(part), part)
+        return y.scatter_add_(2, offset.ids[:, None, :].expand_as(part), part)
     return y
 
 

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from metarec.objectives import cross_entropy as module
-from metarec.objectives.cross_entropy import CrossEntropy, cross_entropy
+from metarec.objectives.cross_entropy import CrossEntropy, _Each, cross_entropy
 from metarec.objectives.scores import Scores
 
 # softmax of (log 1, log 2, log 5) = 1/8, 2/8, 5/8
@@ -53,15 +54,59 @@ def test_label_smoothing() -> None:
 def test_a_mean_over_all_pairs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: unknown targets divided by as well."""
 
-    class Functions:
+    class Halved:
         @staticmethod
-        def cross_entropy(*args: object, **options: object) -> torch.Tensor:
-            found = torch.nn.functional.cross_entropy(*args, **options)  # type: ignore[arg-type]
-            return found * torch.tensor([1.0, 1.0, 0.5, 0.5])
+        def apply(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, None]:
+            each, _ = _Each.apply(logits, target)
+            return each * torch.tensor([[1.0, 1.0], [0.5, 0.5]]), None
 
-    monkeypatch.setattr(module, "F", Functions)
+    monkeypatch.setattr(module, "_Each", Halved)
     with pytest.raises(AssertionError):
         check_hand_numbers()
+
+
+def of_torch(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    found = F.cross_entropy(
+        logits.flatten(0, 1), (target - 1).clamp(min=-1).flatten(), ignore_index=-1, reduction="none"
+    )
+    return found.view(target.shape)
+
+
+@pytest.mark.parametrize("size", [1.0, 60.0, 900.0])
+def test_values_and_both_orders_of_gradient_are_torchs(size: float) -> None:
+    """Also where e^-score underflows and where one item has all of p."""
+    generator = torch.Generator().manual_seed(3)
+    logits = (size * torch.randn(2, 3, 7, generator=generator, dtype=torch.float64)).requires_grad_()
+    target = torch.tensor([[1, 7, -1], [3, 0, 2]])
+    weights = torch.rand(2, 3, generator=generator, dtype=torch.float64)
+    probe = torch.randn(2, 3, 7, generator=generator, dtype=torch.float64)
+    found = []
+    for way in (lambda x, y: CrossEntropy()(Scores.of_logits(x), y), of_torch):
+        each = way(logits, target)
+        (slope,) = torch.autograd.grad((weights * each).sum(), logits, create_graph=True)
+        (bend,) = torch.autograd.grad((slope * probe).sum(), logits)
+        found.append((each, slope, bend))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_are_differences() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(1, 3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    target = torch.tensor([[2, -1, 4]])
+
+    def each(x: torch.Tensor) -> torch.Tensor:
+        return CrossEntropy()(Scores.of_logits(x), target)
+
+    assert torch.autograd.gradcheck(each, logits)
+    assert torch.autograd.gradgradcheck(each, logits)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_not_hidden(bad: float) -> None:
+    logits = LOGITS.clone()
+    logits[0, 0, 2] = bad
+    assert not torch.isfinite(CrossEntropy()(Scores.of_logits(logits), torch.tensor([[1, 3], [2, -1]]))[0, 0])
 
 
 def test_of_scores_it_is_the_loss_of_every_pair() -> None:
