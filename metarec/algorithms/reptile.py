@@ -13,6 +13,7 @@ Source: Nichol, Achiam & Schulman 2018, arXiv:1803.02999, Alg. 1 (batch version,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def total(offset: Offset) -> Tensor:
     if isinstance(offset, Dense):
         return offset.value.sum(0)
     if isinstance(offset, LowRank):
-        return offset.left.flatten(0, 1).T @ offset.right.flatten(0, 1)
+        return reduce(torch.add, [left.flatten(0, 1).T @ right.flatten(0, 1) for left, right in offset.blocks])
     if isinstance(offset, Rows):
         rows = offset.values.flatten(0, 1)
         return rows.new_zeros(offset.n_rows, rows.shape[1]).index_add(0, offset.ids.flatten(), rows)

@@ -14,12 +14,15 @@ Shapes: T tasks, r rank, U rows looked up; a weight is [*S], a matrix [out, in].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 Scale = float | Tensor
+WIDE = 8192  # a side of a matrix from which copies cost more than products in several parts
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,10 @@ class Dense:
 
     def plus(self, other: Offset, scale: float = 1.0) -> Dense:
         if isinstance(other, LowRank):
-            return Dense(torch.baddbmm(self.value, other.left.transpose(1, 2), other.right, alpha=scale))
+            value = self.value
+            for left, right in other.blocks:
+                value = torch.baddbmm(value, left.transpose(1, 2), right, alpha=scale)
+            return Dense(value)
         return Dense(torch.add(self.value, other.dense(), alpha=scale))
 
     def scaled(self, scale: Scale) -> Dense:
@@ -50,30 +56,51 @@ class Dense:
 
 @dataclass(frozen=True)
 class LowRank:
-    left: Tensor  # [T, r, out]
-    right: Tensor  # [T, r, in]
+    """The sum of blocks left^T right. Small blocks are joined into one; wide ones, of a catalogue, are never copied."""
+
+    blocks: tuple[tuple[Tensor, Tensor], ...]  # left [T, r, out], right [T, r, in] of each
+
+    @staticmethod
+    def of(left: Tensor, right: Tensor) -> LowRank:
+        return LowRank(((left, right),))
+
+    @property
+    def rank(self) -> int:
+        return sum(left.shape[1] for left, _ in self.blocks)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        left, right = self.blocks[0]
+        return left.shape[2], right.shape[2]
 
     def dense(self) -> Tensor:
-        return torch.bmm(self.left.transpose(1, 2), self.right)
+        (left, right), *more = self.blocks
+        found = torch.bmm(left.transpose(1, 2), right)
+        for left, right in more:
+            found = torch.baddbmm(found, left.transpose(1, 2), right)
+        return found
 
     def scaled(self, scale: Scale) -> LowRank | Dense:
         if isinstance(scale, Tensor) and scale.dim() > 0:
             return Dense(self.dense() * scale)
-        return self._times(scale)
+        return self._narrow(lambda side: side * scale)
 
     def per_task(self, factor: Tensor) -> LowRank:
-        return self._times(factor[:, None, None])
+        return self._narrow(lambda side: side * factor[:, None, None])
 
-    def _times(self, scale: Scale) -> LowRank:
+    def _narrow(self, change: Callable[[Tensor], Tensor]) -> LowRank:
         """Every scale goes to the narrower side: less to write, and a graph that is of scales alone stays on that side."""
-        if self.left.shape[2] <= self.right.shape[2]:
-            return LowRank(self.left * scale, self.right)
-        return LowRank(self.left, self.right * scale)
+        if self.shape[0] <= self.shape[1]:
+            return LowRank(tuple((change(left), right) for left, right in self.blocks))
+        return LowRank(tuple((left, change(right)) for left, right in self.blocks))
 
     def plus(self, other: Offset, scale: float = 1.0) -> Offset:
         if isinstance(other, LowRank):
-            other = other if scale == 1 else other._times(scale)
-            return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 1))
+            other = other if scale == 1 else other._narrow(lambda side: side * scale)
+            blocks = (*self.blocks, *other.blocks)
+            if max(self.shape) > WIDE:
+                return LowRank(blocks)
+            return LowRank.of(*(torch.cat([block[side] for block in blocks], 1) for side in (0, 1)))
         if isinstance(other, Rows):
             return Both(self, other.scaled(scale))
         if isinstance(other, Both):
@@ -81,19 +108,21 @@ class LowRank:
         return Dense(other.value * scale).plus(self)
 
     def detach(self) -> LowRank:
-        return LowRank(self.left.detach(), self.right.detach())
+        return LowRank(tuple((left.detach(), right.detach()) for left, right in self.blocks))
 
     def shrunk(self, by: Scale, first_order: bool) -> LowRank | Dense:
         if isinstance(by, Tensor) and by.dim() > 0:
             return Dense(self.dense()).shrunk(by, first_order)
-        if self.left.shape[2] <= self.right.shape[2]:  # as `_times`
-            return LowRank(self.left - by * (self.left.detach() if first_order else self.left), self.right)
-        return LowRank(self.left, self.right - by * (self.right.detach() if first_order else self.right))
+        return self._narrow(lambda side: side - by * (side.detach() if first_order else side))
 
     def at(self, ids: Tensor) -> Tensor:
         """ids [T, M] -> rows of the matrix [T, M, in]."""
-        picked = self.left.gather(2, ids[:, None, :].expand(-1, self.left.shape[1], -1))
-        return torch.bmm(picked.transpose(1, 2), self.right)
+        found: Tensor | None = None
+        for left, right in self.blocks:
+            picked = left.gather(2, ids[:, None, :].expand(-1, left.shape[1], -1)).transpose(1, 2)
+            found = torch.bmm(picked, right) if found is None else torch.baddbmm(found, picked, right)
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True)
@@ -208,10 +237,10 @@ def tensors(offset: Offset) -> list[Tensor]:
     if isinstance(offset, Dense):
         return [offset.value]
     if isinstance(offset, LowRank):
-        return [offset.left, offset.right]
+        return [side for block in offset.blocks for side in block]
     if isinstance(offset, Rows):
         return [offset.values]
-    return [offset.low.left, offset.low.right, offset.rows.values]
+    return [*tensors(offset.low), offset.rows.values]
 
 
 def rows_at(offset: Offset, ids: Tensor) -> Tensor:
@@ -231,10 +260,11 @@ def rebuilt(offset: Offset, parts: list[Tensor]) -> Offset:
     if isinstance(offset, Dense):
         return Dense(parts[0])
     if isinstance(offset, LowRank):
-        return LowRank(parts[0], parts[1])
+        return LowRank(tuple(zip(parts[::2], parts[1::2], strict=True)))
     if isinstance(offset, Rows):
         return Rows(offset.ids, parts[0], offset.n_rows)
-    return Both(LowRank(parts[0], parts[1]), Rows(offset.rows.ids, parts[2], offset.rows.n_rows))
+    low = LowRank(tuple(zip(parts[:-1:2], parts[1:-1:2], strict=True)))
+    return Both(low, Rows(offset.rows.ids, parts[-1], offset.rows.n_rows))
 
 
 def dot(a: Offset, b: Offset) -> Tensor:
@@ -244,8 +274,12 @@ def dot(a: Offset, b: Offset) -> Tensor:
     if isinstance(b, Both):
         return dot(a, b.low) + dot(a, b.rows)
     if isinstance(a, LowRank) and isinstance(b, LowRank):
-        gram = torch.bmm(a.left, b.left.transpose(1, 2)) * torch.bmm(a.right, b.right.transpose(1, 2))
-        return gram.flatten(1).sum(1)
+        grams = [
+            (torch.bmm(left, other.mT) * torch.bmm(right, another.mT)).flatten(1).sum(1)
+            for left, right in a.blocks
+            for other, another in b.blocks
+        ]
+        return reduce(torch.add, grams)
     if isinstance(a, Rows) and not isinstance(b, Rows):
         a, b = b, a
     if isinstance(b, Rows):
@@ -260,8 +294,7 @@ def moved(offset: Offset | None, step: Offset, rank_ahead: int) -> Offset:
     matrix; the choice follows from sizes alone and both forms give the same weights.
     """
     if isinstance(step, LowRank) and not isinstance(offset, LowRank | Both | Dense):
-        rank, out = step.left.shape[1:]
-        width = step.right.shape[2]
+        rank, (out, width) = step.rank, step.shape
         if rank * rank_ahead * (out + width) >= out * width:
             step = Dense(step.dense())
     return step if offset is None else offset.plus(step)

@@ -14,40 +14,86 @@ Shapes: T tasks, N rows a task.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, rows_at
+from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, rows_at, tensors
 from metarec.core.weights import Weight, fast
 
 
 def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
     """x [T, N, in], weight [out, in], bias [out] -> [T, N, out]."""
     w, b = fast(weight), None if bias is None else fast(bias)
-    y = _plus_product(F.linear(x, w.shared, None if b is None else b.shared), x, w.offset)
-    if b is not None and b.offset is not None:
-        y = y.add_(b.offset.dense()[:, None, :])
+    own_bias = None if b is None or b.offset is None else b.dense()[:, None, :]
+    if w.offset is None:
+        y = F.linear(x, w.shared, None if b is None or own_bias is not None else b.shared)
+        y = y if own_bias is None else y + own_bias
+    else:
+        begin = own_bias if b is None or own_bias is not None else b.shared
+        y = _product(x, w.shared, begin, w.offset)
     if w.tap is not None:
         seen = w.tap.keep(x)
-        w.tap.add(y, lambda grad: LowRank(grad, seen))
+        w.tap.add(y, lambda grad: LowRank.of(grad, seen))
     if b is not None and b.tap is not None:
         b.tap.add(y, lambda grad: Dense(grad.sum(1)))
     return y
 
 
-def _plus_product(y: Tensor, x: Tensor, offset: Offset | None) -> Tensor:
-    """y + x D^T for an offset D in any form, in place: y is fresh from a product, and may be as wide as the catalogue."""
-    if isinstance(offset, Both):
-        return _plus_product(_plus_product(y, x, offset.low), x, offset.rows)
-    if isinstance(offset, LowRank):
-        return y.baddbmm_(torch.bmm(x, offset.right.transpose(1, 2)), offset.left)
-    if isinstance(offset, Dense):
-        return y.baddbmm_(x, offset.value.transpose(1, 2))
-    if isinstance(offset, Rows):  # only the columns of the rows that this task has looked up
-        part = torch.bmm(x, offset.values.transpose(1, 2))
-        return y.scatter_add_(2, offset.ids[:, None, :].expand_as(part), part)
-    return y
+def _product(x: Tensor, shared: Tensor, begin: Tensor | None, offset: Offset) -> Tensor:
+    """begin + x (W + D)^T for an offset D in any form; `begin` broadcasts to the result [T, N, out], None = 0."""
+    rows = offset if isinstance(offset, Rows) else offset.rows if isinstance(offset, Both) else None
+    own = None if isinstance(offset, Rows) else offset.low if isinstance(offset, Both) else offset
+    y: Tensor = _Product.apply(x, shared, begin, *(() if own is None else tensors(own)))  # type: ignore[no-untyped-call]
+    if rows is None:
+        return y
+    part = torch.bmm(x, rows.values.transpose(1, 2))  # only the columns of the rows that this task has looked up
+    return y.scatter_add(2, rows.ids[:, None, :].expand_as(part), part)
+
+
+class _Product(torch.autograd.Function):
+    """(x [T, N, in], W [out, in], begin, then nothing, an own matrix [T, out, in], or left and right of each block) -> y.
+
+    One array as wide as the catalogue is written where autograd through single operators would write one for every term.
+    The backward pass is made of operators on the inputs, so it can be differentiated in turn.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, begin: Tensor | None, *own: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, begin, *own)
+        y = torch.mm(x.flatten(0, 1), weight.T).view(*x.shape[:2], -1)
+        if begin is not None:
+            y += begin
+        if len(own) == 1:
+            return y.baddbmm_(x, own[0].mT)
+        for left, right in zip(own[::2], own[1::2], strict=True):
+            y.baddbmm_(torch.bmm(x, right.mT), left)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, begin, *own = ctx.saved_tensors
+        to_x, to_weight, to_begin, *to_own = ctx.needs_input_grad
+        flat = g.flatten(0, 1)
+        dx = torch.mm(flat, weight).view_as(x) if to_x else None
+        found: list[Tensor | None] = []
+        if len(own) == 1:
+            dx = None if dx is None else torch.baddbmm(dx, g, own[0])
+            found = [torch.bmm(g.mT, x) if to_own[0] else None]
+        for i in range(0, len(own) - 1, 2):
+            left, right = own[i : i + 2]
+            seen = torch.bmm(g, left.mT) if to_x or to_own[i + 1] else None
+            dx = None if dx is None or seen is None else torch.baddbmm(dx, seen, right)
+            found.append(torch.bmm(torch.bmm(right, x.mT), g) if to_own[i] else None)
+            found.append(torch.bmm(seen.mT, x) if seen is not None and to_own[i + 1] else None)
+        return (
+            dx,
+            torch.mm(flat.T, x.flatten(0, 1)) if to_weight else None,
+            g.sum_to_size(begin.shape) if to_begin else None,
+            *found,
+        )
 
 
 def embed(ids: Tensor, table: Weight) -> Tensor:
@@ -92,8 +138,8 @@ def linear_rows(
     if rows.dim() == 1:
         if rows.numel() > 1 and not bool((rows.diff() > 0).all()):
             raise ValueError("linear_rows: rows must rise without a repeat")
-        y = F.linear(x, _rows_of(w.shared, rows))
-        y = _plus_product(y, x, _picked(w.offset, rows))
+        shared, offset = _rows_of(w.shared, rows), _picked(w.offset, rows)
+        y = F.linear(x, shared) if offset is None else _product(x, shared, None, offset)
         if w.tap is not None:
             seen, n_rows = w.tap.keep(x), w.shared.shape[0]
             ids = rows.expand(x.shape[0], -1).contiguous()
@@ -122,7 +168,7 @@ def _picked(offset: Offset | None, rows: Tensor) -> Offset | None:
 
 
 def _left_at(offset: LowRank, rows: Tensor) -> LowRank:
-    return LowRank(offset.left.index_select(2, rows), offset.right)
+    return LowRank(tuple((left.index_select(2, rows), right) for left, right in offset.blocks))
 
 
 def _look_up(offset: Rows, rows: Tensor) -> Dense:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -123,7 +124,8 @@ def _against(shared: Tensor, offset: Offset) -> Tensor:
     if isinstance(offset, Rows):
         return (shared[offset.ids] * offset.values).flatten(1).sum(1)
     if isinstance(offset, LowRank):
-        return (torch.matmul(offset.right, shared.T) * offset.left).flatten(1).sum(1)
+        each = [(torch.matmul(right, shared.T) * left).flatten(1).sum(1) for left, right in offset.blocks]
+        return reduce(torch.add, each)
     if isinstance(offset, Dense):
         return (shared * offset.value).flatten(1).sum(1)
     return _against(shared, offset.low) + _against(shared, offset.rows)

@@ -49,11 +49,10 @@ class _Each(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         p = logits.softmax(-1)
-        largest, where = p.max(-1)
         counts = target > 0
         column = (target - 1).clamp(min=0)[..., None]
-        score = logits.gather(-1, torch.cat([where[..., None], column], -1))
-        each = torch.where(counts, score[..., 0] - largest.log() - score[..., 1], 0.0)
+        log_sum = logits.amax(-1) - p.amax(-1).log()
+        each = torch.where(counts, log_sum - logits.gather(-1, column)[..., 0], 0.0)
         ctx.save_for_backward(p, column, counts)
         ctx.set_materialize_grads(False)
         return each, p

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from metarec import build
 from metarec.algorithms import Algorithm
+from metarec.algorithms import inner as inner_loop
 from metarec.config import schema
+from metarec.core import offsets
 from metarec.core.batch import EpisodeBatch, ImageBatch
 from metarec.evaluate import Control
 from metarec.models.conv4 import Conv4
@@ -354,6 +356,22 @@ def test_the_meta_gradient_is_that_of_one_task_at_a_time(
     for name, slow in it.slow_grads.items():
         allowed = 1e-10 * max(float(slow.abs().max()), 1e-2 * largest)
         assert float((it.grads[name] - slow).abs().max()) < allowed, name
+
+
+@pytest.mark.parametrize("residual", ["off", "on"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("model", ["gru4rec", "sasrec"])
+def test_a_wide_matrix_is_kept_in_blocks_and_changes_no_number(
+    model: str, algorithm: str, residual: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything counts as wide here, and every gradient is kept as a product."""
+    monkeypatch.setattr(offsets, "WIDE", 0)
+    monkeypatch.setattr(inner_loop, "moved", lambda offset, step, rank: step if offset is None else offset.plus(step))
+    it, usual = cell(model, algorithm, residual, "clip"), found(model, algorithm, residual, "clip", 1)
+    losses, grads = it.engine()
+    torch.testing.assert_close(losses, usual.slow_losses, rtol=1e-10, atol=1e-10)
+    for name, slow in usual.slow_grads.items():
+        torch.testing.assert_close(grads[name], slow, rtol=1e-10, atol=1e-11)
 
 
 # -- central differences --------------------------------------------------------------------------------------------

@@ -278,7 +278,7 @@ def test_weights_of_tasks_as_those_of_chunks() -> None:
     sequences = LAYOUTS["ragged"]
     layout, n = Layout.of(sequences), sequences.n_tasks
     ids = torch.tensor([[0, 2], [1, 4], [3, 3], [2, 5]])
-    low, rows = LowRank(normal(n, 2, 7, seed=1), normal(n, 2, D, seed=2)), Rows.of(ids, normal(n, 2, D, seed=3), 7)
+    low, rows = LowRank.of(normal(n, 2, 7, seed=1), normal(n, 2, D, seed=2)), Rows.of(ids, normal(n, 2, D, seed=3), 7)
     shared, owner = normal(7, D, seed=4), torch.arange(n) if layout.owner is None else layout.owner
     forms: list[Offset] = [low, rows, Both(low, rows), Dense(normal(n, 7, D, seed=5))]
     for form in forms:
@@ -309,7 +309,7 @@ def test_second_order_is_known_from_the_weights() -> None:
     assert not differentiated_twice([plain, FastWeight(plain), FastWeight(plain, None, Tap())])
     assert differentiated_twice([plain, FastWeight(plain, None, Tap(second_order=True))])
     ids, one = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, 2)
-    low, rows = LowRank(one, one), Rows(ids, one, 2)
+    low, rows = LowRank.of(one, one), Rows(ids, one, 2)
     forms: list[Offset] = [Dense(torch.zeros(1, 2, 2)), low, rows, Both(low, rows)]
     assert not differentiated_twice([FastWeight(plain, form) for form in forms])
     one.requires_grad_()

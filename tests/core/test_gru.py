@@ -399,6 +399,6 @@ def test_a_forgotten_way_through_the_state_before_is_seen(monkeypatch: pytest.Mo
 
 def test_an_offset_of_another_form_is_refused() -> None:
     sequences, cell = packed(LENGTHS), modules(1)[0]
-    offset = LowRank(torch.ones(5, 1, 3 * H), torch.ones(5, 1, H))
+    offset = LowRank.of(torch.ones(5, 1, 3 * H), torch.ones(5, 1, H))
     with pytest.raises(TypeError, match="gru has no rule for an offset of LowRank"):
         gru(project(cell, inputs(sequences)), sequences, FastWeight(cell.weight_hh_l0, offset), cell.bias_hh_l0)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarec.core import ops
-from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows
+from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, tensors
 from metarec.core.ops import embed, layer_norm, linear, linear_rows
 from metarec.core.weights import FastWeight, Tap
 
@@ -22,7 +22,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 WEIGHT_OFFSETS: dict[str, Offset | None] = {
     "none": None,
     "dense": Dense(normal(T, OUT, IN, seed=1)),
-    "low rank": LowRank(normal(T, 2, OUT, seed=2), normal(T, 2, IN, seed=3)),
+    "low rank": LowRank.of(normal(T, 2, OUT, seed=2), normal(T, 2, IN, seed=3)),
+    "blocks": LowRank(tuple((normal(T, r, OUT, seed=30 + r), normal(T, r, IN, seed=40 + r)) for r in (1, 2, 3))),
 }
 BIAS_OFFSETS: dict[str, Offset | None] = {"none": None, "dense": Dense(normal(T, OUT, seed=4))}
 
@@ -147,7 +148,7 @@ def test_a_forgotten_offset_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         check_embed([[3, 1], [6, 6], [5, 7]])
 
 
-LOW = LowRank(normal(T, 2, N_ROWS, seed=4), normal(T, 2, IN, seed=5))
+LOW = LowRank.of(normal(T, 2, N_ROWS, seed=4), normal(T, 2, IN, seed=5))
 SEEN = Rows.of(torch.tensor([[3, 1], [6, 6], [5, 7]]), normal(T, 2, IN, seed=3), N_ROWS)
 TABLE_OFFSETS: dict[str, Offset] = {
     "dense": Dense(normal(T, N_ROWS, IN, seed=6)), "low rank": LOW, "rows": SEEN, "both": Both(LOW, SEEN)
@@ -232,7 +233,7 @@ def test_linear_rows_twice(offset: str, rows: Tensor) -> None:
     x, weight = normal(T, N, IN, seed=5).requires_grad_(), normal(N_ROWS, IN, seed=7).requires_grad_()
     bias = normal(N_ROWS, seed=8).requires_grad_()
     own_offset = TABLE_OFFSETS[offset]
-    leaf = (own_offset.value if isinstance(own_offset, Dense) else LOW.left).requires_grad_()
+    leaf = (own_offset.value if isinstance(own_offset, Dense) else LOW.blocks[0][0]).requires_grad_()
     own_w, own_b = weight + own_offset.dense(), bias.expand(T, -1)
     slow = chosen(torch.einsum("tni,toi->tno", x, own_w) + own_b[:, None, :], rows)
     slow_grads = torch.autograd.grad(slow.tanh().sum(), [own_w, own_b], create_graph=True)
@@ -273,3 +274,18 @@ def test_a_forgotten_offset_of_rows_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ops, "_picked", lambda offset, rows: None)
     with pytest.raises(AssertionError):
         check_linear_rows(TABLE_OFFSETS["low rank"], None, COLUMNS)
+
+
+@pytest.mark.parametrize("own", ["dense", "low rank", "blocks"])
+@pytest.mark.parametrize("begin", [None, (OUT,), (T, 1, OUT)])
+def test_the_product_of_own_weights_has_both_orders_of_gradient(own: str, begin: tuple[int, ...] | None) -> None:
+    parts = tensors(WEIGHT_OFFSETS[own])  # type: ignore[arg-type]
+    given = [normal(T, N, IN, seed=5), normal(OUT, IN, seed=7)]
+    given += [] if begin is None else [normal(*begin, seed=9)]
+    leaves = [value.clone().requires_grad_() for value in (*given, *parts)]
+
+    def product(x: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+        return ops._Product.apply(x, weight, *(rest if begin is not None else (None, *rest)))
+
+    assert torch.autograd.gradcheck(product, leaves)
+    assert torch.autograd.gradgradcheck(product, leaves)

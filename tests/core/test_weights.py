@@ -19,7 +19,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def low_rank(seed: int, rank: int = RANK) -> LowRank:
-    return LowRank(normal(T, rank, OUT, seed=seed), normal(T, rank, IN, seed=seed + 50))
+    return LowRank.of(normal(T, rank, OUT, seed=seed), normal(T, rank, IN, seed=seed + 50))
 
 
 def rows(seed: int, ids: list[list[int]]) -> Rows:

@@ -260,7 +260,9 @@ FORMS = ("dense", "low rank", "rows", "both")
 def offset_of(form: str, shape: tuple[int, ...], seed: int) -> Offset:
     """The form where the weight can have it (rows: tables of items and positions), else what is nearest."""
     if len(shape) == 2 and form != "dense":
-        low = LowRank(0.4 * normal(N_TASKS, 2, shape[0], seed=seed), 0.4 * normal(N_TASKS, 2, shape[1], seed=seed + 1))
+        low = LowRank.of(
+            0.4 * normal(N_TASKS, 2, shape[0], seed=seed), 0.4 * normal(N_TASKS, 2, shape[1], seed=seed + 1)
+        )
         if form == "low rank" or shape not in (MODEL.shapes()["embedding.weight"], MODEL.shapes()["position.weight"]):
             return low
         ids = torch.tensor([[0, 1, 2, 2, 5], [0, 9, 9, 3, 3], [4, 1, 1, 10, 0], [7, 8, 2, 3, 1]])

@@ -37,7 +37,7 @@ def found(objective: Objective, dropping: bool, own: bool) -> list[Tensor]:
     low, dense = normal(4, 2, 11, seed=1).requires_grad_(), normal(4, 11, seed=2).requires_grad_()
     theta = dict(params) | (
         {
-            "fc.weight": FastWeight(params["fc.weight"], LowRank(low, normal(4, 2, 4, seed=3))),
+            "fc.weight": FastWeight(params["fc.weight"], LowRank.of(low, normal(4, 2, 4, seed=3))),
             "fc.bias": FastWeight(params["fc.bias"], Dense(dense)),
         }
         if own
