@@ -132,7 +132,7 @@ def launch(verb: str, words: list[str]) -> int:
     finally:
         if args.multirun:
             code = _summarise(directory, [job.overrides for job in checked.jobs])
-        elif not any(directory.iterdir()):
+        elif directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()  # refused before anything was written
     return code if args.multirun else _ended[-1]
 
