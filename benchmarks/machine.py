@@ -23,7 +23,9 @@ def machine() -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         model = lines[0].split(":", 1)[1].strip() if lines else model
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {}
     return {
+        **gpu,
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -56,9 +58,28 @@ def alternate(contenders: Mapping[str, Callable[[], object]], repeats: int) -> d
         for name, run in contenders.items():
             start = time.perf_counter()
             run()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             if repeat >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def busy_share(run: Callable[[], object]) -> float:
+    """Of the time of `run` on a GPU, the share in which a kernel or a copy was running (they do not overlap here)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    whole = time.perf_counter() - start  # without the profiler, which slows the host down
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        run()
+        torch.cuda.synchronize()
+    busy = sum(event.self_device_time_total for event in found.key_averages()) * 1e-6
+    return min(busy / whole, 1.0)
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:

@@ -4,6 +4,7 @@
     python benchmarks/meta_step.py --items 20000 --vmap
     python benchmarks/meta_step.py --items 1000000 --chunk 4 --contenders metarec,supervised --batches 1
     python benchmarks/meta_step.py --steps 5 --contenders metarec,second,recompute     # first against second order
+    python benchmarks/meta_step.py --device cuda --steps 5
     python benchmarks/meta_step.py --quick            # fewer repetitions, no memory measurement
     python benchmarks/meta_step.py --record           # also append a line to docs/results/performance.md
 
@@ -31,11 +32,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from machine import alternate, finish, machine, medians, peak_of_own_process, peak_rss_bytes
+from machine import alternate, busy_share, finish, machine, medians, peak_of_own_process, peak_rss_bytes
 from torch import Tensor, nn
 
 from metarec.algorithms.inner import InnerLoop
@@ -74,7 +76,7 @@ def padded(batcher: Batcher, pairs: np.ndarray) -> Padded:
     prefixes = []
     for pair in pairs:
         begin, event = batcher.pair_begin[pair], batcher.pair_event[pair]
-        prefixes.append(torch.from_numpy(batcher.item[max(begin, event - MAX_LEN) : event].astype(np.int64)))
+        prefixes.append(torch.from_numpy(batcher.item[max(begin, event - batcher.max_len) : event].astype(np.int64)))
     target = torch.from_numpy(batcher.item[batcher.pair_event[pairs]].astype(np.int64) - 1)
     return (
         nn.utils.rnn.pad_sequence(prefixes, batch_first=True),
@@ -92,9 +94,12 @@ class Published(nn.Module):
         self.gru = nn.GRU(DIM, HIDDEN, batch_first=True)
         self.fc = nn.Linear(HIDDEN, n_items)
 
-    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
-        states, _ = self.gru(self.embedding(items))
-        return self.fc(states[torch.arange(len(items)), lengths - 1])
+    def forward(
+        self, items: Tensor, lengths: Tensor, start: Tensor | None = None, shift: Tensor | float = 0.0
+    ) -> Tensor:
+        before = None if start is None else start.expand(1, len(items), -1).contiguous()
+        states, _ = self.gru(self.embedding(items), before)
+        return self.fc(states[torch.arange(len(items)), lengths - 1] + shift)
 
 
 def one_task_at_a_time(module: Published, tasks: list[tuple[Padded, Padded]], lr: float, steps: int) -> Params:
@@ -115,7 +120,7 @@ def one_task_at_a_time(module: Published, tasks: list[tuple[Padded, Padded]], lr
 
 def to_max_len(part: Padded) -> Padded:
     items, lengths, target = part
-    return F.pad(items, (0, MAX_LEN - items.shape[1])), lengths, target
+    return F.pad(items, (0, max(MAX_LEN - items.shape[1], 0))), lengths, target
 
 
 def supervised(module: Published, everything: Padded) -> None:
@@ -124,7 +129,7 @@ def supervised(module: Published, everything: Padded) -> None:
 
 
 def fresh(batch: EpisodeBatch) -> EpisodeBatch:
-    """The same batch without what an earlier repetition has left in it."""
+    """The same batch without what an earlier repetition has left in it (the order of steps, made once for a batch)."""
 
     def again(pairs: PairBatch) -> PairBatch:
         held = pairs.sequences
@@ -134,10 +139,14 @@ def fresh(batch: EpisodeBatch) -> EpisodeBatch:
 
 
 def together(params: Params, world: World, loop: InnerLoop, order: str = "first") -> Params:
-    """The meta-gradient by metarec, chunk of tasks after chunk; a first order algorithm is FOMAML, a second MAML."""
+    """The meta-gradient by metarec, chunk of tasks after chunk; a first order algorithm is FOMAML, a second MAML.
+
+    Batches come from the host, as in training.
+    """
+    device = params["fc.bias"].device
     phi = {name: value.detach().requires_grad_() for name, value in params.items()}
     tasks = Tasks(GRU4Rec(len(phi["fc.bias"]), DIM, HIDDEN), CrossEntropy(), lambda weights: weights)
-    for batch in (fresh(part) for part in world.parts):
+    for batch in (fresh(part).to(device) for part in world.parts):
         support, query = tasks.loss(batch.support), tasks.loss(batch.query)
         losses = MAML(loop, order).meta_losses(phi, support, query, batch.n_tasks)
         torch.autograd.backward(losses.sum() / len(world.first))
@@ -177,15 +186,25 @@ def stacked(parts: list[Padded]) -> list[Tensor]:
 class World:
     """One meta-batch in the form that each contender takes."""
 
-    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+    def __init__(self, options: argparse.Namespace, seed: int, log: tuple[Batcher, np.ndarray] | None = None) -> None:
         self.k, self.q = options.support, options.query
-        self.batcher, self.first = histories(options.tasks, options.items, self.k + self.q, seed)
+        self.batcher, self.first = log or histories(options.tasks, options.items, self.k + self.q, seed)
         self.span = self.first[:, None] + np.arange(self.k + self.q)
         self.parts = self.make(options.chunk)
         self.tight = [(padded(self.batcher, own[: self.k]), padded(self.batcher, own[self.k :])) for own in self.span]
-        self.fixed = [(to_max_len(support), to_max_len(query)) for support, query in self.tight]
+        self.fixed = [tuple(to_max_len(part) for part in both) for both in self.tight]
         self.stacked = stacked([support for support, _ in self.tight]), stacked([query for _, query in self.tight])
         self.everything = padded(self.batcher, self.span.ravel())
+
+    def to(self, device: torch.device) -> World:
+        """What the other contenders take, on the device."""
+
+        def placed(part: Any) -> Any:
+            return part.to(device) if isinstance(part, Tensor) else type(part)(placed(own) for own in part)
+
+        for name in ("tight", "fixed", "stacked", "everything"):
+            setattr(self, name, placed(getattr(self, name)))
+        return self
 
     def make(self, chunk: int) -> list[EpisodeBatch]:
         """The meta-batch, in chunks of tasks."""
@@ -220,6 +239,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0 = as torch chooses")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--vmap", action="store_true", help="also vmap over copies (slow; gigabytes at many items)")
     parser.add_argument("--chunk", type=int, default=0, help="tasks in memory at once; 0 = all")
@@ -231,14 +251,18 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     k, q, lr, steps = options.support, options.query, options.lr, options.steps
 
-    worlds = [World(options, seed) for seed in range(4, 4 + options.batches)]
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
+    device = torch.device(options.device)
+    worlds = [World(options, seed).to(device) for seed in range(4, 4 + options.batches)]
     lengths = np.concatenate([world.prefix_lengths() for world in worlds])
     prefix = {"mean": lengths.mean(), **{f"p{p}": np.percentile(lengths, p) for p in (50, 90, 99)}}
     prefix = {name: round(float(value), 1) for name, value in prefix.items()}
     print("prefix length, cut at 50: " + ", ".join(f"{name} {value}" for name, value in prefix.items()))
 
     params = GRU4Rec(options.items, DIM, HIDDEN).init(torch.Generator().manual_seed(1))
-    module = Published(options.items)
+    params = {name: value.to(device) for name, value in params.items()}
+    module = Published(options.items).to(device)
     module.load_state_dict(params)
     loop = InnerLoop(lr, steps)
     every_way: dict[str, Callable[[World], Params | None]] = {
@@ -287,7 +311,7 @@ def main() -> None:
         print(f"{name:11s} {value * 1e3:8.1f} ms (median; {spread}){against}")
     print(f"{'batching':11s} {batching * 1e3:8.1f} ms")
     memory = {}
-    if not options.quick:
+    if not options.quick and options.device == "cpu":
         same = ["--items", str(options.items), "--tasks", str(options.tasks), "--steps", str(steps)]
         same += ["--batches", "1", "--threads", str(options.threads)]
         same += ["--support", str(k), "--query", str(q), "--chunk", str(options.chunk), "--contenders", ",".join(ways)]
@@ -299,6 +323,8 @@ def main() -> None:
     }
     if "loop" in seconds and "metarec" in seconds:
         ratios["loop_over_metarec_with_batching"] = seconds["loop"] / (seconds["metarec"] + batching)
+    if options.device == "cuda":
+        ratios |= {f"busy_{name}": busy_share(run) for name, run in contenders.items()}
     for name in ("second", "recompute"):
         if name in memory and "metarec" in memory:
             ratios[f"peak_{name}_over_metarec"] = memory[name] / memory["metarec"]

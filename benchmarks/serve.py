@@ -10,7 +10,8 @@ weights (GRU4Rec, d=64, h=128, float32), each from raw events to scores:
 
     together   all users of a chunk on the task axis
     single     the same code, one user at a time
-    plain      one user at a time, the usual way: deepcopy of an nn.Module, torch.optim.SGD (not with --residual context)
+    plain      one user at a time, the usual way: torch.optim.SGD on a deepcopy of an nn.Module; with --residual context on
+               the initial state and a shift of the last hidden state
 
 Scores are compared first. `bytes_per_user` is what belongs to one user after adaptation: the tensors of his offsets,
 counted. The last line is one JSON object.
@@ -91,20 +92,23 @@ def main() -> None:
         found = []
         for start in first:
             items, lengths, target = (t.to(device) for t in padded(batcher, np.arange(start, start + k)))
-            own = copy.deepcopy(module)
-            optimizer = torch.optim.SGD(own.parameters(), lr=options.lr)
+            own = module if options.residual == "context" else copy.deepcopy(module)
+            context = [
+                torch.zeros(HIDDEN, device=device, requires_grad=options.residual == "context") for _ in range(2)
+            ]
+            moving = context if options.residual == "context" else list(own.parameters())
+            optimizer = torch.optim.SGD(moving, lr=options.lr)
             for _ in range(options.steps):
-                optimizer.zero_grad()
-                F.cross_entropy(own(items, lengths), target).backward()
+                loss = F.cross_entropy(own(items, lengths, *context), target)
+                for value, grad in zip(moving, torch.autograd.grad(loss, moving), strict=True):
+                    value.grad = grad
                 optimizer.step()
             with torch.no_grad():
                 query, length, _ = (t.to(device) for t in padded(batcher, np.arange(start + k, start + k + 1)))
-                found.append(own(query, length)[0].cpu())
+                found.append(own(query, length, *context)[0].cpu())
         return torch.stack(found)
 
-    ways = {"together": lambda: in_chunks(options.chunk), "single": lambda: in_chunks(1)}
-    if options.residual == "off":
-        ways["plain"] = plain
+    ways = {"together": lambda: in_chunks(options.chunk), "single": lambda: in_chunks(1), "plain": plain}
     wanted = ways["single"]()
     difference = {}
     for name in ways:
@@ -123,9 +127,6 @@ def main() -> None:
     print(f"one user's own numbers: {per_user / 2**20:.3f} MiB")
     ratios = {f"{name}_over_together": value / seconds["together"] for name, value in seconds.items()}
     ratios.pop("together_over_together")
-    facts = machine()
-    if options.device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
     finish(
         {
             "benchmark": "serve",
@@ -138,7 +139,7 @@ def main() -> None:
                 "chunk": options.chunk, "residual": options.residual, "embedding_dim": DIM, "hidden_dim": HIDDEN,
             },
             "score_difference": difference,
-            "machine": facts,
+            "machine": machine(),
         },
         options.record,
     )  # fmt: skip

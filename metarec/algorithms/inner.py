@@ -158,8 +158,7 @@ class _Step:
             if name in offsets and (loop.pull or loop.prox):
                 offsets[name] = offsets[name].shrunk(rate * (loop.pull + loop.prox), first_order)
             if name in grads:
-                step = grads[name].scaled(-rate)
-                offsets[name] = moved(offsets.get(name), step, loop.steps - self.number)
+                offsets[name] = moved(offsets.get(name), grads[name], loop.steps - self.number, -rate)
         return moving, offsets
 
     def recomputed(self, moving: Params, offsets: dict[str, Offset]) -> tuple[Params, dict[str, Offset]]:

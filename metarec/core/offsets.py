@@ -287,8 +287,8 @@ def dot(a: Offset, b: Offset) -> Tensor:
     return (a.dense() * b.dense()).flatten(1).sum(1)
 
 
-def moved(offset: Offset | None, step: Offset, rank_ahead: int) -> Offset:
-    """offset + step, in the cheaper form.
+def moved(offset: Offset | None, step: Offset, rank_ahead: int, scale: Scale = 1.0) -> Offset:
+    """offset + scale * step, in the cheaper form.
 
     A product G^T X stays factored while the rank it will reach (`rank_ahead` such steps) is cheaper to keep than the
     matrix; the choice follows from sizes alone and both forms give the same weights.
@@ -297,4 +297,7 @@ def moved(offset: Offset | None, step: Offset, rank_ahead: int) -> Offset:
         rank, (out, width) = step.rank, step.shape
         if rank * rank_ahead * (out + width) >= out * width:
             step = Dense(step.dense())
+    if offset is not None and isinstance(scale, float):
+        return offset.plus(step, scale)  # without an array for the scaled step
+    step = step.scaled(scale)
     return step if offset is None else offset.plus(step)

@@ -366,7 +366,11 @@ def test_a_wide_matrix_is_kept_in_blocks_and_changes_no_number(
 ) -> None:
     """Everything counts as wide here, and every gradient is kept as a product."""
     monkeypatch.setattr(offsets, "WIDE", 0)
-    monkeypatch.setattr(inner_loop, "moved", lambda offset, step, rank: step if offset is None else offset.plus(step))
+
+    def moved(offset: offsets.Offset | None, step: offsets.Offset, rank: int, scale: offsets.Scale) -> offsets.Offset:
+        return step.scaled(scale) if offset is None else offset.plus(step.scaled(scale))
+
+    monkeypatch.setattr(inner_loop, "moved", moved)
     it, usual = cell(model, algorithm, residual, "clip"), found(model, algorithm, residual, "clip", 1)
     losses, grads = it.engine()
     torch.testing.assert_close(losses, usual.slow_losses, rtol=1e-10, atol=1e-10)
