@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference.prepare_reference import Row
 from reference.reliability_reference import known_events, percentiles, score, scores
-from reference.small_logs import columns_of_log, example_log, logs, prepare_or_none, prepare_rows, quick, shape
+from reference.small_logs import (
+    columns_of_log,
+    example_log,
+    logs,
+    prepare_or_none,
+    prepare_rows,
+    quick,
+    shape,
+    write_log,
+)
 
 from metarec.data import reliability as module
 from metarec.data.batches import Batcher
@@ -108,6 +117,26 @@ def test_the_embedded_world_has_no_clock(tmp_path: Path) -> None:
     prepared = prepare(spec, data_dir=None, cache_dir=tmp_path)
     assert reliability_of(prepared).time is None
     np.testing.assert_allclose(reliability_of(prepared)(every_pair(prepared)[None])[0], scores(prepared), rtol=1e-14)
+
+
+def test_episode_tables(tmp_path: Path) -> None:
+    """Written and read back: the number of events and the variety are as in the log; durations are counted from the first
+    label on, whose time the first event has."""
+    rows, options = example_log(), shape(columns=columns_of_log())
+    for row in rows:
+        row.item = row.item if row.user < 6 else row.item + row.order % 2 * 50  # some unknown, if not in training
+    write_log(rows, tmp_path / "log.parquet")
+    options.path = str(tmp_path / "log.parquet")
+    log = prepare(options, data_dir=None, cache_dir=tmp_path / "cache", export_dir=tmp_path / "tables")
+    tables = DatasetSpec(source="episode_tables", path=str(tmp_path / "tables"), episodes=options.episodes)
+    read = prepare(tables, data_dir=None, cache_dir=tmp_path / "cache")
+    assert read.has_clock
+    np.testing.assert_allclose(reliability_of(read)(every_pair(read)[None])[0], scores(read), rtol=1e-14)
+    timeless = [reliability_of(replace(prepared, has_clock=False)) for prepared in (log, read)]
+    assert timeless[0].p95_events == timeless[1].p95_events
+    both = [of(every_pair(log)[None]) for of in timeless]
+    np.testing.assert_array_equal(*both)
+    assert (read.time[read.pair_begin] == read.time[read.pair_begin + 1]).all()
 
 
 # -- items outside the vocabulary -----------------------------------------------------------------------------------
