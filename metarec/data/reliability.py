@@ -12,7 +12,7 @@ whatever a model reads of it. The variety of no event at all (its pair has no lo
 is 1, so every score is in (0, 1]. In `dataset=episode_tables` a session's first event has the time of its first label,
 which is no later than that of any target.
 
-Source: session reliability score (SRS) of residual warm-start MAML, there for whole sessions.
+Source: session reliability score (SRS), an extra of residual warm-start MAML; here of a session as far as its target.
 Shapes: T tasks, N pairs a task, P parts (event ranges), E events.
 """
 
