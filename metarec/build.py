@@ -53,12 +53,14 @@ from metarec.config.schema import (
     SampledSoftmaxConfig,
     SASRecConfig,
     SgdConfig,
+    SupervisedConfig,
     TrainConfig,
 )
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
 from metarec.data.omniglot import Omniglot
 from metarec.data.prepare import prepare
+from metarec.data.reliability import reliability_of
 from metarec.data.source import locate
 from metarec.data.spec import DatasetSpec
 from metarec.data.store import Prepared
@@ -343,10 +345,12 @@ def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: Prepared 
     made, cost = model(config.model, prepared.n_items), objective(config.objective, prepared, config.seed, on.device)
     if isinstance(prepared, Omniglot):
         return ImageBench(prepared, made, cost, on, evaluation)
+    inner = None if isinstance(config.algorithm, SupervisedConfig) else config.algorithm.inner
     batcher = Batcher(
         np.asarray(prepared.item),
         np.asarray(prepared.pair_begin),
         np.asarray(prepared.pair_event),
         config.model.max_len,
+        reliability_of(prepared) if inner is not None and inner.support_weights == "reliability" else None,
     )
     return SequenceBench(prepared, batcher, made, cost, on, evaluation)

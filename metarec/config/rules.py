@@ -124,9 +124,11 @@ def inner_unused(seen: Seen) -> Iterator[Refusal]:
     if not _learns_rates(seen):
         for key in seen.asked("algorithm.inner.rates_lr"):
             yield key, "does nothing: no step size is learned", "drop it, or set algorithm.inner.rates=tensor_step"
-    if seen.get("algorithm.inner.support_weights") == "uniform":
+    weights = seen.get("algorithm.inner.support_weights", "recency")
+    if weights != "recency":
+        what = "all pairs count alike" if weights == "uniform" else f"pairs count by their {weights}"
         for key in seen.asked("algorithm.inner.recency"):
-            yield key, "does nothing: all pairs count alike", "add algorithm.inner.support_weights=recency"
+            yield key, f"does nothing: {what}", "drop it, or set algorithm.inner.support_weights=recency"
     first = seen.get("algorithm.name") == "fomaml" or seen.get("algorithm.order") == "first"
     if first and seen.get("algorithm.inner.recompute"):
         yield "algorithm.inner.recompute", "does nothing: first order keeps no graph of inner steps", "drop it"
@@ -224,6 +226,12 @@ def images_objective(seen: Seen) -> Iterator[Refusal]:
     if seen.get("dataset.source") == "omniglot" and name not in (None, "cross_entropy"):
         what = "the few classes of an episode are scored all at once: there is nothing to draw, count or cut"
         yield "objective", what, "drop it"
+
+
+def images_reliability(seen: Seen) -> Iterator[Refusal]:
+    key = "algorithm.inner.support_weights"
+    if seen.get("dataset.source") == "omniglot" and seen.get(key) == "reliability":
+        yield key, "is that of a session, and images have no sessions", "drop it, or use recency"
 
 
 def draws_all(seen: Seen) -> Iterator[Refusal]:
@@ -418,6 +426,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     dropout_missing,
     images_unused,
     images_objective,
+    images_reliability,
     draws_all,
     warmup_too_long,
     minutes_and_steps,

@@ -102,7 +102,7 @@ class InnerConfig:
     steps: int | None = ranged(None, min=0)  # None = the control's for whole weights, 1 for contexts
     clip: float = ranged(0.0, min=0)
     adapt: list[str] | None = None
-    support_weights: str = ranged("uniform", choices=["uniform", "recency"])
+    support_weights: str = ranged("uniform", choices=["uniform", "recency", "reliability"])
     recency: float = ranged(0.5, min=0)
 
 

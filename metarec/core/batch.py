@@ -191,11 +191,15 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class EpisodeBatch:
-    """Support and query of T tasks; `user` int64 [T] is the row of each task's user in the prepared data."""
+    """Support and query of T tasks; `user` int64 [T] is the row of each task's user in the prepared data.
+
+    `reliability` float [T, K]: how much each support pair can be relied on, > 0, where that is asked for.
+    """
 
     support: PairBatch | ImageBatch
     query: PairBatch | ImageBatch
     user: Tensor
+    reliability: Tensor | None = None
 
     @property
     def n_tasks(self) -> int:
@@ -207,10 +211,11 @@ class EpisodeBatch:
             ImageBatch(part.images.to(dtype), part.target) if isinstance(part, ImageBatch) else part
             for part in (self.support, self.query)
         ]
-        return EpisodeBatch(parts[0], parts[1], self.user)
+        return EpisodeBatch(parts[0], parts[1], self.user, self.reliability)
 
     def to(self, device: torch.device) -> EpisodeBatch:
-        return EpisodeBatch(self.support.to(device), self.query.to(device), self.user.to(device))
+        scores = None if self.reliability is None else self.reliability.to(device)
+        return EpisodeBatch(self.support.to(device), self.query.to(device), self.user.to(device), scores)
 
 
 @dataclass(frozen=True)

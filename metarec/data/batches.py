@@ -9,6 +9,7 @@ Shapes: T tasks, N pairs a task.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,16 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batcher:
-    """Makes batches out of `item` int32 [E] and the pairs' `begin` and `event` int64 [P]."""
+    """Makes batches out of `item` int32 [E] and the pairs' `begin` and `event` int64 [P].
+
+    `reliability`: pairs [T, N] -> what each may count (`data.reliability`); without it, batches carry none.
+    """
 
     item: NDArray[np.int32]
     pair_begin: Ints
     pair_event: Ints
     max_len: int
+    reliability: Callable[[Ints], NDArray[np.float64]] | None = None
 
     def pairs(self, pairs: Ints) -> PairBatch:
         """pairs int64 [T, N], rising within a task."""
@@ -40,10 +45,13 @@ class Batcher:
     def episodes(self, user: Ints, first_pair: Ints, n_support: int, n_query: int, skip: int = 0) -> EpisodeBatch:
         """Support = the `n_support` pairs behind the first `skip`, query = the `n_query` after them; [T] each."""
         span = first_pair[:, None] + skip + np.arange(n_support + n_query)
+        support, query = span[:, :n_support], span[:, n_support:]
+        scores = None if self.reliability is None else self.reliability(support).astype(np.float32)
         return EpisodeBatch(
-            self.pairs(span[:, :n_support]),
-            self.pairs(span[:, n_support:]),
+            self.pairs(support),
+            self.pairs(query),
             torch.from_numpy(np.ascontiguousarray(user)),
+            None if scores is None else torch.from_numpy(scores),
         )
 
     def sessions(self, begin: Ints, end: Ints) -> PairBatch:
@@ -57,7 +65,7 @@ class Batcher:
     def pieces(self, first: Ints, last: Ints, start: Ints) -> PairBatch:
         """Pieces of sessions as `cut_long` gives them: the targets [first, last) behind events from `start` on."""
         counts = last - first
-        event = _ranges(first, counts)
+        event = ranges(first, counts)
         return self._pack(1, np.zeros(len(event), dtype=np.int64), np.repeat(start, counts), event)
 
     def _pack(self, n_tasks: int, task: Ints, begin: Ints, event: Ints) -> PairBatch:
@@ -76,7 +84,7 @@ class Batcher:
         stretch = np.cumsum(opens) - 1
         stretch_begin = row_begin[opens]
         spans = row_end[_last_of(opens)] - stretch_begin
-        tokens = np.asarray(self.item[_ranges(stretch_begin, spans)], dtype=np.int64)
+        tokens = np.asarray(self.item[ranges(stretch_begin, spans)], dtype=np.int64)
         known = np.concatenate([[0], np.cumsum(tokens > 0)])  # how many known items stand ahead of a token
         row_at = (np.cumsum(spans) - spans - stretch_begin)[stretch] + row_begin  # the row's first token
         lengths = known[row_at + row_end - row_begin] - known[row_at]
@@ -115,7 +123,7 @@ def _last_of(new: NDArray[np.bool_]) -> Ints:
     return np.append(np.flatnonzero(new), len(new))[1:] - 1
 
 
-def _ranges(begin: Ints, counts: Ints) -> Ints:
+def ranges(begin: Ints, counts: Ints) -> Ints:
     """begin[0], begin[0] + 1, ... (counts[0] numbers), begin[1], ..."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts) + np.repeat(begin, counts)
@@ -126,7 +134,7 @@ def cut_long(begin: Ints, end: Ints, max_len: int) -> tuple[Ints, Ints, Ints]:
     half = max(max_len // 2, 1)
     rest = np.maximum(end - begin - 1 - max_len, 0)
     pieces = 1 + -(-rest // half)
-    number = _ranges(np.zeros_like(begin), pieces)
+    number = ranges(np.zeros_like(begin), pieces)
     b, e = np.repeat(begin, pieces), np.repeat(end, pieces)
     first = np.where(number == 0, b + 1, b + 1 + max_len + (number - 1) * half)
     last = np.minimum(np.where(number == 0, b + 1 + max_len, first + half), e)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from rich.console import RenderableType
 
 from metarec import build
@@ -28,6 +27,7 @@ from metarec.report.tables import results_table
 from metarec.residual import Residual
 from metarec.residual.off import NoResidual
 from metarec.runs import atomic
+from metarec.verbs.weighting import UNIFORM, Weighting, weighting_of
 
 IMAGE_INNER = Control(lr=0.01, steps=5, value=0.0, tried=[])  # Antoniou et al. 2019
 
@@ -40,7 +40,7 @@ class Trained:
     phi: Params | None
     residual: Residual
     algorithm: Algorithm | None
-    recency: float = 0.0  # of the weights of support pairs
+    weighting: Weighting = UNIFORM  # of the support pairs
 
 
 def adapted(bench: AnyBench, trained: Trained, *, lr: float | None = None, steps: int | None = None) -> Method:
@@ -51,22 +51,10 @@ def adapted(bench: AnyBench, trained: Trained, *, lr: float | None = None, steps
     assert phi is not None
 
     def weights(batch: EpisodeBatch) -> Weights:
-        support = tasks.loss(batch.support, None, support_weights(trained.recency, batch))
+        support = tasks.loss(batch.support, None, trained.weighting.weights(batch))
         return algorithm.adapt(phi, support, batch.n_tasks, lr=lr, steps=steps)
 
     return weights
-
-
-def support_weights(recency: float, batch: EpisodeBatch) -> torch.Tensor | None:
-    """exp(recency * i / (K - 1)) for support pair i of K, [K] (older pairs count less); None = all alike."""
-    n_pairs = batch.support.target.shape[1]
-    if recency == 0 or n_pairs < 2:
-        return None
-    return torch.linspace(0.0, recency, n_pairs, device=batch.support.target.device).exp()
-
-
-def recency_of(options: MetaConfig) -> float:
-    return options.inner.recency if options.inner.support_weights == "recency" else 0.0
 
 
 def fine_tuned(bench: AnyBench, base: Params, lr: float, steps: int) -> Method:
@@ -164,7 +152,7 @@ def trained_from(bench: AnyBench, config: TrainConfig, tensors: Params, control:
     assert control is not None  # every meta-trained checkpoint holds it
     over = build.residual(config.residual, bench.model, base)
     algorithm = algorithm_of(bench, config, config.algorithm, control)
-    return Trained(base, phi, over, algorithm, recency_of(config.algorithm))
+    return Trained(base, phi, over, algorithm, weighting_of(config.algorithm))
 
 
 def algorithm_of(

@@ -27,6 +27,7 @@ from metarec.tasks import Tasks
 from metarec.train import Plan, Progress, Store, Timer, fit, restore
 from metarec.verbs import measure as m
 from metarec.verbs.warm_start import tuned_control, warm_start
+from metarec.verbs.weighting import Weighting, weighting_of
 
 # of batch norm: updated in each of the first outer steps, then in every second, by batch norm's own momentum; kept more
 # rarely they lag behind the weights (every fourth step, on Omniglot: accuracy fell to .30 and rose again)
@@ -92,7 +93,7 @@ def meta_train(
     peak = Peak(bench.hardware.device)
     over = build.residual(config.residual, bench.model, base)
     tasks, section = bench.tasks(over), config.train
-    statistics = build.statistics(options, bench.model)
+    statistics, weighting = build.statistics(options, bench.model), weighting_of(options)
 
     def start(steps: int) -> tuple[Algorithm, Params]:
         algorithm = m.algorithm_of(bench, config, options, control, steps)
@@ -105,8 +106,8 @@ def meta_train(
 
     def losses_at(algorithm: Algorithm, phi: Params, step: int) -> Iterator[Tensor]:
         if statistics and (step < STATISTICS_FIRST or step % STATISTICS_EVERY == 0):
-            _keep_statistics(config, bench, tasks, algorithm, phi, set(statistics), step)
-        yield from _losses(config, bench, tasks, algorithm, phi, m.recency_of(options), step)
+            _keep_statistics(config, bench, tasks, algorithm, phi, weighting, set(statistics), step)
+        yield from _losses(config, bench, tasks, algorithm, phi, weighting, step)
 
     steps = int(stored.get("outer_steps", section.steps))
     if section.minutes is not None and not found:
@@ -119,7 +120,7 @@ def meta_train(
     validation = bench.episodes("val")
 
     def validate() -> dict[str, float]:
-        trained = m.Trained(base, {k: v.detach() for k, v in phi.items()}, over, algorithm, m.recency_of(options))
+        trained = m.Trained(base, {k: v.detach() for k, v in phi.items()}, over, algorithm, weighting)
         method = m.adapted(bench, trained, steps=config.evaluation.test_steps)
         return monitored(ranks(tasks, validation, method, config.evaluation.ties)[0], bench.prepared.n_items)
 
@@ -155,7 +156,13 @@ def meta_train(
 
 
 def _losses(
-    config: TrainConfig, bench: AnyBench, tasks: Tasks, algorithm: Algorithm, phi: Params, recency: float, step: int
+    config: TrainConfig,
+    bench: AnyBench,
+    tasks: Tasks,
+    algorithm: Algorithm,
+    phi: Params,
+    weighting: Weighting,
+    step: int,
 ) -> Iterator[Tensor]:
     """The meta-loss of an outer step in chunks of tasks: each is differentiated before the next is made.
 
@@ -167,7 +174,7 @@ def _losses(
     query_tasks = replace(tasks, model=build.with_dropout(bench.model, rate)) if rate else tasks
     for number, batch in enumerate(bench.training_batches(config.train, config.seed, step)):
         items = generator(config.seed, "support items", step, device)
-        support = tasks.loss(batch.support, None, m.support_weights(recency, batch), items)
+        support = tasks.loss(batch.support, None, weighting.weights(batch), items)
         dropped = generator(config.seed, f"query {number}", step, device) if rate else None
         query = query_tasks.loss(batch.query, dropped, None, generator(config.seed, "query items", step, device))
         losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
@@ -180,6 +187,7 @@ def _keep_statistics(
     tasks: Tasks,
     algorithm: Algorithm,
     phi: Params,
+    weighting: Weighting,
     statistics: set[str],
     step: int,
 ) -> None:
@@ -195,7 +203,8 @@ def _keep_statistics(
             phi[name].mul_(1 - share)
         for batch in bench.training_batches(config.train, config.seed, step):
             of_chunk = share * batch.n_tasks / config.train.meta_batch_size
-            found = inner.path(tasks.loss(batch.support), learned, batch.n_tasks, algorithm.inner)
+            support = tasks.loss(batch.support, None, weighting.weights(batch))
+            found = inner.path(support, learned, batch.n_tasks, algorithm.inner)
             for number, weights in enumerate(found):
                 part = batch.support if number < algorithm.inner.steps else batch.query
                 for name, value in model.statistics(tasks.compose(weights), part.inputs).items():

@@ -190,6 +190,12 @@ CASES = [
     ),
     (
         "inner_unused",
+        "algorithm=maml algorithm.inner.recency=1 algorithm.inner.support_weights=reliability",
+        "algorithm.inner.recency: 1.0: does nothing: pairs count by their reliability",
+        "algorithm=maml algorithm.inner.support_weights=reliability",
+    ),
+    (
+        "inner_unused",
         "algorithm=fomaml algorithm.inner.recompute=true",
         "first order keeps no graph",
         "algorithm=maml algorithm.inner.recompute=true",
@@ -274,6 +280,12 @@ CASES = [
         "dataset=omniglot data_dir=d objective=bce",
         "objective: bce: the few classes of an episode",
         "dataset=omniglot data_dir=d objective=cross_entropy objective.label_smoothing=0.1",
+    ),
+    (
+        "images_reliability",
+        "dataset=omniglot data_dir=d algorithm.inner.support_weights=reliability",
+        "algorithm.inner.support_weights: reliability: is that of a session, and images have no sessions",
+        "dataset=omniglot data_dir=d algorithm.inner.support_weights=recency",
     ),
     (
         "draws_all",

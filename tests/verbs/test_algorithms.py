@@ -83,6 +83,7 @@ def test_the_outer_step_size_of_rates_is_their_own(work: Work) -> None:
     [
         ("algorithm.inner.support_weights=recency",),
         ("algorithm.inner.support_weights=recency", "algorithm.inner.recency=3"),
+        ("algorithm.inner.support_weights=reliability",),
         ("train.dropout=0.4",),
         ("algorithm.inner.clip=0.01",),
         ("algorithm.inner.prox=5",),

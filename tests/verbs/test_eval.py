@@ -82,6 +82,13 @@ def test_fewer_support_pairs_keep_users_and_targets(work: Work, finished: Path) 
     assert found["metrics"] == whole["metrics"]
 
 
+@pytest.mark.parametrize("algorithm", ["maml", "meta_sgd", "imaml"])
+def test_no_support_pair_is_zero_shot_after_any_number_of_steps(algorithm: str, work: Work) -> None:
+    run = work.train(f"algorithm={algorithm}", "residual=off", "algorithm.inner.steps=3")
+    found = work.eval(run, "n_support=0")["metrics"]
+    assert found["fewshot"] == found["zeroshot"] == metrics(run)["metrics"]["zeroshot"]
+
+
 def test_no_step_or_a_step_of_size_zero_is_zero_shot(work: Work, finished: Path) -> None:
     users = []
     for word in ("steps=0", "lr=0"):

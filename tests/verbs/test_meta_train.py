@@ -155,7 +155,7 @@ def at_hand(params: Params, images: Tensor) -> tuple[Tensor, Params]:
     return x.flatten(1) @ params["fc.weight"].T + params["fc.bias"], found
 
 
-def statistics_of(batch: EpisodeBatch, phi: Params, lr: float) -> dict[str, Tensor]:
+def statistics_of(batch: EpisodeBatch, phi: Params, lr: float, recency: float) -> dict[str, Tensor]:
     """[K + 1, C]: the mean over tasks of what each step's images give, one task and one step at a time."""
     rows: dict[str, list[Tensor]] = {name: [] for name in STATISTICS}
     for task in range(batch.n_tasks):
@@ -167,7 +167,9 @@ def statistics_of(batch: EpisodeBatch, phi: Params, lr: float) -> dict[str, Tens
             logits, found = at_hand(now | moving, part.images[task])
             for name, value in found.items():
                 of_task[name].append(value.detach())
-            loss = F.cross_entropy(logits, part.target[task] - 1)
+            each = F.cross_entropy(logits, part.target[task] - 1, reduction="none")
+            counts = torch.linspace(0, recency, len(each)).exp()
+            loss = (counts * each).sum() / counts.sum()
             grads = torch.autograd.grad(loss, list(moving.values()))
             now = now | {n: (moving[n] - lr * g).detach() for n, g in zip(moving, grads, strict=True)}
         for name, values in of_task.items():
@@ -175,17 +177,19 @@ def statistics_of(batch: EpisodeBatch, phi: Params, lr: float) -> dict[str, Tens
     return {name: torch.stack(values).mean(0) for name, values in rows.items()}
 
 
-def test_the_first_statistics_are_those_of_the_first_tasks(train: Train) -> None:
+@pytest.mark.parametrize("recency", [0.0, 3.0])
+def test_the_first_statistics_are_those_of_the_first_tasks(recency: float, train: Train) -> None:
     """Step by step, under the weights that the inner loop has then; after two outer steps the mean over both."""
+    weighed = ("algorithm.inner.support_weights=recency", f"algorithm.inner.recency={recency}") if recency else ()
     run = train("train.steps=2", "train.eval_every=2", "optimizer.lr=1e-13", "algorithm.inner.rates_lr=1e-13",
-                "algorithm.inner.lr=0.05")  # fmt: skip
+                "algorithm.inner.lr=0.05", *weighed)  # fmt: skip
     config = config_of(run)
     bench = bench_of(config)
     base = {name.removeprefix("base/"): v for name, v in at_step(run, 0).items() if name.startswith("base/")}
     seen = []
     for step in range(2):
         (batch,) = bench.training_batches(config.train, config.seed, step)
-        seen.append(statistics_of(batch, base, 0.05))
+        seen.append(statistics_of(batch, base, 0.05, recency))
         found = phi_of(at_step(run, step + 1))
         for name in STATISTICS:
             wanted = torch.stack([one[name] for one in seen]).mean(0)

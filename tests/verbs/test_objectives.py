@@ -30,6 +30,7 @@ from metarec.objectives.standing import Standing
 from metarec.runs.checkpoint import load_checkpoint
 from metarec.verbs import measure as m
 from metarec.verbs import meta_train
+from metarec.verbs.weighting import UNIFORM
 
 OBJECTIVES = sorted(alternatives("objective"))
 DRAWN = ("sampled_softmax", "bpr_max", "bce", "gbce")
@@ -214,7 +215,7 @@ class BothLosses:
 def outer_step(work: Work, step: int, *words: str) -> None:
     config, bench = bench_of(work, "objective=bce", *FOMAML, *words)
     phi, algorithm = bench.model.init(generator(1, "init"), torch.float64), cast(Any, BothLosses())
-    list(meta_train._losses(config, bench, bench.tasks(), algorithm, phi, 0.0, step))
+    list(meta_train._losses(config, bench, bench.tasks(), algorithm, phi, UNIFORM, step))
 
 
 def test_draws_follow_from_seed_step_and_part(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
