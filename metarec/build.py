@@ -352,5 +352,6 @@ def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: Prepared 
         np.asarray(prepared.pair_event),
         config.model.max_len,
         reliability_of(prepared) if inner is not None and inner.support_weights == "reliability" else None,
+        on.device,
     )
     return SequenceBench(prepared, batcher, made, cost, on, evaluation)

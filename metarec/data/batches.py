@@ -1,31 +1,37 @@
-"""Event ranges -> packed batches of pairs (`core.batch`), built by index arithmetic from the arrays on disk.
+"""Event ranges -> packed batches of pairs (`core.batch`, `data.packing`), out of the arrays on disk or on a GPU.
 
-A prefix is item[begin:event], its latest `max_len` events; pairs of a task whose prefixes start at one event share one
-sequence, and sequences that overlap share their events. Items outside the vocabulary (-1) are left out of a prefix; as
-a target they stay, to count as a miss.
+A prefix is item[begin:event], its latest `max_len` events. As a target, an item outside the vocabulary (-1) stays, to count
+as a miss.
 
 Shapes: T tasks, N pairs a task.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from metarec.core.batch import EpisodeBatch, PairBatch, Sequences
+from metarec.core.batch import EpisodeBatch, PairBatch
+from metarec.data.packing import pack
 
 Ints = NDArray[np.int64]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Batcher:
     """Makes batches out of `item` int32 [E] and the pairs' `begin` and `event` int64 [P].
 
-    `reliability`: pairs [T, N] -> what each may count (`data.reliability`); without it, batches carry none.
+    `device`: where batches are made. On a GPU the three arrays are copied there once, and a batch is gathered from them; on
+    the CPU they stay what they are, memory maps where the log is large. `reliability`: pairs [T, N] -> what each may count
+    (`data.reliability`); without it, batches carry none.
     """
 
     item: NDArray[np.int32]
@@ -33,25 +39,38 @@ class Batcher:
     pair_event: Ints
     max_len: int
     reliability: Callable[[Ints], NDArray[np.float64]] | None = None
+    device: torch.device = CPU
+
+    @cached_property
+    def _resident(self) -> tuple[Tensor, Tensor, Tensor]:
+        item, begin, event = (_shared(part).to(self.device) for part in (self.item, self.pair_begin, self.pair_event))
+        return item, begin, event
+
+    def _items_at(self, events: Tensor) -> Tensor:
+        return self._resident[0][events].long()
 
     def pairs(self, pairs: Ints) -> PairBatch:
         """pairs int64 [T, N], rising within a task."""
         n_tasks, n_pairs = pairs.shape
-        event = np.asarray(self.pair_event[pairs.ravel()], dtype=np.int64)
-        begin = np.maximum(np.asarray(self.pair_begin[pairs.ravel()]), event - self.max_len)
-        task = np.repeat(np.arange(n_tasks), n_pairs)
-        return self._pack(n_tasks, task, begin, event)
+        asked = self._placed(pairs.ravel())
+        _, begin, event = self._resident
+        at = event[asked].long()
+        task = torch.arange(n_tasks, device=self.device).repeat_interleave(n_pairs)
+        return pack(self._items_at, n_tasks, task, begin[asked].long().maximum(at - self.max_len), at)
+
+    def _placed(self, numbers: Ints) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)).to(self.device)
 
     def episodes(self, user: Ints, first_pair: Ints, n_support: int, n_query: int, skip: int = 0) -> EpisodeBatch:
         """Support = the `n_support` pairs behind the first `skip`, query = the `n_query` after them; [T] each."""
         span = first_pair[:, None] + skip + np.arange(n_support + n_query)
         support, query = span[:, :n_support], span[:, n_support:]
-        scores = None if self.reliability is None else self.reliability(support).astype(np.float32)
+        scores = None if self.reliability is None else torch.from_numpy(self.reliability(support)).float()
         return EpisodeBatch(
             self.pairs(support),
             self.pairs(query),
-            torch.from_numpy(np.ascontiguousarray(user)),
-            None if scores is None else torch.from_numpy(scores),
+            self._placed(user),
+            None if scores is None else scores.to(self.device),
         )
 
     def sessions(self, begin: Ints, end: Ints) -> PairBatch:
@@ -65,62 +84,15 @@ class Batcher:
     def pieces(self, first: Ints, last: Ints, start: Ints) -> PairBatch:
         """Pieces of sessions as `cut_long` gives them: the targets [first, last) behind events from `start` on."""
         counts = last - first
-        event = ranges(first, counts)
-        return self._pack(1, np.zeros(len(event), dtype=np.int64), np.repeat(start, counts), event)
-
-    def _pack(self, n_tasks: int, task: Ints, begin: Ints, event: Ints) -> PairBatch:
-        """task, begin, event int64 [P]: pairs grouped by task; neighbours with one begin share a sequence.
-
-        Neighbouring sequences that overlap (the latest events of ever longer prefixes) read one stretch of events.
-        """
-        new = np.ones(len(task), dtype=bool)
-        new[1:] = (begin[1:] != begin[:-1]) | (task[1:] != task[:-1])
-        row_of_pair = np.cumsum(new) - 1
-        row_task, row_begin, row_end = task[new], begin[new], event[_last_of(new)]
-
-        opens = np.ones(len(row_task), dtype=bool)
-        inside = (row_begin[1:] > row_begin[:-1]) & (row_begin[1:] < row_end[:-1])
-        opens[1:] = ~inside | (row_task[1:] != row_task[:-1])
-        stretch = np.cumsum(opens) - 1
-        stretch_begin = row_begin[opens]
-        spans = row_end[_last_of(opens)] - stretch_begin
-        tokens = np.asarray(self.item[ranges(stretch_begin, spans)], dtype=np.int64)
-        known = np.concatenate([[0], np.cumsum(tokens > 0)])  # how many known items stand ahead of a token
-        row_at = (np.cumsum(spans) - spans - stretch_begin)[stretch] + row_begin  # the row's first token
-        lengths = known[row_at + row_end - row_begin] - known[row_at]
-
-        # known items of a task stand one behind the other
-        token_task = np.repeat(row_task[opens], spans)[tokens > 0]
-        ahead = np.searchsorted(token_task, np.arange(n_tasks))
-        items = np.zeros((n_tasks, max(int(np.bincount(token_task, minlength=1).max()), 1)), dtype=np.int64)
-        items[token_task, np.arange(len(token_task)) - ahead[token_task]] = tokens[tokens > 0]
-
-        # rows of a task longest first: recurrent models then touch only what still runs
-        order = np.lexsort((-lengths, row_task))
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        rank -= np.searchsorted(row_task, row_task)
-        starts = np.zeros((n_tasks, int(rank.max(initial=0)) + 1), dtype=np.int64)
-        sizes = np.zeros_like(starts)
-        starts[row_task, rank] = known[row_at] - ahead[row_task]
-        sizes[row_task, rank] = lengths
-        places = (np.cumsum(sizes) - sizes.ravel()).reshape(sizes.shape)
-
-        row = row_of_pair
-        depth = known[row_at[row] + event - begin] - known[row_at[row]]
-        at = np.where(depth > 0, places[task, rank[row]] + depth, 0)
-        target = np.asarray(self.item[event], dtype=np.int64)
-        shape = (n_tasks, len(task) // n_tasks)  # every task has as many pairs
-        return PairBatch(
-            Sequences(torch.from_numpy(items), torch.from_numpy(starts), torch.from_numpy(sizes)),
-            torch.from_numpy(at.reshape(shape)),
-            torch.from_numpy(target.reshape(shape)),
-        )
+        event = self._placed(ranges(first, counts))
+        return pack(self._items_at, 1, torch.zeros_like(event), self._placed(np.repeat(start, counts)), event)
 
 
-def _last_of(new: NDArray[np.bool_]) -> Ints:
-    """The last number of every group, where `new` marks the first."""
-    return np.append(np.flatnonzero(new), len(new))[1:] - 1
+def _shared(part: NDArray[np.int32] | Ints) -> Tensor:
+    """The same memory as a tensor; a map that may only be read is only read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(part)
 
 
 def ranges(begin: Ints, counts: Ints) -> Ints:
