@@ -63,7 +63,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, begin: Tensor | None, *own: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, begin, *own)
-        y = torch.mm(x.flatten(0, 1), weight.T).view(*x.shape[:2], -1)
+        y = torch.mm(x.flatten(0, 1), weight.T).view(*x.shape[:2], weight.shape[0])
         if begin is not None:
             y += begin
         if len(own) == 1:
