@@ -354,6 +354,7 @@ def gru(x: Tensor, sequences: Sequences, weight: Weight, bias: Weight, start: Te
         if not isinstance(offset, Dense | None):
             raise TypeError(f"gru has no rule for an offset of {type(offset).__name__}")
     plan = sequences.plan
+    x = x.to(w.shared.dtype)  # a recurrence adds up what it rounds: never in bfloat16
     tapped = w.tap is not None or b.tap is not None
     leaf = zero_leaf((len(plan.read), x.shape[2]), x) if tapped else None
     states: Tensor = _GRU.apply(  # type: ignore[no-untyped-call]

@@ -152,10 +152,16 @@ CASES = [
         f"{EVENTS} dataset.format=csv",
     ),
     (
-        "mps_double",
+        "mps_precision",
         "hardware=mps hardware.precision=float64",
         "does not exist on mps",
         "hardware=cpu hardware.precision=float64",
+    ),
+    (
+        "mps_precision",
+        "hardware=mps hardware.precision=bfloat16",
+        "hardware.precision: bfloat16: mixed precision has not been seen to work on mps",
+        "hardware=cpu hardware.precision=bfloat16",
     ),
     ("supervised_residual", "algorithm=supervised residual=context", "residual: context: ", "algorithm=supervised"),
     (

@@ -155,6 +155,17 @@ def test_float64_is_float64_all_the_way(work: Work) -> None:
     assert state(run, "last")["config"]["hardware"]["precision"] == "float64"
 
 
+def test_in_bfloat16_all_that_is_kept_is_float32(work: Work, finished: Path) -> None:
+    run = work.train("hardware.precision=bfloat16")
+    kept = tensors(run, "last")
+    assert {tensor.dtype for name, tensor in kept.items() if not name.endswith("/step")} == {torch.float32}
+    assert not same_bits(kept, tensors(finished, "last"))
+    assert state(run, "last")["config"]["hardware"]["precision"] == "bfloat16"
+    assert metrics(run)["training"]["warm_start"]["key"] != metrics(finished)["training"]["warm_start"]["key"]
+    again = work.train("hardware.precision=bfloat16")
+    assert same_bits(kept, tensors(again, "last"))
+
+
 @pytest.mark.parametrize("word", ["algorithm.inner.lr=0", "algorithm.inner.steps=0", "evaluation.test_steps=0"])
 def test_without_an_inner_step_few_shot_is_zero_shot(word: str, work: Work) -> None:
     found = metrics(work.train(word))
