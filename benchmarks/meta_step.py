@@ -4,6 +4,7 @@
     python benchmarks/meta_step.py --items 20000 --vmap
     python benchmarks/meta_step.py --items 1000000 --chunk 4 --contenders metarec,supervised --batches 1
     python benchmarks/meta_step.py --steps 5 --contenders metarec,second,recompute     # first against second order
+    python benchmarks/meta_step.py --contenders metarec,compiled,second,second_compiled --threads 1 --quick
     python benchmarks/meta_step.py --quick            # fewer repetitions, no memory measurement
     python benchmarks/meta_step.py --record           # also append a line to docs/results/performance.md
 
@@ -15,6 +16,7 @@ Contenders, on the same episodes and weights (GRU4Rec, d=64, h=128, float32), ea
     loop_tight the same with each set padded to its own longest prefix only, the kindest form of the loop
     vmap       with --vmap: torch.func over full copies, a GRU written with torch operators (nn.GRU has no batching rule)
     second     metarec with the exact second-order meta-gradient (MAML);  recompute: no graph of inner steps kept
+    compiled   metarec with hardware.compile=true;  second_compiled: second with it
     supervised one supervised step over the same T*(K+Q) examples through nn.GRU, expanded: no adaptation, a floor
 
 Histories: sessions of a long-tailed length, all pairs of a session, windows of K+Q pairs; so prefixes are nested as in
@@ -40,6 +42,7 @@ from torch import Tensor, nn
 
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
+from metarec.core import fused
 from metarec.core.batch import EpisodeBatch, PairBatch, Sequences
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
@@ -144,6 +147,16 @@ def together(params: Params, world: World, loop: InnerLoop, order: str = "first"
     return {name: grad for name, value in phi.items() if (grad := value.grad) is not None}
 
 
+def compiled(way: Callable[[], Params]) -> Params:
+    """The same with compiled element-wise work; not being able to compile ends the benchmark."""
+    if not fused.switch(True, torch.device("cpu"), print):
+        raise SystemExit(1)
+    try:
+        return way()
+    finally:
+        fused.switch(False, torch.device("cpu"), print)
+
+
 def functional_loss(params: Params, items: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
     """The loss of one task with torch operators that vmap knows."""
     x = F.linear(params["embedding.weight"][items], params["gru.weight_ih_l0"], params["gru.bias_ih_l0"])
@@ -200,7 +213,7 @@ class World:
 PAIRS = [
     *(("loop", name) for name in ("metarec", "loop_tight", "supervised", "vmap", "second")),
     ("loop_tight", "metarec"), ("vmap", "metarec"), ("metarec", "supervised"), ("second", "metarec"),
-    ("recompute", "second"), ("second", "supervised"),
+    ("recompute", "second"), ("second", "supervised"), ("compiled", "metarec"), ("second_compiled", "second"),
 ]  # fmt: skip
 
 
@@ -245,6 +258,8 @@ def main() -> None:
         "metarec": lambda world: together(params, world, loop),
         "second": lambda world: together(params, world, loop, "second"),
         "recompute": lambda world: together(params, world, replace(loop, recompute=True), "second"),
+        "compiled": lambda world: compiled(lambda: together(params, world, loop)),
+        "second_compiled": lambda world: compiled(lambda: together(params, world, loop, "second")),
         "vmap": lambda world: over_copies(params, *world.stacked, lr, steps),
         "loop": lambda world: one_task_at_a_time(module, world.fixed, lr, steps),
         "loop_tight": lambda world: one_task_at_a_time(module, world.tight, lr, steps),

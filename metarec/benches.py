@@ -34,7 +34,7 @@ class Hardware:
     dtype: torch.dtype
     line: str  # for the reader
     mixed: bool = False  # products in bfloat16, all else in `dtype`
-    compiled: bool = False  # element-wise work by kernels of `core.fused`
+    compiled: bool = False  # what `core.fused` holds
 
     @property
     def changes(self) -> list[str]:

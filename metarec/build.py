@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -55,6 +56,7 @@ from metarec.config.schema import (
     SgdConfig,
     TrainConfig,
 )
+from metarec.core import fused
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
 from metarec.data.omniglot import Omniglot
@@ -84,7 +86,10 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 def hardware(config: HardwareConfig) -> Hardware:
-    """Choose the device and set threads and determinism for the process. Raises EnvironmentFault for a device not there."""
+    """Choose the device, and set threads, determinism and compilation for the process.
+
+    Raises EnvironmentFault for a device that is not there or cannot do the precision.
+    """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = config.device
     if name == "auto":
@@ -108,8 +113,13 @@ def hardware(config: HardwareConfig) -> Hardware:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA asks of deterministic products
     torch.use_deterministic_algorithms(config.deterministic)
-    line = f"{name}, {config.precision}, {torch.get_num_threads()} threads"
-    return Hardware(torch.device(name), DTYPES[config.precision], line, mixed)
+    compiled = fused.switch(config.compile, torch.device(name), _tell)
+    line = f"{name}, {config.precision}, {torch.get_num_threads()} threads{', compiled' if compiled else ''}"
+    return Hardware(torch.device(name), DTYPES[config.precision], line, mixed, compiled)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # even when quiet: what was asked for is not done
 
 
 def model(config: ModelConfig, n_items: int) -> Model:

@@ -9,6 +9,7 @@ import torch
 
 from metarec import build
 from metarec.config.schema import HardwareConfig
+from metarec.core import fused
 from metarec.errors import EnvironmentFault
 
 
@@ -18,6 +19,7 @@ def torch_as_before() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
+    fused.switch(False, torch.device("cpu"), print)
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,17 @@ def test_a_gpu_that_does_not_multiply_in_bfloat16(monkeypatch: pytest.MonkeyPatc
         EnvironmentFault, match=r"hardware\.precision: bfloat16: Tesla V100 .*use hardware\.precision=float32"
     ):
         build.hardware(HardwareConfig("cuda", "bfloat16", 1))
+
+
+def test_without_a_compiler_the_run_is_told_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_compiler(*given: object, **more: object) -> None:
+        raise RuntimeError("no C++ compiler found\nand a page of advice")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    found = build.hardware(HardwareConfig("cpu", "float32", 1, compile=True))
+    assert (found.compiled, found.changes, found.line) == (False, [], "cpu, float32, 1 threads")
+    told = capsys.readouterr()
+    assert told.err == "hardware.compile: the run goes on without it: RuntimeError: no C++ compiler found\n"
+    assert told.out == ""

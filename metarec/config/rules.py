@@ -393,6 +393,13 @@ def mps_precision(seen: Seen) -> Iterator[Refusal]:
         yield "hardware.precision", why[precision], "use float32, or hardware=cpu"
 
 
+def compile_unused(seen: Seen) -> Iterator[Refusal]:
+    model = seen.get("model.name")
+    if seen.get("hardware.compile") and model in ("sasrec", "conv4"):  # of a model that is a file of its own, who knows
+        what = f"does nothing: what is compiled is the recurrence, and model={model} has none"
+        yield "hardware.compile", what, "drop it, or use model=gru4rec"
+
+
 def checkpoint_missing(seen: Seen) -> Iterator[Refusal]:
     if seen.verb == "eval" and seen.get("ckpt") is None:
         yield "ckpt", "nothing to evaluate", "add ckpt=RUN_DIR or ckpt=CHECKPOINT"
@@ -441,6 +448,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     gap_unused,
     delimiter_unused,
     mps_precision,
+    compile_unused,
     checkpoint_missing,
     step_size_unused,
 )

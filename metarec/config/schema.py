@@ -228,6 +228,7 @@ class HardwareConfig:
     precision: str = ranged("float32", choices=["float32", "float64", "bfloat16"])
     threads: int = ranged(0, min=0)
     deterministic: bool = True
+    compile: bool = False
 
 
 @dataclass

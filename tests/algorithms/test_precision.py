@@ -24,8 +24,8 @@ from metarec.objectives.cross_entropy import CrossEntropy
 from metarec.objectives.scores import Scores
 from metarec.tasks import Tasks
 
-# of the draws that put no cell near a kink of ReLU, max-pooling or the clip, where any rounding turns the gradient (as far as
-# weights moved by 1/512 of themselves do), and give iMAML no indefinite system, whose conjugate gradients magnify it
+# of the draws that put no cell near a kink of ReLU, max-pooling or the clip, where any rounding turns the gradient (weights
+# moved by 1/512 of themselves turn it as far), and give iMAML no indefinite system, whose conjugate gradients magnify it
 SEED = 3
 SEEDS = {("conv4", "meta_sgd", "off"): 1}
 

@@ -163,6 +163,12 @@ CASES = [
         "hardware.precision: bfloat16: mixed precision has not been seen to work on mps",
         "hardware=cpu hardware.precision=bfloat16",
     ),
+    (
+        "compile_unused",
+        "model=sasrec hardware.compile=true",
+        "hardware.compile: true: does nothing: what is compiled is the recurrence",
+        "model=gru4rec hardware.compile=true",
+    ),
     ("supervised_residual", "algorithm=supervised residual=context", "residual: context: ", "algorithm=supervised"),
     (
         "random_residual",
