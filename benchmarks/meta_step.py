@@ -16,6 +16,7 @@ Contenders, on the same episodes and weights (GRU4Rec, d=64, h=128, float32), ea
     loop_tight the same with each set padded to its own longest prefix only, the kindest form of the loop
     vmap       with --vmap: torch.func over full copies, a GRU written with torch operators (nn.GRU has no batching rule)
     second     metarec with the exact second-order meta-gradient (MAML);  recompute: no graph of inner steps kept
+    mixed      metarec with hardware.precision=bfloat16;  second_mixed: second with it
     compiled   metarec with hardware.compile=true;  second_compiled: second with it
     supervised one supervised step over the same T*(K+Q) examples through nn.GRU, expanded: no adaptation, a floor
 
@@ -136,10 +137,10 @@ def fresh(batch: EpisodeBatch) -> EpisodeBatch:
     return EpisodeBatch(again(batch.support), again(batch.query), batch.user)
 
 
-def together(params: Params, world: World, loop: InnerLoop, order: str = "first") -> Params:
+def together(params: Params, world: World, loop: InnerLoop, order: str = "first", mixed: bool = False) -> Params:
     """The meta-gradient by metarec, chunk of tasks after chunk; a first order algorithm is FOMAML, a second MAML."""
     phi = {name: value.detach().requires_grad_() for name, value in params.items()}
-    tasks = Tasks(GRU4Rec(len(phi["fc.bias"]), DIM, HIDDEN), CrossEntropy(), lambda weights: weights)
+    tasks = Tasks(GRU4Rec(len(phi["fc.bias"]), DIM, HIDDEN), CrossEntropy(), lambda weights: weights, mixed)
     for batch in (fresh(part) for part in world.parts):
         support, query = tasks.loss(batch.support), tasks.loss(batch.query)
         losses = MAML(loop, order).meta_losses(phi, support, query, batch.n_tasks)
@@ -213,7 +214,8 @@ class World:
 PAIRS = [
     *(("loop", name) for name in ("metarec", "loop_tight", "supervised", "vmap", "second")),
     ("loop_tight", "metarec"), ("vmap", "metarec"), ("metarec", "supervised"), ("second", "metarec"),
-    ("recompute", "second"), ("second", "supervised"), ("compiled", "metarec"), ("second_compiled", "second"),
+    ("recompute", "second"), ("second", "supervised"), ("compiled", "metarec"),
+    ("second_compiled", "second"), ("mixed", "metarec"), ("second_mixed", "second"),
 ]  # fmt: skip
 
 
@@ -258,6 +260,8 @@ def main() -> None:
         "metarec": lambda world: together(params, world, loop),
         "second": lambda world: together(params, world, loop, "second"),
         "recompute": lambda world: together(params, world, replace(loop, recompute=True), "second"),
+        "mixed": lambda world: together(params, world, loop, mixed=True),
+        "second_mixed": lambda world: together(params, world, loop, "second", mixed=True),
         "compiled": lambda world: compiled(lambda: together(params, world, loop)),
         "second_compiled": lambda world: compiled(lambda: together(params, world, loop, "second")),
         "vmap": lambda world: over_copies(params, *world.stacked, lr, steps),

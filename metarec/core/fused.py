@@ -67,8 +67,9 @@ class Kernel:
             _pass_on(reason)
             say, _say = _say, None
             if say is not None:
-                line = next(iter(str(reason).strip().splitlines()), "")
-                say(f"hardware.compile: the run goes on without it: {type(reason).__name__}: {line}")
+                cause = getattr(reason, "inner_exception", None) or reason  # what the compiler said of itself
+                line = next(iter(str(cause).strip().splitlines()), "")
+                say(f"hardware.compile: the run goes on without it: {type(cause).__name__}: {line}")
             return self.function(*given)
 
 
