@@ -5,6 +5,7 @@
     python benchmarks/meta_step.py --items 1000000 --chunk 4 --contenders metarec,supervised --batches 1
     python benchmarks/meta_step.py --steps 5 --contenders metarec,second,recompute     # first against second order
     python benchmarks/meta_step.py --device cuda --steps 5
+    python benchmarks/meta_step.py --contenders metarec,compiled,second,second_compiled --threads 1 --quick
     python benchmarks/meta_step.py --quick            # fewer repetitions, no memory measurement
     python benchmarks/meta_step.py --record           # also append a line to docs/results/performance.md
 
@@ -16,6 +17,8 @@ Contenders, on the same episodes and weights (GRU4Rec, d=64, h=128, float32), ea
     loop_tight the same with each set padded to its own longest prefix only, the kindest form of the loop
     vmap       with --vmap: torch.func over full copies, a GRU written with torch operators (nn.GRU has no batching rule)
     second     metarec with the exact second-order meta-gradient (MAML);  recompute: no graph of inner steps kept
+    mixed      metarec with hardware.precision=bfloat16;  second_mixed: second with it
+    compiled   metarec with hardware.compile=true;  second_compiled: second with it
     supervised one supervised step over the same T*(K+Q) examples through nn.GRU, expanded: no adaptation, a floor
 
 Histories: sessions of a long-tailed length, all pairs of a session, windows of K+Q pairs; so prefixes are nested as in
@@ -42,6 +45,7 @@ from torch import Tensor, nn
 
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
+from metarec.core import fused
 from metarec.core.batch import EpisodeBatch, PairBatch, Sequences
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
@@ -138,19 +142,29 @@ def fresh(batch: EpisodeBatch) -> EpisodeBatch:
     return EpisodeBatch(again(batch.support), again(batch.query), batch.user)
 
 
-def together(params: Params, world: World, loop: InnerLoop, order: str = "first") -> Params:
+def together(params: Params, world: World, loop: InnerLoop, order: str = "first", mixed: bool = False) -> Params:
     """The meta-gradient by metarec, chunk of tasks after chunk; a first order algorithm is FOMAML, a second MAML.
 
-    Batches come from the host, as in training.
+    Batches come from the host.
     """
     device = params["fc.bias"].device
     phi = {name: value.detach().requires_grad_() for name, value in params.items()}
-    tasks = Tasks(GRU4Rec(len(phi["fc.bias"]), DIM, HIDDEN), CrossEntropy(), lambda weights: weights)
+    tasks = Tasks(GRU4Rec(len(phi["fc.bias"]), DIM, HIDDEN), CrossEntropy(), lambda weights: weights, mixed)
     for batch in (fresh(part).to(device) for part in world.parts):
         support, query = tasks.loss(batch.support), tasks.loss(batch.query)
         losses = MAML(loop, order).meta_losses(phi, support, query, batch.n_tasks)
         torch.autograd.backward(losses.sum() / len(world.first))
     return {name: grad for name, value in phi.items() if (grad := value.grad) is not None}
+
+
+def compiled(way: Callable[[], Params]) -> Params:
+    """The same with compiled element-wise work; not being able to compile ends the benchmark."""
+    if not fused.switch(True, torch.device("cpu"), print):
+        raise SystemExit(1)
+    try:
+        return way()
+    finally:
+        fused.switch(False, torch.device("cpu"), print)
 
 
 def functional_loss(params: Params, items: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
@@ -219,7 +233,8 @@ class World:
 PAIRS = [
     *(("loop", name) for name in ("metarec", "loop_tight", "supervised", "vmap", "second")),
     ("loop_tight", "metarec"), ("vmap", "metarec"), ("metarec", "supervised"), ("second", "metarec"),
-    ("recompute", "second"), ("second", "supervised"),
+    ("recompute", "second"), ("second", "supervised"), ("compiled", "metarec"),
+    ("second_compiled", "second"), ("mixed", "metarec"), ("second_mixed", "second"),
 ]  # fmt: skip
 
 
@@ -269,6 +284,10 @@ def main() -> None:
         "metarec": lambda world: together(params, world, loop),
         "second": lambda world: together(params, world, loop, "second"),
         "recompute": lambda world: together(params, world, replace(loop, recompute=True), "second"),
+        "mixed": lambda world: together(params, world, loop, mixed=True),
+        "second_mixed": lambda world: together(params, world, loop, "second", mixed=True),
+        "compiled": lambda world: compiled(lambda: together(params, world, loop)),
+        "second_compiled": lambda world: compiled(lambda: together(params, world, loop, "second")),
         "vmap": lambda world: over_copies(params, *world.stacked, lr, steps),
         "loop": lambda world: one_task_at_a_time(module, world.fixed, lr, steps),
         "loop_tight": lambda world: one_task_at_a_time(module, world.tight, lr, steps),

@@ -33,6 +33,13 @@ class Hardware:
     device: torch.device
     dtype: torch.dtype
     line: str  # for the reader
+    mixed: bool = False  # products in bfloat16, all else in `dtype`
+    compiled: bool = False  # what `core.fused` holds
+
+    @property
+    def changes(self) -> list[str]:
+        """What changes a number beside device, dtype and threads."""
+        return [name for name in ("mixed", "compiled") if getattr(self, name)]
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class SequenceBench:
 
     def tasks(self, over: Residual | None = None) -> Tasks:
         """Losses and logits over the model's own weights, or over a residual's."""
-        return Tasks(self.model, self.objective, (lambda phi: phi) if over is None else over.compose)
+        compose = (lambda phi: phi) if over is None else over.compose
+        return Tasks(self.model, self.objective, compose, self.hardware.mixed)
 
     @property
     def support_share(self) -> float:
@@ -134,7 +142,8 @@ class ImageBench:
         return self.prepared.n_items
 
     def tasks(self, over: Residual | None = None) -> Tasks:
-        return Tasks(self.model, self.objective, (lambda phi: phi) if over is None else over.compose)
+        compose = (lambda phi: phi) if over is None else over.compose
+        return Tasks(self.model, self.objective, compose, self.hardware.mixed)
 
     @property
     def support_share(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -56,6 +57,7 @@ from metarec.config.schema import (
     SupervisedConfig,
     TrainConfig,
 )
+from metarec.core import fused
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
 from metarec.data.omniglot import Omniglot
@@ -82,21 +84,30 @@ from metarec.residual.full import FullResidual
 from metarec.residual.off import NoResidual
 from metarec.tasks import Model, Objective
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}  # of all but products
 
 
 def hardware(config: HardwareConfig) -> Hardware:
-    """Choose the device and set threads and determinism for the process. Raises EnvironmentFault for a device not there."""
+    """Choose the device, and set threads, determinism and compilation for the process.
+
+    Raises EnvironmentFault for a device that is not there or cannot do the precision.
+    """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = config.device
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if there[device])
-        if name == "mps" and config.precision == "float64":
-            name = "cpu"  # mps has no float64
+        if name == "mps" and config.precision != "float32":
+            name = "cpu"  # mps has no float64, and nobody has seen it multiply in bfloat16
     if not there[name]:
         raise EnvironmentFault(
             "hardware.device", name, "this machine has no such device", "choose hardware=cpu or hardware=auto"
         )
+    mixed = config.precision == "bfloat16"
+    if mixed and name == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise EnvironmentFault(
+            "hardware.precision", "bfloat16", f"{torch.cuda.get_device_name()} does not multiply in it",
+            "use hardware.precision=float32",
+        )  # fmt: skip
     if config.threads:
         torch.set_num_threads(config.threads)
     elif hasattr(os, "sched_getaffinity"):  # the cores this process may use, not those of the machine
@@ -104,8 +115,13 @@ def hardware(config: HardwareConfig) -> Hardware:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA asks of deterministic products
     torch.use_deterministic_algorithms(config.deterministic)
-    line = f"{name}, {config.precision}, {torch.get_num_threads()} threads"
-    return Hardware(torch.device(name), DTYPES[config.precision], line)
+    compiled = fused.switch(config.compile, torch.device(name), _tell)
+    line = f"{name}, {config.precision}, {torch.get_num_threads()} threads{', compiled' if compiled else ''}"
+    return Hardware(torch.device(name), DTYPES[config.precision], line, mixed, compiled)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # even when quiet: what was asked for is not done
 
 
 def model(config: ModelConfig, n_items: int) -> Model:

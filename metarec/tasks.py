@@ -3,6 +3,10 @@
 One forward pass serves pretraining, the inner loop, the outer loss and evaluation: sequences -> states -> scores. An
 objective gives the loss of every pair; the loss of a task is their weighted mean.
 
+**Mixed precision** (Micikevicius et al. 2018, arXiv:1710.03740) is entered here and nowhere else: a model runs under
+torch.autocast, so its products are of bfloat16 numbers, and what it gives is float32 again. Losses, gradients of weights,
+offsets and optimizer never see it. bfloat16 has the range of float32, so no loss needs to be scaled.
+
 Shapes: T tasks, N pairs, V items.
 """
 
@@ -52,15 +56,38 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """A model that multiplies in bfloat16; weights come, and states and scores go, in float32."""
+
+    model: Model
+    device: str  # its type
+
+    @property
+    def n_items(self) -> int:
+        return self.model.n_items
+
+    def encode(self, params: Weights, inputs: Any, generator: torch.Generator | None = None) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.model.encode(params, inputs, generator).float()
+
+    def score(
+        self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
+    ) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.model.score(params, states, generator, items).float()
+
+
+@dataclass(frozen=True)
 class Tasks:
     model: Model
     objective: Objective
     compose: Callable[[Weights], Weights]  # what is adapted -> the model's weights (the residual)
+    mixed: bool = False  # products in bfloat16
 
     def logits(self, phi: Weights, pairs: PairBatch | ImageBatch, generator: torch.Generator | None = None) -> Tensor:
         """[T, N, V]; a generator switches dropout on."""
-        theta = self.compose(phi)
-        return self.model.score(theta, self._states(theta, pairs, generator), generator)
+        theta, model = self.compose(phi), self._on(pairs)
+        return model.score(theta, pairs.gather(model.encode(theta, pairs.inputs, generator)), generator)
 
     def loss(
         self,
@@ -80,11 +107,12 @@ class Tasks:
         """
         kept = None if generator is None else generator.clone_state()
         draw = items.clone_state() if items is not None else None if kept is None else _apart(kept)
-        target, counts = pairs.target, pairs.target > 0
+        target, counts, model = pairs.target, pairs.target > 0, self._on(pairs)
 
         def loss(phi: Weights) -> Tensor:
             theta, dropping = self.compose(phi), None if kept is None else kept.clone_state()
-            scores = Scores.of_model(self.model, theta, self._states(theta, pairs, dropping), dropping)
+            states = pairs.gather(model.encode(theta, pairs.inputs, dropping))
+            scores = Scores.of_model(model, theta, states, dropping)
             each = self.objective(scores, target, None if draw is None else draw.clone_state())
             if weights is None:
                 return each.sum(1) / counts.sum(1).clamp(min=1)
@@ -93,8 +121,8 @@ class Tasks:
 
         return loss
 
-    def _states(self, theta: Weights, pairs: PairBatch | ImageBatch, generator: torch.Generator | None) -> Tensor:
-        return pairs.gather(self.model.encode(theta, pairs.inputs, generator))
+    def _on(self, pairs: PairBatch | ImageBatch) -> Model | Mixed:
+        return Mixed(self.model, pairs.target.device.type) if self.mixed else self.model
 
 
 def _apart(generator: torch.Generator) -> torch.Generator:

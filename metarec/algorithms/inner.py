@@ -211,7 +211,7 @@ def gradients(
     loss: TaskLoss, now: Params, offsets: Mapping[str, Offset], moving: Collection[str], second_order: bool
 ) -> tuple[Tensor, dict[str, Offset]]:
     """(losses [T], the gradient of every task with respect to each weight named in `moving` that its loss uses)."""
-    taps = {name: Tap(second_order) for name in moving}
+    taps = {name: Tap(second_order, dtype=now[name].dtype) for name in moving}
     if not second_order:
         now = {name: value.detach() for name, value in now.items()}
         offsets = {name: offset.detach() for name, offset in offsets.items()}
@@ -226,7 +226,7 @@ def gradients(
             for at, finish in tap.notes:
                 grad = by_node[id(at)]
                 if grad is not None:
-                    part = finish(grad)
+                    part = finish(grad.to(now[name].dtype))  # an offset is as precise as its weight
                     grads[name] = grads[name].plus(part) if name in grads else part
     return losses, grads
 

@@ -394,9 +394,18 @@ def delimiter_unused(seen: Seen) -> Iterator[Refusal]:
 # Hardware, eval
 
 
-def mps_double(seen: Seen) -> Iterator[Refusal]:
-    if seen.get("hardware.device") == "mps" and seen.get("hardware.precision") == "float64":
-        yield "hardware.precision", "float64 does not exist on mps", "use float32, or hardware=cpu"
+def mps_precision(seen: Seen) -> Iterator[Refusal]:
+    why = {"float64": "float64 does not exist on mps", "bfloat16": "mixed precision has not been seen to work on mps"}
+    precision = seen.get("hardware.precision")
+    if seen.get("hardware.device") == "mps" and precision in why:
+        yield "hardware.precision", why[precision], "use float32, or hardware=cpu"
+
+
+def compile_unused(seen: Seen) -> Iterator[Refusal]:
+    model = seen.get("model.name")
+    if seen.get("hardware.compile") and model in ("sasrec", "conv4"):  # of a model that is a file of its own, who knows
+        what = f"does nothing: what is compiled is the recurrence, and model={model} has none"
+        yield "hardware.compile", what, "drop it, or use model=gru4rec"
 
 
 def checkpoint_missing(seen: Seen) -> Iterator[Refusal]:
@@ -447,7 +456,8 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     split_unused,
     gap_unused,
     delimiter_unused,
-    mps_double,
+    mps_precision,
+    compile_unused,
     checkpoint_missing,
     step_size_unused,
 )

@@ -225,9 +225,10 @@ class ResidualContextConfig:
 @dataclass
 class HardwareConfig:
     device: str = ranged("auto", choices=["auto", "cpu", "cuda", "mps"])
-    precision: str = ranged("float32", choices=["float32", "float64"])
+    precision: str = ranged("float32", choices=["float32", "float64", "bfloat16"])
     threads: int = ranged(0, min=0)
     deterministic: bool = True
+    compile: bool = False
 
 
 @dataclass

@@ -102,7 +102,7 @@ def _chosen(offset: Offset, tasks: Tensor) -> Offset:
 
 class _ChunkTap(Tap):
     def __init__(self, inner: Tap, owner: Tensor, n_tasks: int) -> None:
-        super().__init__(inner.second_order)
+        super().__init__(inner.second_order, dtype=inner.dtype)
         self.inner, self.owner, self.n_tasks = inner, owner, n_tasks
 
     def add(self, at: Tensor, finish: Finish) -> None:

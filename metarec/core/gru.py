@@ -36,12 +36,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from metarec.core import fused
 from metarec.core.batch import Block, Sequences
 from metarec.core.offsets import Dense
+from metarec.core.own_gradients import OwnWeight, bias_gradient, through_own, weight_gradient
 from metarec.core.weights import Weight, fast, zero_leaf
 
 
@@ -97,9 +98,8 @@ class _Kept:
 
     def slopes(self) -> tuple[Tensor, Tensor]:
         """kappa [L, H] and D [L, 3H]."""
-        r, z, n = self.gates.chunk(3, 1)
-        kappa = (1 - z) * (1 - n * n)
-        return kappa, torch.cat([kappa * self.pn * r * (1 - r), (self.before - n) * z * (1 - z), kappa * r], 1)
+        found: tuple[Tensor, Tensor] = fused.slopes(self.gates, self.pn, self.before)
+        return found
 
 
 def _forward(x: Tensor, sequences: Sequences, product: _Product, start: Tensor | None) -> tuple[_Kept, Tensor]:
@@ -122,9 +122,7 @@ def _forward(x: Tensor, sequences: Sequences, product: _Product, start: Tensor |
         else:
             h = own_start[block.begin : block.begin + block.tasks].expand(-1, block.rows, -1).contiguous()
         product.into(p.view(shape), h, block)
-        rz = gate[:, : 2 * hidden].add_(p[:, : 2 * hidden]).sigmoid_()
-        n = gate[:, 2 * hidden :].addcmul_(rz[:, :hidden], p[:, 2 * hidden :]).tanh_()
-        torch.lerp(n, h.view(-1, hidden), rz[:, hidden:], out=state)
+        fused.gates(gate, p, h.view(-1, hidden), state)
         h = state.view(shape)
     before = torch.cat([states, states.new_zeros(sequences.n_tasks, hidden) if start is None else start])
     return _Kept(gates, products[:, 2 * hidden :].contiguous(), before.index_select(0, plan.origin), product), states
@@ -224,9 +222,9 @@ def _gradients(
     return [
         dx,
         dp.T @ kept.before if wanted.weight else None,
-        _weight_gradient(sequences, kept.before, dp) if wanted.own else None,
+        weight_gradient(sequences, kept.before, dp) if wanted.own else None,
         dp.sum(0) if wanted.bias else None,
-        _bias_gradient(sequences, dp) if wanted.own_bias else None,
+        bias_gradient(sequences, dp) if wanted.own_bias else None,
         dp if wanted.leaf else None,
         start if wanted.start else None,
     ]
@@ -296,7 +294,6 @@ class _GRUBackward(torch.autograd.Function):
         plan, hidden = sequences.plan, t.shape[1]
         c_x, c_w, c_own, c_b, c_own_b, c_leaf, c_start = cotangents
         wanted = _Wanted(*ctx.needs_input_grad[1:8])
-        r, z, n = kept.gates.chunk(3, 1)
         kappa, slope = kept.slopes()
 
         u = torch.zeros_like(dp) if c_leaf is None else c_leaf.clone()  # the cotangent of dP
@@ -310,7 +307,7 @@ class _GRUBackward(torch.autograd.Function):
             u.addmm_(kept.before, c_w.T)
             e_before.addmm_(dp, c_w)
         if c_own is not None:
-            _through_own(sequences, c_own, kept.before, dp, u, e_before)
+            through_own(sequences, c_own, kept.before, dp, u, e_before)
         if c_b is not None:
             u += c_b
         if c_own_b is not None:
@@ -320,19 +317,7 @@ class _GRUBackward(torch.autograd.Function):
         tau_before = _tangents(kept, sequences, slope, u, tau, c_start)
         d_g = tau.index_select(0, plan.entry) if ctx.needs_input_grad[0] else None
 
-        u_r, u_z, u_n = u.chunk(3, 1)
-        a_n, bend_r, bend_z = t * kappa, r * (1 - r), z * (1 - z)
-        a = u_n * r + u_r * kept.pn * bend_r  # the cotangent of dx_n
-        if c_n is not None:
-            a = a + c_n
-        at, through_z = a * t, u_z * t
-        e_r = a_n * (u_n + u_r * kept.pn * (1 - 2 * r))
-        e_z = through_z * (kept.before - n) * (1 - 2 * z) - at * (1 - n * n) + tau_before * t
-        e_n = (-through_z * bend_z - 2 * at * (1 - z) * n) * (1 - n * n)  # of the tanh's argument
-        e_pn = u_r * a_n * bend_r + e_n * r
-        e_before.addcmul_(through_z, bend_z)
-        direct = torch.cat([(e_r + e_n * kept.pn) * bend_r, e_z * bend_z, e_pn], 1)
-
+        direct, e_n = fused.bends(kept.gates, kept.pn, kept.before, kappa, t, u, c_n, tau_before, e_before)
         dq, total, d_start = _back_through_time(
             kept, sequences, slope, torch.zeros_like(t), wanted.start, direct, e_before
         )
@@ -340,7 +325,7 @@ class _GRUBackward(torch.autograd.Function):
         if wanted.weight:
             found[1] = found[1] + dp.T @ tau_before
         if wanted.own:
-            found[2] = found[2] + _weight_gradient(sequences, tau_before, dp)  # type: ignore[operator]
+            found[2] = found[2] + weight_gradient(sequences, tau_before, dp)  # type: ignore[operator]
         return (d_g, *found, None, None, None)
 
 
@@ -354,6 +339,7 @@ def gru(x: Tensor, sequences: Sequences, weight: Weight, bias: Weight, start: Te
         if not isinstance(offset, Dense | None):
             raise TypeError(f"gru has no rule for an offset of {type(offset).__name__}")
     plan = sequences.plan
+    x = x.to(w.shared.dtype)  # a recurrence adds up what it rounds: never in bfloat16
     tapped = w.tap is not None or b.tap is not None
     leaf = zero_leaf((len(plan.read), x.shape[2]), x) if tapped else None
     states: Tensor = _GRU.apply(  # type: ignore[no-untyped-call]
@@ -373,60 +359,9 @@ def gru(x: Tensor, sequences: Sequences, weight: Weight, bias: Weight, start: Te
         def finish(grad: Tensor) -> Dense:
             made = seen.new_zeros(len(plan.read), states.shape[1]).index_copy(0, plan.entry, seen)
             before = torch.cat([made, begin]).index_select(0, plan.origin)
-            return Dense(_OwnWeight.apply(before, grad, sequences))  # type: ignore[no-untyped-call]
+            return Dense(OwnWeight.apply(before, grad, sequences))  # type: ignore[no-untyped-call]
 
         w.tap.add(leaf, finish)
     if leaf is not None and b.tap is not None:
-        b.tap.add(leaf, lambda grad: Dense(_bias_gradient(sequences, grad)))
+        b.tap.add(leaf, lambda grad: Dense(bias_gradient(sequences, grad)))
     return states
-
-
-class _OwnWeight(torch.autograd.Function):
-    """dP^T h of each task: before [L, H], grad [L, 3H] -> [T, 3H, H]; bilinear, so its backward is its own kind."""
-
-    @staticmethod
-    def forward(ctx: Any, before: Tensor, grad: Tensor, sequences: Sequences) -> Tensor:
-        ctx.save_for_backward(before, grad)
-        ctx.sequences = sequences
-        return _weight_gradient(sequences, before, grad)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, c: Tensor) -> tuple[Tensor, Tensor, None]:
-        before, grad = ctx.saved_tensors
-        u, e_before = torch.zeros_like(grad), torch.zeros_like(before)
-        _through_own(ctx.sequences, c, before, grad, u, e_before)
-        return e_before, u, None
-
-
-def _weight_gradient(sequences: Sequences, before: Tensor, grad: Tensor) -> Tensor:
-    """G^T h of each task: before [L, H], grad [L, 3H] -> [T, 3H, H]."""
-    hidden, width = before.shape[1], grad.shape[1]
-    g, h = F.pad(grad, (0, 0, 0, 1)), F.pad(before, (0, 0, 0, 1))
-    out = grad.new_empty(sequences.n_tasks, width, hidden)
-    for group in sequences.groups:
-        entry = group.entry.flatten()
-        left = g.index_select(0, entry).view(*group.entry.shape, width)
-        right = h.index_select(0, entry).view(*group.entry.shape, hidden)
-        out.index_copy_(0, group.tasks, torch.bmm(left.transpose(1, 2), right))
-    return out
-
-
-def _through_own(sequences: Sequences, c: Tensor, before: Tensor, dp: Tensor, u: Tensor, e_before: Tensor) -> None:
-    """The cotangent c [T, 3H, H] of dP^T h of each task: u += h c^T, e_before += dP c, in place."""
-    hidden, width = before.shape[1], dp.shape[1]
-    g, h = F.pad(dp, (0, 0, 0, 1)), F.pad(before, (0, 0, 0, 1))
-    more_u, more_e = torch.zeros_like(g), torch.zeros_like(h)
-    for group in sequences.groups:
-        entry, own = group.entry.flatten(), c.index_select(0, group.tasks)
-        left = g.index_select(0, entry).view(*group.entry.shape, width)
-        right = h.index_select(0, entry).view(*group.entry.shape, hidden)
-        more_u.index_copy_(0, entry, torch.bmm(right, own.transpose(1, 2)).flatten(0, 1))
-        more_e.index_copy_(0, entry, torch.bmm(left, own).flatten(0, 1))
-    u += more_u[:-1]
-    e_before += more_e[:-1]
-
-
-def _bias_gradient(sequences: Sequences, grad: Tensor) -> Tensor:
-    """The sum of G of each task: grad [L, 3H] -> [T, 3H]."""
-    return grad.new_zeros(sequences.n_tasks, grad.shape[1]).index_add(0, sequences.plan.task, grad)

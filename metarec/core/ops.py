@@ -46,7 +46,11 @@ def _product(x: Tensor, shared: Tensor, begin: Tensor | None, offset: Offset) ->
     """begin + x (W + D)^T for an offset D in any form; `begin` broadcasts to the result [T, N, out], None = 0."""
     rows = offset if isinstance(offset, Rows) else offset.rows if isinstance(offset, Both) else None
     own = None if isinstance(offset, Rows) else offset.low if isinstance(offset, Both) else offset
-    y: Tensor = _Product.apply(x, shared, begin, *(() if own is None else tensors(own)))  # type: ignore[no-untyped-call]
+    given = [x, shared, begin, *([] if own is None else tensors(own))]
+    if torch.is_autocast_enabled(x.device.type):  # which does not see to what is written in place
+        dtype = torch.get_autocast_dtype(x.device.type)
+        given = [None if value is None else value.to(dtype) for value in given]
+    y: Tensor = _Product.apply(*given)  # type: ignore[no-untyped-call]
     if rows is None:
         return y
     part = torch.bmm(x, rows.values.transpose(1, 2))  # only the columns of the rows that this task has looked up
@@ -111,6 +115,7 @@ def embed(ids: Tensor, table: Weight) -> Tensor:
 def layer_norm(x: Tensor, weight: Weight, bias: Weight, eps: float = 1e-5) -> Tensor:
     """x [T, N, C], normalised over C; weight, bias [C] -> [T, N, C]."""
     w, b = fast(weight), fast(bias)
+    x = x.to(w.shared.dtype)  # what was multiplied in bfloat16
     if w.offset is None and w.tap is None and b.offset is None and b.tap is None:
         return F.layer_norm(x, x.shape[-1:], w.shared, b.shared, eps)
     normal = F.layer_norm(x, x.shape[-1:], eps=eps)

@@ -34,11 +34,13 @@ Finish = Callable[[Tensor], Offset]
 class Tap:
     """What the operators of one forward pass leave behind so that a weight's per-task gradient can be formed.
 
-    `second_order`: the gradient itself will be differentiated, so what it is made of keeps its graph.
+    `second_order`: the gradient itself will be differentiated, so what it is made of keeps its graph. `dtype`: the weight's
+    own, in which the gradient is formed whatever the operator multiplied in (None: in the operator's).
     """
 
     second_order: bool = False
     notes: list[tuple[Tensor, Finish]] = field(default_factory=list)
+    dtype: torch.dtype | None = None
 
     def add(self, at: Tensor, finish: Finish) -> None:
         """`finish` turns the gradient with respect to `at` into the weight's; `at` is an inner node or a new leaf."""
@@ -48,7 +50,8 @@ class Tap:
 
     def keep(self, seen: Tensor) -> Tensor:
         """What `finish` may hold on to of an operator's input."""
-        return seen if self.second_order else seen.detach()
+        seen = seen if self.second_order else seen.detach()
+        return seen if self.dtype is None else seen.to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class FastWeight:
 
 class _ScaledTap(Tap):
     def __init__(self, inner: Tap, alpha: float) -> None:
-        super().__init__(inner.second_order, inner.notes)
+        super().__init__(inner.second_order, inner.notes, inner.dtype)
         self.alpha = alpha
 
     def add(self, at: Tensor, finish: Finish) -> None:

@@ -114,6 +114,7 @@ class Conv4:
         """x [N, C, H, W] -> [N, F] under the weights of one task; `note` takes the statistics of every norm."""
         for i in BLOCKS:
             x = F.conv2d(x, weights[f"conv{i}.weight"], weights[f"conv{i}.bias"], 2 if self.pool == "stride" else 1, 1)
+            x = x.to(weights[f"norm{i}.weight"].dtype)  # what was multiplied in bfloat16
             if note is not None:
                 by_channel = x.transpose(0, 1).flatten(1)
                 note[f"norm{i}.mean"], note[f"norm{i}.var"] = by_channel.mean(1), by_channel.var(1)

@@ -95,6 +95,7 @@ def tuned_control(config: TrainConfig, bench: AnyBench, base: Params, source: di
 
 def cache_key(config: TrainConfig, bench: AnyBench) -> str:
     """Everything that pretraining depends on."""
+    on = bench.hardware
     parts = {
         "data": bench.prepared.fingerprint,
         "model": asdict(config.model),
@@ -102,7 +103,7 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
         "pretrain": asdict(config.pretrain),
         "monitor": [config.evaluation.monitor, config.evaluation.ties],
         "seed": config.seed,
-        "hardware": [str(bench.hardware.device), str(bench.hardware.dtype), torch.get_num_threads()],
+        "hardware": [str(on.device), str(on.dtype), torch.get_num_threads(), *on.changes],
         "versions": [metarec_version(), torch.__version__],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -152,10 +152,22 @@ CASES = [
         f"{EVENTS} dataset.format=csv",
     ),
     (
-        "mps_double",
+        "mps_precision",
         "hardware=mps hardware.precision=float64",
         "does not exist on mps",
         "hardware=cpu hardware.precision=float64",
+    ),
+    (
+        "mps_precision",
+        "hardware=mps hardware.precision=bfloat16",
+        "hardware.precision: bfloat16: mixed precision has not been seen to work on mps",
+        "hardware=cpu hardware.precision=bfloat16",
+    ),
+    (
+        "compile_unused",
+        "model=sasrec hardware.compile=true",
+        "hardware.compile: true: does nothing: what is compiled is the recurrence",
+        "model=gru4rec hardware.compile=true",
     ),
     ("supervised_residual", "algorithm=supervised residual=context", "residual: context: ", "algorithm=supervised"),
     (

@@ -136,7 +136,7 @@ def test_command_line_options_are_frozen() -> None:
         algorithm.inner.support_weights algorithm.inner.recency algorithm.inner.rates algorithm.inner.rates_lr
         algorithm.inner.prox algorithm.inner.recompute algorithm.multi_step algorithm.multi_step_until
         residual.name residual.alpha residual.l2 residual.init_scale
-        hardware.device hardware.precision hardware.threads hardware.deterministic
+        hardware.device hardware.precision hardware.threads hardware.deterministic hardware.compile
         objective.name objective.label_smoothing
         optimizer.name optimizer.lr optimizer.betas optimizer.eps optimizer.weight_decay optimizer.clip_norm
         schedule.name schedule.warmup_steps

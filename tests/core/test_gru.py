@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metarec.core import fused, own_gradients
 from metarec.core import gru as gru_module
 from metarec.core.batch import Sequences
 from metarec.core.gru import gru
@@ -384,13 +385,14 @@ def test_a_wrong_gate_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         def lerp(self, n: Tensor, h: Tensor, z: Tensor, out: Tensor) -> Tensor:
             return torch.lerp(h, n, z, out=out)  # h' = z n + (1 - z) h, as some papers have it
 
-    monkeypatch.setattr(gru_module, "torch", Lerp())
+    monkeypatch.setattr(fused, "torch", Lerp())
     with pytest.raises(AssertionError):
         check_shared(packed(LENGTHS))
 
 
 def test_a_forgotten_way_through_the_state_before_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gru_module, "_through_own", lambda *parts: None)
+    monkeypatch.setattr(gru_module, "through_own", lambda *parts: None)
+    monkeypatch.setattr(own_gradients, "through_own", lambda *parts: None)
     with pytest.raises(AssertionError):
         check_second_order(LAYOUTS["ragged"])
     with pytest.raises(AssertionError):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from reference.tiny_runs import Work
 
 from metarec.config.compose import Composer
+from metarec.core import fused
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,8 +63,9 @@ def no_closed_log() -> None:
 
 @pytest.fixture(autouse=True)
 def torch_as_before() -> Iterator[None]:
-    """A run sets threads and determinism of its process; the tests of other parts want their own."""
+    """A run sets threads, determinism and compilation of its process; the tests of other parts want their own."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
+    fused.switch(False, torch.device("cpu"), print)

@@ -35,6 +35,9 @@ def test_the_figures_of_a_run_again_exactly(work: Work, finished: Path) -> None:
     "words",
     [
         ("hardware.precision=float64", "evaluation.bootstrap=77", "evaluation.confidence=0.9"),
+        ("hardware.precision=bfloat16",),
+        ("algorithm=supervised", "evaluation.ties=first", "hardware.precision=bfloat16"),
+        ("algorithm=maml", "residual=context", "hardware.precision=bfloat16"),
         ("algorithm=supervised", "evaluation.ties=first"),
         ("residual=off", "evaluation.test_steps=5", "evaluation.task_chunk=7", "model.max_len=3"),
         ("residual.alpha=0.5", "residual.l2=0.1", "dataset.episodes.n_support=3", "dataset.episodes.n_query=4"),

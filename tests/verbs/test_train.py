@@ -11,6 +11,7 @@ import pytest
 import torch
 from reference.tiny_runs import Work, assert_same_run, metrics, same_bits, state, tensors, without_paths
 
+from metarec.core import fused
 from metarec.metrics.ranking import METRICS
 from metarec.runs.checkpoint import list_checkpoints, read_pointer, verify_checkpoint
 from metarec.runs.history import read_history
@@ -153,6 +154,47 @@ def test_float64_is_float64_all_the_way(work: Work) -> None:
     kept = {n: t for n, t in tensors(run, "last").items() if not n.endswith("/step")}
     assert {tensor.dtype for tensor in kept.values()} == {torch.float64}
     assert state(run, "last")["config"]["hardware"]["precision"] == "float64"
+
+
+def test_in_bfloat16_all_that_is_kept_is_float32(work: Work, finished: Path) -> None:
+    run = work.train("hardware.precision=bfloat16")
+    kept = tensors(run, "last")
+    assert {tensor.dtype for name, tensor in kept.items() if not name.endswith("/step")} == {torch.float32}
+    assert not same_bits(kept, tensors(finished, "last"))
+    assert state(run, "last")["config"]["hardware"]["precision"] == "bfloat16"
+    assert metrics(run)["training"]["warm_start"]["key"] != metrics(finished)["training"]["warm_start"]["key"]
+    again = work.train("hardware.precision=bfloat16")
+    assert same_bits(kept, tensors(again, "last"))
+
+
+@pytest.mark.slow
+def test_compiled_is_the_same_run_but_for_rounding_and_the_same_again(
+    work: Work, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "slopes", fused.Kernel(fused._slopes))
+    run, again = (work.train("hardware.compile=true", "hardware.precision=float64") for _ in range(2))
+    assert "hardware.compile" not in capfd.readouterr().err
+    assert fused.slopes.compiled is not None
+    plain = work.train("hardware.precision=float64")
+    compiled, usual = tensors(run, "last"), tensors(plain, "last")
+    assert same_bits(compiled, tensors(again, "last"))
+    assert metrics(run)["training"]["warm_start"]["key"] != metrics(plain)["training"]["warm_start"]["key"]
+    for name, value in usual.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-8, atol=1e-8)
+    assert work.eval(run)["metrics"] == metrics(run)["metrics"]
+
+
+def test_where_nothing_compiles_the_run_is_the_plain_one_and_says_so(
+    work: Work, finished: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", None)
+    run = work.train("hardware.compile=true")
+    told = [line for line in capfd.readouterr().err.splitlines() if "compile" in line]
+    assert told == [
+        "hardware.compile: the run goes on without it: TypeError: 'NoneType' object is not callable",
+    ]
+    assert same_bits(tensors(run, "last"), tensors(finished, "last"))
+    assert metrics(run)["metrics"] == metrics(finished)["metrics"]
 
 
 @pytest.mark.parametrize("word", ["algorithm.inner.lr=0", "algorithm.inner.steps=0", "evaluation.test_steps=0"])
