@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
-from metarec.core import fused
+from metarec.core import fused, heap
 from metarec.core.batch import EpisodeBatch, PairBatch, Sequences
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
@@ -262,6 +262,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="append a line to docs/results/performance.md")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    heap.keep_freed()  # as a run does
     if options.threads:
         torch.set_num_threads(options.threads)
     k, q, lr, steps = options.support, options.query, options.lr, options.steps

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from machine import alternate, machine, medians, peak_of_own_process, peak_rss_bytes
 from torch import Tensor, nn
 
+from metarec.core import heap
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
@@ -217,6 +218,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    heap.keep_freed()  # as a run does
     log = Log(options.items, options.steps, options.batch)
     events = {"mean": log.lengths.mean(), **{f"p{p}": np.percentile(log.lengths, p) for p in (50, 90, 99)}}
     events = {name: round(float(value), 1) for name, value in events.items()}

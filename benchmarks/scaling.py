@@ -23,6 +23,7 @@ from machine import alternate, busy_share, finish, machine, medians, peak_rss_by
 from meta_step import DIM, HIDDEN, Published, World, supervised, together
 
 from metarec.algorithms.inner import InnerLoop
+from metarec.core import heap
 from metarec.data.batches import Batcher
 from metarec.models.gru4rec import GRU4Rec
 
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--record", action="store_true", help="append a line to docs/results/performance.md")
     options = parser.parse_args()
+    heap.keep_freed()  # as a run does
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.device == "cuda" and not torch.cuda.is_available():

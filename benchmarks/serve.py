@@ -31,6 +31,7 @@ from torch import Tensor
 
 from metarec.algorithms import inner
 from metarec.algorithms.inner import InnerLoop
+from metarec.core import heap
 from metarec.core.offsets import tensors
 from metarec.core.weights import FastWeight, Params
 from metarec.models.gru4rec import GRU4Rec
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--record", action="store_true", help="append a line to docs/results/performance.md")
     options = parser.parse_args()
+    heap.keep_freed()  # as a run does
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.device == "cuda" and not torch.cuda.is_available():

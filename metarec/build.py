@@ -57,7 +57,7 @@ from metarec.config.schema import (
     SupervisedConfig,
     TrainConfig,
 )
-from metarec.core import fused
+from metarec.core import fused, heap
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
 from metarec.data.omniglot import Omniglot
@@ -115,6 +115,7 @@ def hardware(config: HardwareConfig) -> Hardware:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA asks of deterministic products
     torch.use_deterministic_algorithms(config.deterministic)
+    heap.keep_freed()
     compiled = fused.switch(config.compile, torch.device(name), _tell)
     line = f"{name}, {config.precision}, {torch.get_num_threads()} threads{', compiled' if compiled else ''}"
     return Hardware(torch.device(name), DTYPES[config.precision], line, mixed, compiled)

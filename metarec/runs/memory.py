@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from metarec.core import heap
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -26,6 +28,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
         elif _CLEAR.exists():
+            heap.give_back()
             try:
                 _CLEAR.write_text("5")
                 self.before = _kib("VmRSS")

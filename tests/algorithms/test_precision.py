@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metarec.algorithms import inner as inner_loop
 from metarec.core import gru as gru_module
-from metarec.core.offsets import Offset, rebuilt, tensors
+from metarec.core.offsets import Offset, Scale, rebuilt, tensors
 from metarec.core.weights import Params
 from metarec.objectives.cross_entropy import CrossEntropy
 from metarec.objectives.scores import Scores
@@ -86,8 +86,8 @@ def test_offsets_are_float32(model: str, second_order: bool) -> None:
 def test_offsets_kept_in_bfloat16_would_be_seen(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = inner_loop.moved
 
-    def rounded(offset: Offset | None, step: Offset, rank_ahead: int) -> Offset:
-        found = moved(offset, step, rank_ahead)
+    def rounded(offset: Offset | None, step: Offset, rank_ahead: int, scale: Scale) -> Offset:
+        found = moved(offset, step, rank_ahead, scale)
         return rebuilt(found, [part.bfloat16() for part in tensors(found)])
 
     monkeypatch.setattr(inner_loop, "moved", rounded)
