@@ -705,7 +705,8 @@ def test_recomputing_keeps_no_graph_of_a_step(name: str) -> None:
     (count, size), (plain_count, plain_size) = growth(True), growth(False)
     assert size <= sum(part.nbytes for part in between)
     assert count <= 2 * len(case.phi) + len(between)  # all weights and offsets that went into the step
-    assert plain_size > (2.5 if name == "gru4rec" else 50) * size
+    # GRU4Rec's step keeps little beside its weights: no single steps of the recurrence, one array for each product
+    assert plain_size > (2 if name == "gru4rec" else 50) * size
     assert plain_count > 2 * count
 
 
