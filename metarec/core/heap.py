@@ -1,7 +1,7 @@
 """What the C library does with freed arrays, where it can be told.
 
 A step makes and frees the same arrays of some megabytes again and again. By default glibc hands large free blocks back to
-the system, which has to clear and map every page of the next step anew: a tenth of a meta-step on a CPU, more where pages are
+the system, which has to clear and map every page of the next step anew: a tenth of a meta-step on a CPU, more where they are
 slow (virtual machines). Other C libraries, and GPUs, are left as they are.
 """
 
