@@ -375,8 +375,8 @@ class TrainSection:
 
 @dataclass
 class PretrainSection:
-    epochs: int = ranged(30, min=1)
-    min_steps: int = ranged(1000, min=0)  # a small log is read more often than `epochs`
+    epochs: int = ranged(15, min=1)
+    min_steps: int = ranged(2500, min=0)  # a small log is read more often than `epochs`
     batch_size: int = ranged(1024, min=1)
     lr: float = ranged(3e-3, min=0, exclusive=["min"])
     weight_decay: float = ranged(0.0, min=0)
