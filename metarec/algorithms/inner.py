@@ -158,27 +158,28 @@ class _Step:
             if name in offsets and (loop.pull or loop.prox):
                 offsets[name] = offsets[name].shrunk(rate * (loop.pull + loop.prox), first_order)
             if name in grads:
-                offsets[name] = moved(offsets.get(name), grads[name], loop.steps - self.number, -rate)
+                ahead = loop.steps - self.number
+                # where the weights between steps are all that is kept, what they have in common is kept once
+                offsets[name] = moved(offsets.get(name), grads[name], ahead, -rate, join=not loop.recompute)
         return moving, offsets
 
     def recomputed(self, moving: Params, offsets: dict[str, Offset]) -> tuple[Params, dict[str, Offset]]:
         """The same step; its graph is made again on the way back, so that memory does not grow with the steps."""
         held = list(self.phi.values()) + list(moving.values()) + [t for o in offsets.values() for t in tensors(o)]
-        made: tuple[Params, dict[str, Offset]] | None = None
+        made: list[tuple[Params, dict[str, Offset]]] = []
 
-        def run(given: list[Tensor]) -> list[Tensor]:
-            nonlocal made
+        def run(given: list[Tensor], forms: list[tuple[Params, dict[str, Offset]]] | None = None) -> list[Tensor]:
             parts = iter(given)
             phi = {name: next(parts) for name in self.phi}
             own = {name: next(parts) for name in moving}
             off = {name: rebuilt(offset, [next(parts) for _ in tensors(offset)]) for name, offset in offsets.items()}
-            made = _Step(self.support_loss, phi, self.loop, self.number, True)(own, off)
-            return list(made[0].values()) + [t for o in made[1].values() for t in tensors(o)]
+            found = _Step(self.support_loss, phi, self.loop, self.number, True)(own, off)
+            if forms is not None:
+                forms.append(found)
+            return list(found[0].values()) + [t for o in found[1].values() for t in tensors(o)]
 
-        parts = iter(_Recomputed.apply(run, *held))  # type: ignore[no-untyped-call]
-        assert made is not None
-        shape_moving, shape_offsets = made
-        made = None  # holds the graph that is not to be kept
+        parts = iter(_Recomputed.apply(run, made, *held))  # type: ignore[no-untyped-call]
+        shape_moving, shape_offsets = made.pop()  # which hold the graph that is not to be kept
         return (
             {name: next(parts) for name in shape_moving},
             {name: rebuilt(o, [next(parts) for _ in tensors(o)]) for name, o in shape_offsets.items()},
@@ -189,11 +190,11 @@ class _Recomputed(torch.autograd.Function):
     """run(tensors) -> tensors, keeping only what went in; the backward pass runs it again."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[list[Tensor]], list[Tensor]], *held: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: Callable[..., list[Tensor]], forms: list[Any], *held: Tensor) -> tuple[Tensor, ...]:
         ctx.run = run
         ctx.save_for_backward(*held)
         with torch.enable_grad():
-            out = run([value.detach().requires_grad_(value.requires_grad) for value in held])
+            out = run([value.detach().requires_grad_(value.requires_grad) for value in held], forms)
         return tuple(value.detach() for value in out)
 
     @staticmethod
@@ -204,7 +205,7 @@ class _Recomputed(torch.autograd.Function):
         pairs = [(o, g) for o, g in zip(out, grads, strict=True) if o.requires_grad]
         wanted = [value for value in held if value.requires_grad]
         found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
-        return (None, *(next(found) if value.requires_grad else None for value in held))
+        return (None, None, *(next(found) if value.requires_grad else None for value in held))
 
 
 def gradients(

@@ -287,8 +287,8 @@ def dot(a: Offset, b: Offset) -> Tensor:
     return (a.dense() * b.dense()).flatten(1).sum(1)
 
 
-def moved(offset: Offset | None, step: Offset, rank_ahead: int, scale: Scale = 1.0) -> Offset:
-    """offset + scale * step, in the cheaper form.
+def moved(offset: Offset | None, step: Offset, rank_ahead: int, scale: Scale = 1.0, join: bool = True) -> Offset:
+    """offset + scale * step, in the cheaper form; without `join` it shares its blocks with `offset`.
 
     A product G^T X stays factored while the rank it will reach (`rank_ahead` such steps) is cheaper to keep than the
     matrix; the choice follows from sizes alone and both forms give the same weights.
@@ -297,6 +297,9 @@ def moved(offset: Offset | None, step: Offset, rank_ahead: int, scale: Scale = 1
         rank, (out, width) = step.rank, step.shape
         if rank * rank_ahead * (out + width) >= out * width:
             step = Dense(step.dense())
+    if not join and isinstance(offset, LowRank) and isinstance(step, LowRank):
+        step = step.scaled(scale)
+        return LowRank((*offset.blocks, *step.blocks)) if isinstance(step, LowRank) else step.plus(offset)
     if offset is not None and isinstance(scale, float):
         return offset.plus(step, scale)  # without an array for the scaled step
     step = step.scaled(scale)

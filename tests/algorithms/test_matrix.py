@@ -367,7 +367,9 @@ def test_a_wide_matrix_is_kept_in_blocks_and_changes_no_number(
     """Everything counts as wide here, and every gradient is kept as a product."""
     monkeypatch.setattr(offsets, "WIDE", 0)
 
-    def moved(offset: offsets.Offset | None, step: offsets.Offset, rank: int, scale: offsets.Scale) -> offsets.Offset:
+    def moved(
+        offset: offsets.Offset | None, step: offsets.Offset, rank: int, scale: offsets.Scale, join: bool
+    ) -> offsets.Offset:
         return step.scaled(scale) if offset is None else offset.plus(step.scaled(scale))
 
     monkeypatch.setattr(inner_loop, "moved", moved)

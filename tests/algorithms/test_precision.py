@@ -86,8 +86,8 @@ def test_offsets_are_float32(model: str, second_order: bool) -> None:
 def test_offsets_kept_in_bfloat16_would_be_seen(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = inner_loop.moved
 
-    def rounded(offset: Offset | None, step: Offset, rank_ahead: int, scale: Scale) -> Offset:
-        found = moved(offset, step, rank_ahead, scale)
+    def rounded(offset: Offset | None, step: Offset, rank_ahead: int, scale: Scale, join: bool) -> Offset:
+        found = moved(offset, step, rank_ahead, scale, join)
         return rebuilt(found, [part.bfloat16() for part in tensors(found)])
 
     monkeypatch.setattr(inner_loop, "moved", rounded)
