@@ -695,6 +695,8 @@ def test_recomputing_changes_no_number(case: Case, options: dict[str, Any]) -> N
 def test_recomputing_keeps_no_graph_of_a_step(name: str) -> None:
     """From 3 to 9 steps nothing is added but the weights between the steps; without it, the graph of every step is."""
     case, loop = CASES[name], InnerLoop(0.01, 9)
+    if name == "gru4rec":  # its steps keep little beside the weights, so each is given more pairs to keep it of
+        case = replace(case, batch=lambda users: small_log(7, n_users=T, n_pairs=14).episodes(10, 4, users))
     ends = inner.adapt(case.losses()[0], case.phi, T, loop).values()
     between = [part for end in ends if end.offset is not None for part in tensors(end.offset)]
 
@@ -705,8 +707,7 @@ def test_recomputing_keeps_no_graph_of_a_step(name: str) -> None:
     (count, size), (plain_count, plain_size) = growth(True), growth(False)
     assert size <= sum(part.nbytes for part in between)
     assert count <= 2 * len(case.phi) + len(between)  # all weights and offsets that went into the step
-    # GRU4Rec's step keeps little beside its weights: no single steps of the recurrence, one array for each product
-    assert plain_size > (2 if name == "gru4rec" else 50) * size
+    assert plain_size > (2.5 if name == "gru4rec" else 50) * size
     assert plain_count > 2 * count
 
 
