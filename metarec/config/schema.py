@@ -338,13 +338,32 @@ class ControlGrid:
     users: int = ranged(512, min=1)  # of the validation split, evenly spaced
 
 
+WITHOUT_TRAINING = (
+    "random", "popularity", "recent_popularity", "repeat_last", "frequent_prefix", "frequent_support", "markov",
+    "session_knn", "v_sknn", "pair_knn",
+)  # fmt: skip
+ROWS = (*WITHOUT_TRAINING, "in_context", "in_context_user", "head_only", "scratch")  # of the panel
+PANELS = {
+    "quick": ("popularity", "frequent_support", "in_context"),
+    "full": tuple(
+        name for name in ROWS if name != "pair_knn"
+    ),  # which is v_sknn's poorer sister, there to be reproduced
+    "none": (),
+}
+
+
 @dataclass
 class EvaluationConfig:
-    name: str = "standard"
+    name: str = ranged("standard", choices=["standard", "k_curve", "full"])
+    panel: list[str] | str = "quick"  # of PANELS, or rows; pretrained and control are always there
+    candidates: str = ranged("all", choices=["all", "unseen"])
+    ks: list[int] | None = ranged(None, min=0)
+    grid: bool = False
+    latency: bool = False
     monitor: str = ranged("ndcg@10", choices=MONITORS)
     bootstrap: int = ranged(2000, min=1)
     confidence: float = ranged(0.95, min=0, max=1, exclusive=["min", "max"])
-    ties: str = ranged("conservative", choices=["conservative", "first"])
+    ties: str = ranged("conservative", choices=["conservative", "first", "last"])
     task_chunk: int = ranged(32, min=1)
     test_steps: int | None = ranged(None, min=0)
     control: ControlGrid = field(default_factory=ControlGrid)
@@ -525,7 +544,7 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("schedule", "constant"): ConstantConfig,
     ("schedule", "cosine"): CosineConfig,
     ("schedule", "linear"): LinearConfig,
-    ("evaluation", "standard"): EvaluationConfig,
+    ("evaluation", None): EvaluationConfig,
     ("logger", None): LoggerConfig,
 }
 GROUPS = tuple(dict.fromkeys(group for group, _ in SCHEMAS))  # `experiment` has no node of its own

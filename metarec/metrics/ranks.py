@@ -2,6 +2,7 @@
 
     rank = 1 + number of other items that are scored at least as high as the target      ties="conservative"
     rank = 1 + number scored higher + number of equal ones in a lower column             ties="first"
+    rank = 1 + number scored higher + number of equal ones in a higher column            ties="last"
 
 With conservative ties a scorer that gives every item the same score lands at rank V, the last one, and not at rank 1
 as ``(scores > target).sum()`` would have it. A score that is not finite is an error and never a rank.
@@ -10,7 +11,7 @@ What is fast about it: nothing is sorted. Scores are read three times, in pieces
 passes: their sum, which is finite only if every score is; a comparison, counted in bytes; the maxima of groups of 64 items.
 The k + 1 best scores lie in the k + 1 groups with the largest maxima, since each other score has k + 1 maxima that are no
 smaller, so only those groups are searched. Ties cost more in the rows that have them, and only there: the k-th and the next
-best are equal (the list), or more than one item is as good as the target (ties="first").
+best are equal (the list), or more than one item is as good as the target (ties="first" and "last").
 
 Source: Krichene & Rendle 2020 (no sampled candidates); Hidasi & Czapp 2023, arXiv:2307.14956 (tie handling).
 Shapes: V items of the catalogue; column v holds the score of item v + 1, since index 0 is padding and has no score.
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from metarec.errors import DivergedError
 
-TIES = ("conservative", "first")
+TIES = ("conservative", "first", "last")
 UNKNOWN = -1  # a target outside the vocabulary of the training users
 GROUP = 64  # items whose maximum is taken first
 PIECE = 2**20  # scores of one piece on the CPU: 4 MB, which caches of today hold
@@ -76,7 +77,7 @@ def _judge(scores: Tensor, target: Tensor, ties: str, k: int) -> tuple[Tensor, T
     for begin in range(0, len(rows), step):
         piece, own = rows[begin : begin + step], column[begin : begin + step]
         if not bool(torch.isfinite(piece.sum(-1)).all()):  # or the sum alone has overflowed
-            _refuse_non_finite(scores)
+            refuse_non_finite(scores)
         rank[begin : begin + step] = _rank(piece, own, ties, as_good[: len(piece)])
         if k:
             best[begin : begin + step] = _best(piece, k)
@@ -92,8 +93,9 @@ def _rank(scores: Tensor, column: Tensor, ties: str, found: Tensor) -> Tensor:
     above = _count(torch.gt(scores, own, out=found))
     tied = (rank - above > 1).nonzero().squeeze(-1)
     if len(tied):
-        earlier = torch.arange(scores.shape[-1], device=scores.device) <= column[tied]  # <=: again the target itself
-        rank[tied] = above[tied] + ((scores[tied] == own[tied]) & earlier).sum(-1)
+        place = torch.arange(scores.shape[-1], device=scores.device)
+        ahead = place <= column[tied] if ties == "first" else place >= column[tied]  # again the target itself
+        rank[tied] = above[tied] + ((scores[tied] == own[tied]) & ahead).sum(-1)
     return rank
 
 
@@ -138,7 +140,10 @@ def _first_of_equals(scores: Tensor, last: Tensor, k: int) -> Tensor:
     return taken.nonzero()[:, 1].view(len(scores), k)
 
 
-def _refuse_non_finite(scores: Tensor) -> None:
+def refuse_non_finite(scores: Tensor) -> None:
+    """DivergedError naming the row of the first score [..., V] that is NaN or infinite."""
+    if scores.numel() == 0:
+        return
     low, high = torch.aminmax(scores, dim=-1)  # a NaN reaches both ends; no temporary of the size of scores
     bad = ~(torch.isfinite(low) & torch.isfinite(high))
     if not bool(bad.any()):

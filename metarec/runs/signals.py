@@ -12,11 +12,14 @@ from types import FrameType
 
 from metarec.errors import Stopped
 
+RESUME = "go on by metarec train resume=RUN"
+
 
 class Stop:
     """What a loop asks after each step."""
 
-    def __init__(self) -> None:
+    def __init__(self, way_out: str = RESUME) -> None:
+        self.way_out = way_out
         self.wanted: int | None = None
         self._waiting = False
 
@@ -35,7 +38,7 @@ class Stop:
 
     def stopped(self, where: str, what: str) -> Stopped:
         number = signal.Signals(self.wanted or signal.SIGTERM)
-        return Stopped(number.name, where, what, "go on by metarec train resume=RUN", int(number))
+        return Stopped(number.name, where, what, self.way_out, int(number))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.wanted is not None:
@@ -46,9 +49,9 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(way_out: str = RESUME) -> Iterator[Stop]:
     """Install the handlers for the block (main thread only; elsewhere signals are somebody else's) and put them back."""
-    stop = Stop()
+    stop = Stop(way_out)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -24,7 +24,9 @@ from metarec.runs.lock import hold
 from metarec.runs.signals import Stop, stop_on_signals
 from metarec.train import Progress, Store
 from metarec.verbs import measure as m
+from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
+from metarec.verbs.panel import check_panel, panel
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
 
 
@@ -65,6 +67,8 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
         show(funnel_table(prepared.funnel, prepared.counts, title=f"{prepared.name}: {prepared.split_note}"))
     atomic.write_json(run_dir / "funnel.json", {"steps": prepared.funnel, "counts": prepared.counts})
     bench = build.bench(config, config.evaluation, prepared, on)
+    check_panel(config, bench)
+    check_curves(config.evaluation, bench, "test")
     say(f"run directory {run_dir}; {on.line}")
 
     found, cost = _resumed(run_dir, bench, say) if resume else None, Cost()
@@ -78,9 +82,15 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     tensors, state = checkpoint.load_checkpoint(best)
     trained = m.trained_from(bench, config, tensors, Control(**state["control"]) if state["control"] else None)
     control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.name)
+    source = {} if trained.phi is None else state["warm_start"]
+    rows = panel(config, bench, trained.base, source, run_dir, stop)
     document, columns = m.measure(
-        bench, trained, control, bench.episodes("test"), "test", seed=config.seed,
+        bench, trained, control, rows, bench.episodes("test"), "test", seed=config.seed,
         steps=config.evaluation.test_steps,
+    )  # fmt: skip
+    more = extras(
+        bench, trained, control, rows, "test", seed=config.seed, steps=config.evaluation.test_steps,
+        mode=config.logger.name,
     )  # fmt: skip
     document = {
         "model": config.model.name,
@@ -89,6 +99,7 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
         "residual": config.residual.name,
         "config": asdict(config),
         **document,
+        **more,
         "seeds": {"run": config.seed, "split": config.dataset.split.seed},
         "training": {
             "best_step": at.best_step, "steps": at.step, "stopped_early": at.stopped,

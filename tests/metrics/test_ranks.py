@@ -21,7 +21,7 @@ def slow_rank(scores: list[float], target: int, ties: str) -> int:
     if ties == "conservative":  # the target behind all that are as good
         order = sorted(items, key=lambda item: (-scores[item - 1], item == target))
     else:
-        order = sorted(items, key=lambda item: (-scores[item - 1], item))
+        order = sorted(items, key=lambda item: (-scores[item - 1], item if ties == "first" else -item))
     return order.index(target) + 1
 
 
@@ -46,7 +46,7 @@ def test_unknown_targets_rank_behind_every_item() -> None:
     assert rank.dtype == torch.int64
 
 
-@pytest.mark.parametrize("ties", ["conservative", "first"])
+@pytest.mark.parametrize("ties", ["conservative", "first", "last"])
 def test_against_the_slow_reference(ties: str) -> None:
     generator = torch.Generator().manual_seed(3)
     scores = torch.randint(0, 4, (40, 3, 9), generator=generator).float()  # many ties
@@ -79,7 +79,7 @@ def check_rank_and_top(values: int, ties: str, k: int, n_items: int) -> None:
     assert top.reshape(36, -1).tolist() == [slow_top(line, k) for line in lines]
 
 
-@pytest.mark.parametrize("ties", ["conservative", "first"])
+@pytest.mark.parametrize("ties", ["conservative", "first", "last"])
 @pytest.mark.parametrize(("n_items", "k"), [(1, 10), (9, 10), (9, 9), (70, 3), (300, 1), (700, 2), (3001, 10)])
 @pytest.mark.parametrize("values", [1, 3, 40, 10**6])
 def test_ranks_and_best_items_against_the_slow_reference(values: int, ties: str, n_items: int, k: int) -> None:
