@@ -13,7 +13,7 @@ from metarec.baselines.baseline import Baseline
 from metarec.baselines.chance import RANDOM
 from metarec.baselines.markov import MARKOV
 from metarec.baselines.pair_knn import PAIR_KNN
-from metarec.baselines.popularity import POPULARITY, RECENT_POPULARITY
+from metarec.baselines.popularity import LEAKY_POPULARITY, POPULARITY, RECENT_POPULARITY
 from metarec.baselines.repeats import FREQUENT_PREFIX, FREQUENT_SUPPORT, REPEAT_LAST
 from metarec.baselines.session_knn import SESSION_KNN
 from metarec.baselines.v_sknn import V_SKNN
@@ -30,5 +30,6 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
         "session_knn": SESSION_KNN,
         "v_sknn": V_SKNN,
         "pair_knn": PAIR_KNN,
+        "leaky_popularity": LEAKY_POPULARITY,
     }
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -48,28 +47,6 @@ class Baseline:
             raise ConfigError("baselines", "a log without a clock", "this baseline goes by the time of events",
                               "leave it out, or give the log times")  # fmt: skip
         return self.fit(log, **{**self.default, **options})
-
-    def settings(self, budget: int, seed: int = 0) -> list[dict[str, Value]]:
-        """What to try on validation users: the whole grid where it is no larger than `budget`, else the default and
-        budget - 1 other points of the grid, drawn without repetition by `seed`.
-        """
-        total = prod(len(values) for values in self.space.values())
-        start = dict(self.default)
-        order = np.arange(total)
-        if total > budget:
-            drawn = np.random.Philox(key=np.array([seed, total], dtype=np.uint64)).random_raw(total)
-            order = np.argsort(drawn, kind="stable")
-        found = [start | self._point(number) for number in order.tolist()]
-        found = found if total <= budget else [start, *(point for point in found if point != start)]
-        return found[:budget]
-
-    def _point(self, number: int) -> dict[str, Value]:
-        """The number-th point of the grid; the first option changes fastest."""
-        point: dict[str, Value] = {}
-        for name, values in self.space.items():
-            number, place = divmod(number, len(values))
-            point[name] = values[place]
-        return point
 
 
 def scored(asked: Asked, base: Floats, histories: Iterable[Ints], votes: Votes) -> Floats:

@@ -14,6 +14,8 @@ LABELS: Mapping[str, str] = {
     "markov": "Markov, first order",
     "session_knn": "Session-KNN",
     "v_sknn": "V-SKNN",
+    "pair_knn": "Session-KNN of pairs",
+    "leaky_popularity": "popularity, leaky",
     "pretrained": "pretrained, zero-shot",
     "in_context": "in-context",
     "in_context_user": "in-context, histories",
@@ -28,7 +30,7 @@ LABELS: Mapping[str, str] = {
 # known without a gradient | one set of weights for all | adapted without meta-learning | meta-learned | the optimum
 _GROUPS = (
     ("random", "popularity", "recent_popularity", "repeat_last", "frequent_prefix", "frequent_support", "markov",
-     "session_knn", "v_sknn"),
+     "session_knn", "v_sknn", "pair_knn", "leaky_popularity"),
     ("pretrained", "in_context", "in_context_user"),
     ("control", "head_only", "scratch"),
     ("zeroshot", "fewshot"),

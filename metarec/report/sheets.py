@@ -4,7 +4,7 @@ Everything shown is read from the document that becomes metrics.json (see ``metr
 disagree. Differences carry the words of their interval only: better, worse, none (no difference shown).
 
 Keys read beside those of ``metrics.summary.summarise``, each left out where absent: ``protocol``, ``k_curve`` (see
-``metrics.curve``), ``slices`` (``metrics.slices``), and those of ``report.notes``.
+``metrics.curve``), ``slices`` (``metrics.slices``), ``reported`` (``report.reported``), and those of ``report.notes``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,18 @@ def sheets(document: Json, *, title: str = "", headline: Sequence[str] | None = 
     found += [_slices(document, name, part, shown) for name, part in document.get("slices", {}).items() if part]
     if document.get("k_curve"):
         found += [_curve(document["k_curve"], metric) for metric in shown]
+    if document.get("reported"):
+        found.append(_reported(document["reported"]))
     return found
+
+
+def _reported(document: Json) -> Sheet:
+    """Published figures, as they were printed."""
+    rows = tuple(
+        Row(name, tuple(Cell(short(of[m]) if m in of else "") for m in METRICS))
+        for name, of in document["rows"].items()
+    )
+    return Sheet("reported by others, not measured here", "", tuple(m.upper() for m in METRICS), (rows,))
 
 
 def _classes(document: Json) -> bool:

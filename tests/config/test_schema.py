@@ -23,7 +23,7 @@ SHIPPED = {
     "algorithm": 8,
     "dataset": 27,
     "evaluation": 3,
-    "experiment": 3,
+    "experiment": 8,
     "hardware": 4,
     "logger": 3,
     "model": 3,
@@ -133,6 +133,7 @@ def test_command_line_options_are_frozen() -> None:
         [key for key in train if not key.startswith("dataset.")]
         == """
         seed warm_start data_dir cache_dir output_dir resume
+        reported
         model.name model.embedding_dim model.hidden_dim model.n_layers model.dropout model.embedding_dropout model.tie
         model.max_len
         algorithm.name algorithm.inner.lr algorithm.inner.steps algorithm.inner.clip algorithm.inner.adapt

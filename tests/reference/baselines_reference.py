@@ -152,6 +152,10 @@ def popularity(s: Small, q: Question) -> list[Any]:
     return [s.popularity[item] for item in range(1, s.n_items + 1)]
 
 
+def leaky_popularity(s: Small, q: Question) -> list[Any]:
+    return [sum(1 for other in s.log.item.tolist() if other == item) for item in range(1, s.n_items + 1)]
+
+
 def recent_popularity(s: Small, q: Question, share: float) -> list[Any]:
     events = [(time, item) for session in s.training for item, time in session if item != UNKNOWN]
     wanted = math.ceil(share * len(events))

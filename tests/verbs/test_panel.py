@@ -29,7 +29,7 @@ def test_every_row_is_there_or_left_out_with_its_reason(full: Path) -> None:
     assert found["left_out"] == {"recent_popularity": "the log has an order and no clock, so nothing is recent"}
     columns = set(pq.read_table(full / "per_user.parquet").column_names)
     assert {f"{row}.ndcg@10" for row in found["metrics"]} <= columns
-    assert set(ROWS) - set(PANELS["full"]) == {"pair_knn"}
+    assert set(ROWS) - set(PANELS["full"]) == {"pair_knn", "leaky_popularity"}
 
 
 def test_all_rows_are_tuned_with_one_budget_on_the_same_users(full: Path) -> None:
