@@ -483,11 +483,24 @@ class CompareInner:
 
 
 @dataclass
+class TuneSection:
+    """What every cell of a comparison tries on validation, with its first seed; null = nothing is tuned."""
+
+    outer_lrs: list[float] | None = ranged(None, min=0, exclusive=["min"])
+    inner_lrs: list[float] | None = ranged(None, min=0, exclusive=["min"])
+
+
+@dataclass
 class CompareConfig:
-    """`metarec compare`: `metarec train` for every algorithm and seed, with one budget."""
+    """`metarec compare`: `metarec train` for every data set, model, residual, algorithm and seed, with one budget."""
 
     algorithms: list[str] = ranged(["maml", "fomaml", "maml_pp", "anil", "reptile", "meta_sgd"], choices=ALGORITHMS)
     seeds: list[int] = ranged([1], min=0, max=SEED_MAX)
+    datasets: list[str] | None = None  # None: the one chosen by dataset=
+    models: list[str] | None = None
+    residuals: list[str] | None = ranged(None, choices=["off", "on", "context"])
+    parallel: int = ranged(1, min=1)
+    tune: TuneSection = field(default_factory=TuneSection)
     inner: CompareInner = field(default_factory=CompareInner)
     warm_start: str = ranged("auto", path=True)  # auto | none | PATH
     data_dir: str | None = ranged(None, path=True)

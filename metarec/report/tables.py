@@ -41,13 +41,14 @@ class _Results:
         for index, sheet in enumerate(sheets(self.document, title=self.title, headline=self.headline)):
             if index:
                 yield Text()
-            yield _table(sheet, gap)
+            yield sheet_table(sheet, gap)
         yield Text()
         for line in notes(self.document, self.headline):
             yield Text(line, style="bold red" if line.startswith("LEAKY") else "dim")
 
 
-def _table(sheet: Sheet, gap: str) -> Table:
+def sheet_table(sheet: Sheet, gap: str = " ") -> Table:
+    """A sheet for the screen; `gap` stands between a figure and its interval."""
     table = _frame(sheet.title)
     table.add_column(sheet.corner, min_width=16)
     for heading in sheet.headings:

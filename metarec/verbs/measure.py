@@ -121,6 +121,7 @@ def measure(
         "n_query": episodes.n_query,
         "ties": bench.evaluation.ties,
         "candidates": bench.evaluation.candidates,
+        "n_items": bench.n_items,
         "episodes_sha256": episodes.sha256,
         **bench.conditions(),
     }
