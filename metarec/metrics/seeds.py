@@ -117,10 +117,10 @@ def _draws(
 ) -> tuple[Array, Array, float]:
     """(figure of each seed [S], draws of the mean over seeds [R], share of the draws beyond each end of the interval)."""
     n_seeds, n_users = table.shape
-    rows = np.arange(n_users)
-    sums = iv.bootstrap_replicates((table * weight).T, rows, n_resamples=n_resamples, seed=seed)
+    summed = np.column_stack([(table * weight).T, weight])
+    means = iv.bootstrap_replicates(summed, np.arange(n_users), n_resamples=n_resamples, seed=seed)
     of_seeds = table @ weight / weight.sum()
-    by_seed = sums / iv.bootstrap_replicates(weight, rows, n_resamples=n_resamples, seed=seed)  # [R, S], the same users
+    by_seed = means[:, :-1] / means[:, -1:]  # [R, S]: mean of the users' sums over mean of their targets
     users_only = by_seed.mean(axis=1)
     if n_users < 2:
         return of_seeds, users_only, math.nan
