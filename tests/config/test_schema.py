@@ -23,7 +23,7 @@ SHIPPED = {
     "algorithm": 8,
     "dataset": 27,
     "evaluation": 3,
-    "experiment": 8,
+    "experiment": 10,
     "hardware": 4,
     "logger": 3,
     "model": 3,
