@@ -124,7 +124,13 @@ class SequenceBench:
             "leaky": self.prepared.leaky,
             "split_note": self.prepared.split_note,
             "max_len": self.batcher.max_len,
+            **_identity(self.prepared, "the training catalogue"),
         }
+
+    def longest_prefix(self, episodes: Any) -> int:
+        """Events of the longest prefix in the support and query pairs: a smaller `max_len` cuts something off."""
+        pairs = np.concatenate([part.ravel() for part in episodes.pairs()])
+        return int((self.prepared.pair_event[pairs] - self.prepared.pair_begin[pairs]).max(initial=0))
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,11 @@ class ImageBench:
             "leaky": False,
             "split_note": self.prepared.split_note,
             "classification": True,
+            **_identity(self.prepared, "the classes of the episode"),
         }
+
+    def longest_prefix(self, episodes: Any) -> int:
+        return 1  # the image itself
 
 
 AnyBench = SequenceBench | ImageBench
@@ -191,6 +201,16 @@ AnyEpisodes = Episodes | ImageEpisodes
 
 def _chunks(n_tasks: int, size: int) -> list[slice]:
     return [slice(begin, begin + (size or n_tasks)) for begin in range(0, n_tasks, size or n_tasks)]
+
+
+def _identity(prepared: Prepared | Omniglot, candidates: str) -> dict[str, Any]:
+    """What figures of two runs must share before they are compared (`report.protocol`)."""
+    return {
+        "candidates": candidates,
+        "n_items": prepared.n_items,
+        "data_fingerprint": prepared.fingerprint,
+        "vocabulary_sha256": prepared.vocabulary_sha256,
+    }
 
 
 def _popularity(prepared: Prepared) -> np.ndarray:

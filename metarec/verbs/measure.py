@@ -108,6 +108,7 @@ def measure(
         "n_query": episodes.n_query,
         "ties": bench.evaluation.ties,
         "episodes_sha256": episodes.sha256,
+        "longest_prefix": bench.longest_prefix(episodes),
         **bench.conditions(),
     }
     columns = per_user(rows)
