@@ -6,7 +6,6 @@ a process of its own makes its peak memory its own. What is missing is run when 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,16 +20,19 @@ from metarec.config.compose import config_to_yaml
 from metarec.config.fields import group_schema
 from metarec.config.schema import CompareConfig, TrainConfig
 from metarec.errors import ConfigError, MetarecError, Stopped
-from metarec.report.comparison import comparison, comparison_table, markdown
+from metarec.report.comparison import comparison
+from metarec.report.comparison_text import comparison_table
+from metarec.report.finished import read_run
 from metarec.report.tables import show
-from metarec.runs import atomic, rundir
+from metarec.runs import rundir
 from metarec.runs.lock import hold
+from metarec.verbs.compare_runs import usual, write
 
 OWN = ("algorithms", "seeds", "inner", "resume")  # keys of a comparison that are no keys of a run
 
 
 def run_compare(config: CompareConfig, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
-    """Run every job that `run_dir` does not hold yet, then write comparison.json and comparison.md and print the table.
+    """Run every job that `run_dir` does not hold yet, then write the comparison and print its table.
 
     A job that fails is told in the table and leaves the others alone; the exit code is then the first failure's.
     """
@@ -56,26 +58,25 @@ def run_compare(config: CompareConfig, run_dir: Path, resume: bool, overrides: S
             if code:
                 failures[name] = (code, line)
                 print(f"{name} failed: {line}", file=sys.stderr, flush=True)
-        found = {
-            name: (json.loads((run_dir / "jobs" / name / "metrics.json").read_text()), run_dir / "jobs" / name)
-            for name in jobs
-            if name not in failures
-        }
+        found = [read_run(run_dir / "jobs" / name, name) for name in jobs if name not in failures]
         if not found:
             code, line = next(iter(failures.values()))
             raise _Failed("compare", len(failures), "every job failed", line, code)
-        document = comparison(found, {name: line for name, (_, line) in failures.items()}, asdict(config))
-        atomic.write_json(run_dir / "comparison.json", document)
-        atomic.write_text(run_dir / "comparison.md", markdown(document))
+        told = {name: line for name, (_, line) in failures.items()}
+        document = {**comparison(found, defaults=usual, failures=told), "config": asdict(config)}
+        write(run_dir, document)
         if not failures:
             rundir.seal(run_dir)
     if not quiet:
         show(comparison_table(document))
-        print(f"comparison in {run_dir}: comparison.json, comparison.md", flush=True)
+        print(f"comparison in {run_dir}: comparison.json, .md, .tex", flush=True)
     if failures:
         code, line = next(iter(failures.values()))
         raise _Failed("compare", f"{len(failures)} of {len(jobs)} jobs", "failed", line, code)
-    return {"run_dir": str(run_dir), "headline": {row["algorithm"]: row["fewshot"] for row in document["rows"]}}
+    few = {
+        name: row["mean"] for row in document["rows"] if row["method"] == "fewshot" for name in row["configurations"]
+    }
+    return {"run_dir": str(run_dir), "headline": few}
 
 
 class _Failed(MetarecError):
