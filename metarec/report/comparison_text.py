@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from metarec.report import cells
+from metarec.report.labels import LABELS
 from metarec.report.sheet import Cell, Sheet, latex, markdown, markdown_text, rich_table
-from metarec.report.tables import LABELS
 
 Json = dict[str, Any]
 MB = 1024.0**2
