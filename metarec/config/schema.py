@@ -403,6 +403,7 @@ class TrainConfig:
     """`metarec train`."""
 
     seed: int = ranged(1, min=0, max=SEED_MAX)
+    split: str = ranged("test", choices=["test", "val"])
     warm_start: str = ranged("auto", path=True)  # auto | none | PATH
     data_dir: str | None = ranged(None, path=True)
     cache_dir: str = ranged("~/.cache/metarec", path=True)

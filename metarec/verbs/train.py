@@ -1,4 +1,4 @@
-"""`metarec train`: prepare, warm-start, tune the control, meta-train, measure once on the test split, write it all down."""
+"""`metarec train`: prepare, warm-start, tune the control, meta-train, measure once, write it all down."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ from metarec.benches import AnyBench
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import SupervisedConfig, TrainConfig
 from metarec.core.seeding import generator
-from metarec.errors import ConfigError, MetarecError, Stopped
+from metarec.errors import ConfigError, MetarecError, Pruned, Stopped
 from metarec.evaluate import Control
 from metarec.report.plots import plot_curves
 from metarec.report.tables import funnel_table, show
 from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
-from metarec.runs.signals import Stop, stop_on_signals
+from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
 from metarec.train import Progress, Store
 from metarec.verbs import measure as m
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
 
 
-def run_train(config: TrainConfig, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
-    """One run in `run_dir`. Raises MetarecError; whatever was saved before stays."""
+def run_train(
+    config: TrainConfig, run_dir: Path, resume: bool, overrides: Sequence[str], should_stop: ShouldStop | None = None
+) -> dict[str, Any]:
+    """One run in `run_dir`. Raises MetarecError; whatever was saved before stays.
+
+    should_stop: what a search makes of each validation, see `runs.signals.Stop.validated`.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with hold(run_dir), stop_on_signals() as stop:
+    with hold(run_dir), stop_on_signals(should_stop) as stop:
         if resume:
             if (run_dir / "manifest.json").exists():
                 raise ConfigError("resume", run_dir, "the run is finished", "start a new one, or metarec eval ckpt=RUN")
@@ -39,7 +44,7 @@ def run_train(config: TrainConfig, run_dir: Path, resume: bool, overrides: Seque
         try:
             rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=overrides)
             return _run(config, run_dir, resume, stop)
-        except Stopped:
+        except (Stopped, Pruned):
             raise  # the run card is all that a resume needs
         except MetarecError:
             if stop.wanted is None and not (run_dir / "checkpoints").exists():  # nothing trained: leave nothing behind
@@ -79,7 +84,7 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     trained = m.trained_from(bench, config, tensors, Control(**state["control"]) if state["control"] else None)
     control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.name)
     document, columns = m.measure(
-        bench, trained, control, bench.episodes("test"), "test", seed=config.seed,
+        bench, trained, control, bench.episodes(config.split), config.split, seed=config.seed,
         steps=config.evaluation.test_steps,
     )  # fmt: skip
     document = {

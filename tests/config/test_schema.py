@@ -129,7 +129,7 @@ def test_command_line_options_are_frozen() -> None:
     assert (
         [key for key in train if not key.startswith("dataset.")]
         == """
-        seed warm_start data_dir cache_dir output_dir resume
+        seed split warm_start data_dir cache_dir output_dir resume
         model.name model.embedding_dim model.hidden_dim model.n_layers model.dropout model.embedding_dropout model.tie
         model.max_len
         algorithm.name algorithm.inner.lr algorithm.inner.steps algorithm.inner.clip algorithm.inner.adapt
