@@ -60,7 +60,7 @@ def print_trials(directory: Path, found: Mapping[str, Any]) -> None:
     """The table; below it the reason of each failure, what mattered, and where the best is or how to go on."""
     console = Console() if sys.stdout.isatty() else Console(width=2000, color_system=None)
     keys = list(dict.fromkeys(key for row in found["trials"] for key in row["params"]))
-    table = Table(title=f"search {directory}", title_justify="left", box=SIMPLE)
+    table = Table(box=SIMPLE)
     for heading in ("trial", f"val {found['metric']}", *keys, "status", "minutes", "directory"):
         table.add_column(heading, overflow="fold", justify="left" if heading in ("status", "directory") else "right")
     for row in found["trials"]:
@@ -68,11 +68,12 @@ def print_trials(directory: Path, found: Mapping[str, Any]) -> None:
         given = [figure(row["params"].get(key)) for key in keys]
         minutes = "-" if row["minutes"] is None else f"{row['minutes']:.1f}"
         table.add_row(str(row["number"]), value, *given, row["status"], minutes, row["directory"] or "-")
-    console.print(table)
 
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    line(f"search {directory}")
+    console.print(table)
     for row in found["trials"]:
         if row["status"] == "failed":
             line(f"trial {row['number']}: {row['error']}")
