@@ -9,42 +9,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
-from metarec.config.schema import SCHEMAS, Config
+from metarec.config import rules_evaluation as ev
+from metarec.config.schema import SCHEMAS
+from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
 from metarec.data.spec import DatasetSpec, WorldSpec
 from metarec.errors import ConfigError
-
-Refusal = tuple[str, str, str]  # key, what, fix
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a rule looks at."""
-
-    verb: str
-    config: Config
-    given: frozenset[str]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value at a dotted key, or `default` where this config has no such key."""
-        node: Any = self.config
-        for name in key.split("."):
-            if not hasattr(node, name):
-                return default
-            node = getattr(node, name)
-        return node
-
-    def asked(self, prefix: str) -> list[str]:
-        """The explicitly given keys at or below `prefix`."""
-        return sorted(key for key in self.given if key == prefix or key.startswith(f"{prefix}."))
-
-    @property
-    def supervised(self) -> bool:
-        return bool(self.get("algorithm.name") == "supervised")
-
 
 # Training
 
@@ -460,6 +431,12 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     compile_unused,
     checkpoint_missing,
     step_size_unused,
+    ev.panel_names,
+    ev.candidates_of_images,
+    ev.images_have_no_curve,
+    ev.ks_twice,
+    ev.history_of_images,
+    ev.vocabulary_of_a_log,
 )
 
 

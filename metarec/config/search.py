@@ -32,10 +32,10 @@ N_TRIALS = 20
 # Not to be chosen by validation figures, or trials with different ones could not be compared.
 FIXED = {
     "seed": "a seed is no setting, and the luckiest would win: give hydra.sweeper.seeds=[1,2,3] for a mean over seeds",
-    "evaluation": "trials are compared by one figure", "evaluation.monitor": "trials are compared by one figure",
-    "evaluation.ties": "trials are compared by one figure", "dataset": "trials are compared on the same users",
+    "evaluation": "trials are compared by one figure", "dataset": "trials are compared on the same users",
     "resume": "a trial starts anew", "output_dir": "a search has one directory", "split": "trials are measured on val",
 }  # fmt: skip
+SETTINGS = ("evaluation.test_steps", "evaluation.control")  # of the run itself, though they stand there
 
 
 @dataclass
@@ -135,7 +135,7 @@ def _space(run: Checks, words: Sequence[Override]) -> list[Dimension]:
     found: dict[str, Dimension] = {}
     for o in words:
         key = o.key_or_group
-        reason = FIXED.get(key) or (FIXED["dataset"] if key.startswith("dataset.") else None)
+        reason = None if key.startswith(SETTINGS) else FIXED.get(key.partition(".")[0])
         if reason or key in found:
             run.fail(
                 key, o.get_value_string(), reason or "given twice", "give one value" if reason else "give one list"

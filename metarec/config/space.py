@@ -5,7 +5,7 @@
     interval(0.1,0.9)   int(interval(1,8))                numbers between two, both included; whole ones
     tag(log, interval(1e-4,1e-2))   tag(int, log, ...)    drawn evenly on the logarithm
 
-Nothing here knows Optuna; `metarec.verbs.study` turns a dimension into one of its distributions.
+Nothing here knows Optuna; `metarec.verbs.storage` turns a dimension into one of its distributions.
 """
 
 from __future__ import annotations

@@ -14,11 +14,14 @@ from metarec.errors import Pruned, Stopped
 
 ShouldStop = Callable[[int, float], bool]  # (step, validation value) -> whether to go no further; told every validation
 
+RESUME = "go on by metarec train resume=RUN"
+
 
 class Stop:
     """What a loop asks after each step and tells each validation."""
 
-    def __init__(self, should_stop: ShouldStop | None = None) -> None:
+    def __init__(self, way_out: str = RESUME, should_stop: ShouldStop | None = None) -> None:
+        self.way_out = way_out
         self.wanted: int | None = None
         self._should_stop = should_stop
         self._waiting = False
@@ -47,7 +50,7 @@ class Stop:
 
     def stopped(self, where: str, what: str) -> Stopped:
         number = signal.Signals(self.wanted or signal.SIGTERM)
-        return Stopped(number.name, where, what, "go on by metarec train resume=RUN", int(number))
+        return Stopped(number.name, where, what, self.way_out, int(number))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.wanted is not None:
@@ -58,9 +61,9 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals(should_stop: ShouldStop | None = None) -> Iterator[Stop]:
+def stop_on_signals(way_out: str = RESUME, should_stop: ShouldStop | None = None) -> Iterator[Stop]:
     """Install the handlers for the block (main thread only; elsewhere signals are somebody else's) and put them back."""
-    stop = Stop(should_stop)
+    stop = Stop(way_out, should_stop)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -17,7 +17,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, process
 from multiprocessing.connection import Connection
@@ -35,12 +35,17 @@ from metarec.report.trials import figure, print_trials, trials_document
 from metarec.runs import atomic, rundir
 from metarec.runs.lock import hold
 from metarec.verbs import measure as m
-from metarec.verbs.study import Row, Study
+from metarec.verbs.storage import Row, Study
 from metarec.verbs.trial import LOG, PATIENCE, start
 
 STORAGE, BEST, BEST_FILE, SUMMARY = "study.sqlite", "best", "best.json", "summary.json"
 LEFT_ALONE = 10.0  # seconds: Ctrl-C reaches the trials as well, which then end by themselves
 KILLED = 5  # exit code for a trial whose process was killed: memory, mostly
+# what a trial is measured on; whom it is compared with can wait for the best
+OF_A_TRIAL = (
+    "split=val", "evaluation.panel=none", "evaluation.ks=null", "evaluation.grid=false", "evaluation.latency=false"
+)  # fmt: skip
+OF_THE_BEST = ("split=test",)
 MAY_GROW = ("n_trials", "n_jobs")  # of a search given its storage again
 
 
@@ -139,9 +144,9 @@ class _Trials:
         words = ",".join(one.word(row.params[one.key]) for one in self.search.space)
         return self.directory / "trials" / f"{row.number}_{slug(words)}"
 
-    def words(self, row: Row, split: str) -> dict[str, list[str]]:
+    def words(self, row: Row, measured: Sequence[str]) -> dict[str, list[str]]:
         """Directory of each run below that of the trial ("" = itself) -> its words."""
-        words = [*self.search.words, *(one.word(row.params[one.key]) for one in self.search.space), f"split={split}"]
+        words = [*self.search.words, *(one.word(row.params[one.key]) for one in self.search.space), *measured]
         seeds = self.search.options.seeds
         return {"": words} if seeds is None else {f"seed{seed}": [*words, f"seed={seed}"] for seed in seeds}
 
@@ -173,7 +178,7 @@ class _Trials:
 
     def begin(self, row: Row) -> _Live | None:
         """Start a trial; None where it had ended before a kill, or cannot start."""
-        where, runs = self.place(row), self.words(row, "val")
+        where, runs = self.place(row), self.words(row, OF_A_TRIAL)
         where.mkdir(parents=True, exist_ok=True)
         record = read_record(where)
         if record is not None and record.status in ("ok", "failed", "pruned"):
@@ -230,7 +235,7 @@ class _Trials:
         row = self.study.best()
         if row is None:
             return 0
-        best, runs = self.directory / BEST, self.words(row, "test")
+        best, runs = self.directory / BEST, self.words(row, OF_THE_BEST)
         if not best.exists():
             self._stage(row, best, runs)
         self.say(f"best: trial {row.number}, validation {self.monitor} {row.value:.4f}; now on test")

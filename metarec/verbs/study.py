@@ -1,182 +1,133 @@
-"""The trials of a search in Optuna's SQLite storage: drawn, told, taken up again. The one file that imports Optuna.
+"""`metarec compare` over data sets, models, residuals and algorithms: tuned on validation, run with every seed, one page.
 
-A kill at any instant leaves whole trials: a new one is written in one transaction with all of its parameters, by one
-process, the search itself. What is drawn next is a function of (sampler seed, trials so far), for every draw has a sampler
-of its own: a sampler that began anew after a kill would draw its first trials a second time. So a search of one job at a
-time that was killed and resumed has the trials of one that never was.
-
-Sources: Akiba et al. 2019, arXiv:1907.10902 (Optuna); TPE: Bergstra et al. 2011, NeurIPS; hyperband: Li et al. 2018,
-JMLR 18.
+Runs are ordinary runs in RUN/jobs/; what is there and whole is not run again, so a study that was stopped goes on by
+`metarec compare resume=RUN`. A cell that fails is told and leaves the others alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, Trial, TrialState
-
-from metarec.config.search import Search
-from metarec.config.space import Dimension, grid
-from metarec.errors import EnvironmentFault
-
-DRAWS = 20  # before a setting not tried yet is looked up: only a small space, nearly used up, takes so many
-STATUS = {
-    TrialState.COMPLETE: "ok", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed", TrialState.RUNNING: "running",
-}  # fmt: skip
+from metarec.config.compose import config_to_yaml
+from metarec.config.schema import CompareConfig, TrainConfig
+from metarec.errors import Stopped
+from metarec.report.finished import Run, read_run
+from metarec.report.study import markdown, study, study_table
+from metarec.report.tables import show
+from metarec.runs import atomic, rundir
+from metarec.runs.lock import hold
+from metarec.verbs.cells import Cell, cells, settings
+from metarec.verbs.jobs import Failed, run_job, stop_jobs
 
 
-@dataclass(frozen=True)
-class Row:
-    """One trial as the storage has it. `status`: ok | pruned | failed | running."""
+def run_study(config: CompareConfig, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
+    """Run every cell, `parallel` at once, then write study.json, study.md and print the table."""
+    every = cells(config)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with hold(run_dir):
+        if not resume:
+            rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=overrides)
+        work = _Work(config, run_dir, every, overrides)
+        with ThreadPoolExecutor(config.parallel) as pool:
+            try:
+                list(pool.map(work.cell, every))
+            except BaseException:  # a signal to this process: no job is begun any more, and those that run save and end
+                work.ended = True
+                stop_jobs()
+                raise
+        if work.stopped is not None:
+            raise work.stopped
+        blocks: dict[tuple[str, str], list[tuple[Cell, list[Run]]]] = {}
+        for cell in every:
+            if cell.name in work.runs:
+                blocks.setdefault(cell.block, []).append((cell, work.runs[cell.name]))
+        if not blocks:
+            code, line = next(iter(work.failures.values()))
+            raise Failed("compare", len(work.failures), "every cell failed", line, code)
+        document = study(
+            {block: [(cell.names[2:], runs) for cell, runs in found] for block, found in blocks.items()},
+            tuned=work.tuned, failures={name: line for name, (_, line) in work.failures.items()}, config=asdict(config),
+        )  # fmt: skip
+        atomic.write_json(run_dir / "study.json", document)
+        atomic.write_text(run_dir / "study.md", markdown(document))
+        if not work.failures:
+            rundir.seal(run_dir)
+    if config.logger.name != "quiet":
+        show(study_table(document))
+        print(f"study in {run_dir}: study.json, study.md", flush=True)
+    if work.failures:
+        code, line = next(iter(work.failures.values()))
+        raise Failed("compare", f"{len(work.failures)} of {len(every)} cells", "failed", line, code)
+    return {"run_dir": str(run_dir), "headline": {" ".join(b["block"]): b["ours"]["mean"] for b in document["blocks"]}}
 
-    number: int
-    params: dict[str, Any]
-    status: str
-    value: float | None  # of a pruned one the last that was reported
-    notes: dict[str, Any] = field(default_factory=dict)  # directory, seconds, exit_code, error
 
+class _Work:
+    """What the cells of a study leave behind; cells run in threads, each of their runs in a process of its own."""
 
-class Study:
-    """The study of a search in the SQLite file `storage`, made where it is not there. Raises EnvironmentFault."""
+    def __init__(self, config: CompareConfig, run_dir: Path, every: Sequence[Cell], overrides: Sequence[str]) -> None:
+        self.config, self.run_dir, self.overrides = config, run_dir, overrides
+        self.first_of_block = {cell.block: cell.name for cell in reversed(every)}
+        self.tuned: dict[str, Any] = {}
+        self.runs: dict[str, list[Run]] = {}
+        self.failures: dict[str, tuple[int, str]] = {}
+        self.stopped: Stopped | None = None
+        self.ended = False
+        self._done, self._lock = 0, threading.Lock()
+        self._total = len(every)
 
-    def __init__(self, storage: Path, search: Search) -> None:
-        self.search, self.options = search, search.options
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    def cell(self, cell: Cell) -> None:
+        """Tune and run a cell; what goes wrong is kept, not raised."""
+        if self.stopped is not None or self.ended:
+            return
         try:
-            storage.parent.mkdir(parents=True, exist_ok=True)
-            self._study = optuna.create_study(
-                storage=f"sqlite:///{storage.resolve()}", study_name=self.options.study_name, direction="maximize",
-                load_if_exists=True, pruner=self._pruner(),
-            )  # fmt: skip
-        except Exception as reason:  # Optuna's, SQLAlchemy's and Alembic's have no common base class
-            found = str(reason).splitlines()[0]
-            what = "not usable as the storage of a search"
-            raise EnvironmentFault(storage, found, what, "give another hydra.sweeper.storage=FILE") from reason
-        self._distributions = {one.key: _distribution(one) for one in search.space}
+            setting = self._setting(cell)
+            whole = self.first_of_block[cell.block] == cell.name
+            runs = [
+                self._run(f"{cell.name}_seed{seed}", cell.run(seed, setting, whole_panel=whole))
+                for seed in dict.fromkeys(self.config.seeds)
+            ]
+            self.runs[cell.name] = runs
+        except Stopped as stopped:
+            self.stopped = stopped
+        except Failed as failed:
+            self.failures[cell.name] = (failed.exit_code, failed.line)
+            print(f"{cell.name} failed: {failed.line}", file=sys.stderr, flush=True)
+        with self._lock:
+            self._done += 1
+            if self.config.logger.name != "quiet" and self.stopped is None:
+                print(f"cell {self._done}/{self._total}: {cell.name}", flush=True)
 
-    @property
-    def notes(self) -> dict[str, Any]:
-        """What stands beside the trials: the search's `directory` and what it was asked."""
-        return dict(self._study.user_attrs)
+    def _setting(self, cell: Cell) -> dict[str, float]:
+        """The setting with the best validation figure; of equal ones the first."""
+        every = settings(self.config)
+        if len(every) == 1:
+            return every[0]
+        tried = []
+        for number, setting in enumerate(every):
+            run = self._run(f"{cell.name}_trial{number}", cell.trial(self.config.seeds[0], setting))
+            tried.append({**setting, "value": validation_value(run)})
+        best = max(range(len(every)), key=lambda number: tried[number]["value"])
+        self.tuned[cell.name] = {"chosen": every[best], "tried": tried, "seed": self.config.seeds[0]}
+        return every[best]
 
-    def note(self, key: str, value: Any) -> None:
-        self._study.set_user_attr(key, value)
-
-    def rows(self) -> list[Row]:
-        return [_row(trial) for trial in self._trials()]
-
-    def best(self) -> Row | None:
-        """The finished trial with the largest value, the earlier of two equal ones."""
-        done = [row for row in self.rows() if row.status == "ok" and row.value is not None]
-        return max(done, key=lambda row: (row.value, -row.number), default=None)
-
-    def draw(self) -> Row | None:
-        """A new running trial with a setting that no other has; None where the search has all of its trials."""
-        trials = self._trials()
-        if len(trials) >= self.search.n_trials:
-            return None
-        params = self._unseen(trials)
-        if params is None:
-            return None
-        self._study.add_trial(
-            optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=self._distributions)
-        )
-        return _row(self._trials()[len(trials)])
-
-    def report(self, number: int, step: int, value: float) -> bool:
-        """Store a validation value; whether the trial should go no further."""
-        trial = self._live(number)
-        if step not in self._trials()[number].intermediate_values:  # else it was told before a kill
-            trial.report(value, step)
-        return bool(trial.should_prune())
-
-    def tell(self, number: int, status: str, value: float | None, notes: Mapping[str, Any]) -> Row:
-        """End a running trial: ok with its value, pruned, or failed."""
-        trial = self._live(number)
-        for key, note in notes.items():
-            trial.set_user_attr(key, note)
-        state = next(state for state, name in STATUS.items() if name == status)
-        self._study.tell(number, value if state == TrialState.COMPLETE else None, state=state)
-        return self.rows()[number]
-
-    def importance(self) -> dict[str, float] | None:
-        """Share of each key in what tells good trials from bad ones (PED-ANOVA, Watanabe et al. 2023,
-        arXiv:2304.10255); null where fewer than `startup_trials` or 4 ended, or all with one value."""
-        done = [row for row in self.rows() if row.status == "ok"]
-        if len(self.search.space) < 2 or len(done) < max(4, self.options.startup_trials):
-            return None
-        if len({row.value for row in done}) < 2:
-            return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-            return dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator))
-
-    def _trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
-
-    def _live(self, number: int) -> Trial:
-        """The handle of a running trial, whichever process began it."""
-        return Trial(self._study, self._trials()[number]._trial_id)
-
-    def _unseen(self, trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
-        seen = {_key(trial.params) for trial in trials}
-        if self.options.sampler != "grid":
-            shadow = optuna.create_study(  # in memory: asking leaves half-made trials, which a kill must not find
-                study_name=self.options.study_name, direction="maximize", pruner=self._pruner()
-            )
-            shadow.add_trials(trials)
-            for attempt in range(DRAWS):
-                shadow.sampler = self._sampler(len(trials), attempt)
-                drawn = shadow.ask(self._distributions).params
-                params = {one.key: one.nearest(drawn[one.key]) for one in self.search.space}
-                if _key(params) not in seen:
-                    return params
-        if any(one.values is None for one in self.search.space):
-            raise AssertionError("a continuum gave no new setting")  # twenty equal floats in a row
-        return next((params for params in grid(self.search.space) if _key(params) not in seen), None)
-
-    def _sampler(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
-        key = hashlib.sha256(f"{self.options.seed} {number} {attempt}".encode()).digest()
-        seed = int.from_bytes(key[:4], "little")
-        if self.options.sampler == "random":
-            return optuna.samplers.RandomSampler(seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of constant_liar, before Optuna 5
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=self.options.startup_trials, constant_liar=True
-            )
-
-    def _pruner(self) -> optuna.pruners.BasePruner:
-        """Steps are outer steps, of a search over seeds the number of seeds done."""
-        config, seeds = self.search.config, self.options.seeds
-        if self.options.pruner == "median":
-            return optuna.pruners.MedianPruner(n_startup_trials=self.options.startup_trials)
-        if self.options.pruner == "hyperband":
-            first = 1 if seeds or config.algorithm.name == "supervised" else config.train.eval_every
-            return optuna.pruners.HyperbandPruner(min_resource=first)
-        return optuna.pruners.NopPruner()
+    def _run(self, name: str, job: TrainConfig) -> Run:
+        """The finished run of a job, run now unless it is there."""
+        directory = self.run_dir / "jobs" / name
+        if not (directory / "manifest.json").exists():
+            if self.config.parallel > 1 and job.hardware.threads == 0:
+                job = replace(job, hardware=replace(job.hardware, threads=1))
+            run_job(directory, job, self.overrides, f"go on by metarec compare resume={self.run_dir}", echo=False)
+        return read_run(directory, name)
 
 
-def _distribution(one: Dimension) -> BaseDistribution:
-    if one.kind == "choice":
-        return CategoricalDistribution(tuple(one.values or ()))
-    if one.kind == "int":
-        return IntDistribution(int(one.low), int(one.high), log=one.log, step=int(one.step or 1))
-    return FloatDistribution(one.low, one.high, log=one.log, step=one.step)
-
-
-def _row(trial: FrozenTrial) -> Row:
-    return Row(trial.number, dict(trial.params), STATUS[trial.state], trial.value, dict(trial.user_attrs))
-
-
-def _key(params: Mapping[str, Any]) -> str:
-    return json.dumps(params, sort_keys=True)
+def validation_value(run: Run) -> float:
+    """The best monitored validation figure of a run."""
+    training = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))["training"]
+    return float(training[f"val_{run.monitor}"])

@@ -17,6 +17,7 @@ from metarec.core.seeding import generator
 from metarec.errors import ConfigError, MetarecError, Pruned, Stopped
 from metarec.evaluate import Control
 from metarec.report.plots import plot_curves
+from metarec.report.reported import plain
 from metarec.report.tables import funnel_table, show
 from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.history import History, read_history, truncate_after
@@ -24,7 +25,9 @@ from metarec.runs.lock import hold
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
 from metarec.train import Progress, Store
 from metarec.verbs import measure as m
+from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
+from metarec.verbs.panel import check_panel, panel
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
 
 
@@ -36,7 +39,7 @@ def run_train(
     should_stop: what a search makes of each validation, see `runs.signals.Stop.validated`.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with hold(run_dir), stop_on_signals(should_stop) as stop:
+    with hold(run_dir), stop_on_signals(should_stop=should_stop) as stop:
         if resume:
             if (run_dir / "manifest.json").exists():
                 raise ConfigError("resume", run_dir, "the run is finished", "start a new one, or metarec eval ckpt=RUN")
@@ -70,6 +73,8 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
         show(funnel_table(prepared.funnel, prepared.counts, title=f"{prepared.name}: {prepared.split_note}"))
     atomic.write_json(run_dir / "funnel.json", {"steps": prepared.funnel, "counts": prepared.counts})
     bench = build.bench(config, config.evaluation, prepared, on)
+    check_panel(config, bench)
+    check_curves(config.evaluation, bench, config.split)
     say(f"run directory {run_dir}; {on.line}")
 
     found, cost = _resumed(run_dir, bench, say) if resume else None, Cost()
@@ -83,9 +88,15 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     tensors, state = checkpoint.load_checkpoint(best)
     trained = m.trained_from(bench, config, tensors, Control(**state["control"]) if state["control"] else None)
     control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.name)
+    source = {} if trained.phi is None else state["warm_start"]
+    rows = panel(config, bench, trained.base, source, run_dir, stop)
     document, columns = m.measure(
-        bench, trained, control, bench.episodes(config.split), config.split, seed=config.seed,
+        bench, trained, control, rows, bench.episodes(config.split), config.split, seed=config.seed,
         steps=config.evaluation.test_steps,
+    )  # fmt: skip
+    more = extras(
+        bench, trained, control, rows, config.split, seed=config.seed, steps=config.evaluation.test_steps,
+        mode=config.logger.name,
     )  # fmt: skip
     document = {
         "model": config.model.name,
@@ -94,6 +105,8 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
         "residual": config.residual.name,
         "config": asdict(config),
         **document,
+        **more,
+        **({} if config.reported is None else {"reported": plain(config.reported)}),
         "seeds": {"run": config.seed, "split": config.dataset.split.seed},
         "training": {
             "best_step": at.best_step, "steps": at.step, "stopped_early": at.stopped,

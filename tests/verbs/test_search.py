@@ -23,7 +23,7 @@ from metarec.runs.lock import hold
 from metarec.runs.rundir import verify
 from metarec.verbs import search as module
 from metarec.verbs.search import _directory_of, run_search
-from metarec.verbs.study import Study
+from metarec.verbs.storage import Study
 from metarec.verbs.train import run_train
 
 OPTUNA = "hydra/sweeper=optuna"

@@ -1,170 +1,126 @@
-"""Trials in the storage: what is drawn follows from seed and trials alone, whichever process draws, and never twice."""
+"""A study over data sets, residuals and algorithms: what runs, what is chosen by what, and that the page is arithmetic."""
 
 from __future__ import annotations
 
-import math
-import sqlite3
-from collections.abc import Callable
+import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from reference.tiny_runs import TINY, Work
 
-pytest.importorskip("optuna", reason="searching needs metarec[sweep]")
+from metarec.config.overrides import check_words
+from metarec.config.schema import CompareConfig
+from metarec.errors import ConfigError
+from metarec.verbs.cells import cells, is_study, settings, with_setting
 
-from metarec.config.search import Search, read_search
-from metarec.errors import EnvironmentFault
-from metarec.verbs.study import Row, Study
-
-LR, STEPS = "optimizer.lr=tag(log,interval(1e-4,1e-1))", "algorithm.inner.steps=1,3,5"
-
-
-def asked(*words: str, n_trials: int = 8, startup: int = 3) -> Search:
-    options = (f"hydra.sweeper.n_trials={n_trials}", f"hydra.sweeper.startup_trials={startup}")
-    return read_search(["hydra/sweeper=optuna", *words, *options], None)
+SMALL = (
+    *(word for word in TINY if not word.startswith("logger=")), "logger=quiet", "algorithms=[fomaml,anil]", "seeds=[1,2]",
+    "residuals=[off,context]", "evaluation.panel=[markov]", "parallel=2", "tune.outer_lrs=[0.001,0.02]",
+)  # fmt: skip
 
 
-def quality(row: Row) -> float:
-    """Best at lr = 0.01, three steps."""
-    lr, steps = row.params.get("optimizer.lr", 0.01), row.params.get("algorithm.inner.steps", "3")
-    return -abs(math.log10(lr) + 2) - 0.1 * abs(int(steps) - 3)
+def composed(*words: str) -> CompareConfig:
+    (job,) = check_words("compare", words).jobs
+    assert isinstance(job.config, CompareConfig)
+    return job.config
 
 
-def run(study: Study, value: Callable[[Row], float] = quality) -> None:
-    while (row := study.draw()) is not None:
-        study.tell(row.number, "ok", value(row), {})
+def test_every_cell_is_there_once_and_data_sets_take_turns() -> None:
+    config = composed(
+        "datasets=[mars,synthetic]", "residuals=[off,context]", "algorithms=[fomaml,maml]", "data_dir=/data"
+    )
+    found = cells(config)
+    assert len({cell.name for cell in found}) == len(found) == 8
+    assert [cell.names[0] for cell in found] == ["mars", "synthetic"] * 4
+    assert found[0].config.dataset.path == "mars/explicit_en.parquet"
+    assert {cell.block for cell in found} == {("mars", "gru4rec"), ("synthetic", "gru4rec")}
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_process_for_every_trial_draws_what_one_process_draws(tmp_path: Path, sampler: str) -> None:
-    search = asked(LR, STEPS, f"hydra.sweeper.sampler={sampler}")
-    whole = Study(tmp_path / "whole.sqlite", search)
-    run(whole)
-    for _ in range(4):  # as if killed after every second trial, once between draw and end
-        part = Study(tmp_path / "part.sqlite", search)
-        for row in [row for row in part.rows() if row.status == "running"]:
-            part.tell(row.number, "ok", quality(row), {})
-        for _ in range(2):
-            row = part.draw()
-            assert row is not None
-            if len(part.rows()) != 4:
-                part.tell(row.number, "ok", quality(row), {})
-    part = Study(tmp_path / "part.sqlite", search)
-    assert [(row.number, row.params, row.value) for row in part.rows()] == [
-        (row.number, row.params, row.value) for row in whole.rows()
-    ]
-    assert part.draw() is None
-    other = Study(tmp_path / "other.sqlite", asked(LR, STEPS, "hydra.sweeper.seed=2"))
-    run(other)
-    assert other.rows()[0].params != whole.rows()[0].params
+def test_what_a_cell_tries_changes_two_step_sizes_and_nothing_else() -> None:
+    config = composed("tune.outer_lrs=[0.1,0.2]", "tune.inner_lrs=[0.5]", "algorithms=[maml]")
+    assert settings(config) == [{"outer_lr": 0.1, "inner_lr": 0.5}, {"outer_lr": 0.2, "inner_lr": 0.5}]
+    (cell,) = cells(config)
+    changed = with_setting(cell.config, settings(config)[1])
+    assert (changed.optimizer.lr, changed.algorithm.inner.lr) == (0.2, 0.5)
+    trial = cell.trial(1, {})
+    assert (trial.evaluation.split, trial.evaluation.panel, trial.evaluation.ks) == ("val", "none", None)
+    assert cell.run(3, {}, whole_panel=True).evaluation.panel == "quick"
+    assert cell.run(3, {}, whole_panel=False).evaluation.panel == "none"
+    assert cell.run(3, {}, whole_panel=True).seed == 3
 
 
-def test_all_of_a_trial_is_in_the_file_when_it_is_drawn(tmp_path: Path) -> None:
-    """Read with sqlite3 alone: a running trial with its parameters, and after its end the value."""
-    path = tmp_path / "study.sqlite"
-    study = Study(path, asked(LR, STEPS))
-    row = study.draw()
-    assert row is not None
-    with sqlite3.connect(path) as file:
-        assert file.execute("select number, state from trials").fetchall() == [(0, "RUNNING")]
-        found = dict(file.execute("select param_name, param_value from trial_params").fetchall())
-    assert found["optimizer.lr"] == row.params["optimizer.lr"]
-    assert ("1", "3", "5")[int(found["algorithm.inner.steps"])] == row.params["algorithm.inner.steps"]
-    study.tell(0, "ok", 0.25, {"directory": "trials/0"})
-    with sqlite3.connect(path) as file:
-        assert file.execute("select value from trial_values").fetchall() == [(0.25,)]
-        assert file.execute("select state from trials").fetchall() == [("COMPLETE",)]
-    assert study.rows()[0].notes == {"directory": "trials/0"}
+def test_a_plain_comparison_is_no_study() -> None:
+    assert not is_study(composed())
+    assert all(is_study(composed(word)) for word in ("parallel=2", "models=[sasrec]", "tune.inner_lrs=[0.1,1]"))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
-def test_a_small_space_is_tried_whole_and_nothing_twice(tmp_path: Path, sampler: str) -> None:
-    search = asked(STEPS, "train.dropout=range(0,0.5,0.125)", f"hydra.sweeper.sampler={sampler}", n_trials=99)
-    study = Study(tmp_path / "study.sqlite", search)
-    run(study)
-    found = [(row.params["algorithm.inner.steps"], row.params["train.dropout"]) for row in study.rows()]
-    everything = [(steps, dropout) for steps in ("1", "3", "5") for dropout in (0.0, 0.125, 0.25, 0.375)]
-    assert sorted(found) == everything
-    assert (found == everything) == (sampler == "grid")
+def test_a_cell_that_cannot_run_is_named_before_any_runs() -> None:
+    with pytest.raises(ConfigError, match="synthetic, gru4rec, context, fomaml") as error:
+        cells(composed("algorithms=[fomaml]", "residuals=[context]", "warm_start=none", "inner.lr=0", "tune.inner_lrs=[0.0001]",
+                       "dataset.sessions.by=user"))  # fmt: skip
+    assert "dataset.sessions.by" in str(error.value)
 
 
-def test_tpe_finds_more_than_chance(tmp_path: Path) -> None:
-    """9 of its 20 later draws lie within a third of a decade of the best step size: of random ones 4.4, and 9 once in 50."""
-    study = Study(tmp_path / "study.sqlite", asked(LR, n_trials=28, startup=8))
-    run(study)
-    later = [abs(math.log10(row.params["optimizer.lr"]) + 2) for row in study.rows()[8:]]
-    assert sum(distance < 1 / 3 for distance in later) >= 9
-    assert study.best() == max(study.rows(), key=quality)
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    work = Work(tmp_path_factory.mktemp("study"), cache)
+    assert work.main("compare", *SMALL) == 0
+    return work.directories("compare")[-1]
 
 
-def test_whole_numbers_lie_in_their_steps_and_logarithms_are_even(tmp_path: Path) -> None:
-    words = ("algorithm.inner.steps=range(1,10,4)", LR, "hydra.sweeper.sampler=random")
-    study = Study(tmp_path / "study.sqlite", asked(*words, n_trials=30))
-    run(study)
-    assert {row.params["algorithm.inner.steps"] for row in study.rows()} == {1, 5, 9}
-    decade = [math.floor(math.log10(row.params["optimizer.lr"])) for row in study.rows()]
-    assert all(decade.count(where) >= 5 for where in (-4, -3, -2))  # 10 expected of each
+def test_trials_never_see_the_test_split_and_the_best_setting_is_run(study: Path) -> None:
+    document = json.loads((study / "study.json").read_text())
+    jobs = {path.name: json.loads((path / "metrics.json").read_text()) for path in (study / "jobs").iterdir()}
+    trials = {name: job for name, job in jobs.items() if "_trial" in name}
+    assert len(trials) == 8
+    assert len(jobs) == 16
+    assert {job["protocol"]["split"] for job in trials.values()} == {"val"}
+    for name, record in document["tuned"].items():
+        values = [jobs[f"{name}_trial{k}"]["training"]["val_ndcg@10"] for k in (0, 1)]
+        assert [row["value"] for row in record["tried"]] == values
+        wanted = (0.001, 0.02)[int(np.argmax(values))]
+        assert record["chosen"] == {"outer_lr": wanted}
+        for seed in (1, 2):
+            run = jobs[f"{name}_seed{seed}"]
+            assert run["config"]["optimizer"]["lr"] == wanted
+            assert (run["config"]["seed"], run["protocol"]["split"]) == (seed, "test")
 
 
-def test_a_failed_trial_has_no_value_and_is_never_the_best(tmp_path: Path) -> None:
-    study = Study(tmp_path / "study.sqlite", asked(LR, n_trials=3))
-    for status, value in (("failed", None), ("ok", -5.0), ("pruned", None)):
-        row = study.draw()
-        assert row is not None
-        study.report(row.number, 10, 1.0)
-        study.tell(row.number, status, value, {"error": "why"} if status == "failed" else {})
-    assert [(row.status, row.value) for row in study.rows()] == [("failed", None), ("ok", -5.0), ("pruned", 1.0)]
-    assert study.rows()[0].notes == {"error": "why"}
-    best = study.best()
-    assert best is not None
-    assert best.number == 1
+def test_the_page_is_the_mean_of_the_runs_and_ours_is_chosen_on_validation(study: Path) -> None:
+    (block,) = json.loads((study / "study.json").read_text())["blocks"]
+    means, values = {}, {}
+    for row in block["adapted"]:
+        runs = [
+            study / "jobs" / f"synthetic_gru4rec_{row['residual']}_{row['algorithm']}_seed{seed}" for seed in (1, 2)
+        ]
+        found = [json.loads((run / "metrics.json").read_text()) for run in runs]
+        means[row["residual"], row["algorithm"]] = np.mean([one["metrics"]["fewshot"]["ndcg@10"] for one in found])
+        values[row["residual"], row["algorithm"]] = np.mean([one["training"]["val_ndcg@10"] for one in found])
+        assert row["mean"] == pytest.approx(means[row["residual"], row["algorithm"]], abs=1e-12)
+    ours = block["ours"]["residual"], block["ours"]["algorithm"]
+    assert values[ours] == max(values.values())
+    assert {row["method"] for row in block["rows"]} == {"pretrained", "control", "markov"}
+    gain = next(entry for entry in block["differences"] if entry["against"] == "markov")
+    markov = next(row for row in block["rows"] if row["method"] == "markov")
+    assert gain["mean"] == pytest.approx(means[ours] - markov["mean"], abs=1e-12)
+    page = (study / "study.md").read_text()
+    assert "Markov, first order" in page
+    assert f"**{ours[1]}, {ours[0]}**" in page
 
 
-def test_the_median_prunes_what_is_behind_half_of_the_trials(tmp_path: Path) -> None:
-    """By hand: after trials with .3 and .5 at step 100 the median is .4."""
-    study = Study(tmp_path / "study.sqlite", asked(LR, "hydra.sweeper.pruner=median", n_trials=4, startup=2))
-    for value in (0.3, 0.5):
-        row = study.draw()
-        assert row is not None
-        assert not study.report(row.number, 100, value)
-        study.tell(row.number, "ok", value, {})
-    for value, pruned in ((0.39, True), (0.41, False)):
-        row = study.draw()
-        assert row is not None
-        assert study.report(row.number, 100, value) is pruned
-        assert study.report(row.number, 100, 0.9) is pruned  # told again after a kill: the first word counts
-        study.tell(row.number, "pruned" if pruned else "ok", None if pruned else value, {})
-
-
-def test_hyperband_prunes_some_and_never_the_best(tmp_path: Path) -> None:
-    words = (LR, "hydra.sweeper.pruner=hyperband", "train.steps=900", "train.eval_every=100")
-    study = Study(tmp_path / "study.sqlite", asked(*words, n_trials=16, startup=16))
-    while (row := study.draw()) is not None:
-        stopped = any(study.report(row.number, step, quality(row)) for step in (100, 300, 900))
-        study.tell(row.number, "pruned" if stopped else "ok", None if stopped else quality(row), {})
-    rows = study.rows()
-    assert 3 <= sum(row.status == "pruned" for row in rows) <= 13
-    assert max(rows, key=quality).status == "ok"
-
-
-def test_importance_finds_the_key_that_matters(tmp_path: Path) -> None:
-    study = Study(tmp_path / "study.sqlite", asked(LR, "train.dropout=interval(0,0.5)", n_trials=20, startup=20))
-    assert study.importance() is None
-    run(study, lambda row: -abs(math.log10(row.params["optimizer.lr"]) + 2))
-    found = study.importance()
-    assert found is not None
-    assert found["optimizer.lr"] > 0.8
-    assert sum(found.values()) == pytest.approx(1)
-
-
-def test_a_file_that_is_no_storage(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    path.write_text("user,item\n" * 100)
-    with pytest.raises(EnvironmentFault, match="not usable as the storage of a search"):
-        Study(path, asked(LR))
-    assert path.read_text() == "user,item\n" * 100
-
-
-def test_notes_stay(tmp_path: Path) -> None:
-    Study(tmp_path / "study.sqlite", asked(LR)).note("directory", "here")
-    assert Study(tmp_path / "study.sqlite", asked(LR)).notes == {"directory": "here"}
-    assert Study(tmp_path / "study.sqlite", asked(LR, "hydra.sweeper.study_name=other")).notes == {}
+def test_what_is_there_is_not_run_again(study: Path, cache: Path) -> None:
+    work = Work(study.parents[2], cache)
+    before = {path: path.stat().st_mtime_ns for path in study.glob("jobs/*/metrics.json")}
+    document = json.loads((study / "study.json").read_text())
+    (study / "manifest.json").unlink()
+    (study / "study.json").unlink()
+    gone = next(path for path in study.glob("jobs/*_seed2"))
+    (gone / "manifest.json").unlink()
+    assert work.main("compare", f"resume={study}") == 0
+    after = {path: path.stat().st_mtime_ns for path in study.glob("jobs/*/metrics.json")}
+    assert {path for path in before if before[path] != after[path]} == {gone / "metrics.json"}
+    again = json.loads((study / "study.json").read_text())
+    assert again["blocks"] == document["blocks"]
+    assert pq.read_table(gone / "per_user.parquet").num_rows == document["blocks"][0]["users"]
