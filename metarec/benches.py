@@ -148,7 +148,17 @@ class SequenceBench:
             "max_len": self.batcher.max_len,
             "vocabulary": "all" if self.prepared.given_vocabulary else "training",
             "history": "sessions" if self.batcher.stream is None else "user",
+            **_identity(self.prepared, self._candidates()),
         }
+
+    def _candidates(self) -> str:
+        catalogue = "every item of the log" if self.prepared.given_vocabulary else "the training catalogue"
+        return catalogue + (" less the query's own prefix" if self.evaluation.candidates == "unseen" else "")
+
+    def longest_prefix(self, episodes: Any) -> int:
+        """Events of the longest prefix in the support and query pairs: a smaller `max_len` cuts something off."""
+        pairs = np.concatenate([part.ravel() for part in episodes.pairs()])
+        return int((self.prepared.pair_event[pairs] - self.prepared.pair_begin[pairs]).max(initial=0))
 
 
 @dataclass(frozen=True)
@@ -215,7 +225,11 @@ class ImageBench:
             "leaky": False,
             "split_note": self.prepared.split_note,
             "classification": True,
+            **_identity(self.prepared, "the classes of the episode"),
         }
+
+    def longest_prefix(self, episodes: Any) -> int:
+        return 1  # the image itself
 
 
 AnyBench = SequenceBench | ImageBench
@@ -229,6 +243,16 @@ def _spread(count: int, most: int) -> Ints:
 
 def _chunks(n_tasks: int, size: int) -> list[slice]:
     return [slice(begin, begin + (size or n_tasks)) for begin in range(0, n_tasks, size or n_tasks)]
+
+
+def _identity(prepared: Prepared | Omniglot, candidates: str) -> dict[str, Any]:
+    """What figures of two runs must share before they are compared (`report.protocol`)."""
+    return {
+        "candidates": candidates,
+        "n_items": prepared.n_items,
+        "data_fingerprint": prepared.fingerprint,
+        "vocabulary_sha256": prepared.vocabulary_sha256,
+    }
 
 
 def _popularity(prepared: Prepared) -> np.ndarray:

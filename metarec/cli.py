@@ -4,6 +4,7 @@
     metarec train -m residual=off,on         a sweep: each job in a directory of its own below such a one
     metarec train -m hydra/sweeper=optuna    a search of validation figures, docs/search.md
     metarec train resume=RUN_DIR             carry on with a run or a search; nothing is composed for a run
+    metarec compare RUN...                   finished runs side by side; metarec report RUN... makes a page of them
 
 Exit codes: 0 ok; 2 usage or config; 3 data; 4 checkpoint; 5 environment; 6 diverged; 130, 143 signals; 1 is a bug.
 Nothing heavy is imported before a run starts (help, completion and refusals need neither torch nor pandas).
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from metarec.config.arguments import Arguments
     from metarec.config.schema import Config
 
+KNOWN = (*VERBS, "report")
 RESUMABLE = ("train", "compare")
 
 
@@ -81,6 +83,7 @@ def guarded(action: Callable[[], int]) -> int:
 def dispatch(words: list[str]) -> int:
     """One command line to its exit code; raises MetarecError."""
     from metarec.config import help
+    from metarec.config.reading import reads_runs
 
     if not words or words[0] in ("-h", "--help", "help"):
         print(help.overview())
@@ -91,14 +94,25 @@ def dispatch(words: list[str]) -> int:
     if words[0] in ("-sc", "--shell-completion"):
         return complete(words)
     verb, rest = words[0], words[1:]
-    if verb not in VERBS:
-        near = nearest(verb, VERBS)
-        hint = f"did you mean `metarec {near}`?" if near else f"the verbs are {', '.join(VERBS)}"
+    if verb not in KNOWN:
+        near = nearest(verb, KNOWN)
+        hint = f"did you mean `metarec {near}`?" if near else f"the verbs are {', '.join(KNOWN)}"
         raise ConfigError("command line", verb, "not a verb", f"{hint} `metarec --help` shows examples")
     if "-h" in rest or "--help" in rest:
         print(help.verb_help(verb))
         return 0
-    return launch(verb, rest)
+    return read(verb, rest) if reads_runs(verb, rest) else launch(verb, rest)
+
+
+def read(verb: str, words: list[str]) -> int:
+    """``metarec compare RUN...`` and ``metarec report RUN...``: nothing is composed or trained; raises MetarecError."""
+    from metarec.config.reading import parse_reading
+
+    runs, options = parse_reading(verb, words)
+    from metarec.verbs import read_runs
+
+    read_runs(runs, options, words)
+    return 0
 
 
 def launch(verb: str, words: list[str]) -> int:
@@ -260,7 +274,7 @@ def installed_version() -> str:
 
 def complete(words: list[str]) -> int:
     """``-sc install=bash`` and ``-sc query=bash``, the line being typed in COMP_LINE."""
-    from metarec.config.completion import first_words, split_line
+    from metarec.config.completion import first_words, reading_words, split_line
 
     verb: str | None = "train"
     if any(word.startswith("query=") for word in words):
@@ -268,6 +282,9 @@ def complete(words: list[str]) -> int:
         verb, without = split_line(line)
         if verb is None:
             print(" ".join(first_words(line)))
+            return 0
+        if verb == "report":
+            print(" ".join(reading_words(line)))
             return 0
         if verb not in VERBS:
             return 0

@@ -355,6 +355,7 @@ PANELS = {
 @dataclass
 class EvaluationConfig:
     name: str = ranged("standard", choices=["standard", "k_curve", "full"])
+    split: str = ranged("test", choices=["test", "val"])  # of a training run's end; `metarec eval` has a key of its own
     panel: list[str] | str = "quick"  # of PANELS, or rows; pretrained and control are always there
     candidates: str = ranged("all", choices=["all", "unseen"])
     ks: list[int] | None = ranged(None, min=0)
@@ -422,7 +423,6 @@ class TrainConfig:
     """`metarec train`."""
 
     seed: int = ranged(1, min=0, max=SEED_MAX)
-    split: str = ranged("test", choices=["test", "val"])
     warm_start: str = ranged("auto", path=True)  # auto | none | PATH
     data_dir: str | None = ranged(None, path=True)
     cache_dir: str = ranged("~/.cache/metarec", path=True)

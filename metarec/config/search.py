@@ -33,7 +33,7 @@ N_TRIALS = 20
 FIXED = {
     "seed": "a seed is no setting, and the luckiest would win: give hydra.sweeper.seeds=[1,2,3] for a mean over seeds",
     "evaluation": "trials are compared by one figure", "dataset": "trials are compared on the same users",
-    "resume": "a trial starts anew", "output_dir": "a search has one directory", "split": "trials are measured on val",
+    "resume": "a trial starts anew", "output_dir": "a search has one directory",
 }  # fmt: skip
 SETTINGS = ("evaluation.test_steps", "evaluation.control")  # of the run itself, though they stand there
 
@@ -168,9 +168,9 @@ def _contradictions(options: SearchOptions, space: Sequence[Dimension], fixed: s
         found.append(ConfigError(f"{OPTIONS}.seeds", show(options.seeds), "a seed stands twice", "give it once"))
     if options.seeds is not None and "seed" in fixed:
         found.append(ConfigError("seed", "given", f"does nothing: {OPTIONS}.seeds is set", "drop one of the two"))
-    if "split" in fixed:
+    if "evaluation.split" in fixed:
         what = "is set by the search: val for its trials, test for the best setting at the end"
-        found.append(ConfigError("split", "given", what, "drop it"))
+        found.append(ConfigError("evaluation.split", "given", what, "drop it"))
     methods = next((set(one.values or ()) for one in space if one.key == "algorithm"), set())
     if "supervised" in methods and len(methods) > 1:
         what = "supervised is validated without support, the others with it: their figures are not the same one"

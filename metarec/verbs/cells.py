@@ -1,4 +1,4 @@
-"""The cells of a study: every data set x model x residual x algorithm of a comparison, and the runs that each is made of.
+"""The cells of a survey: every data set x model x residual x algorithm of a comparison, and the runs that each is made of.
 
 A cell first tries its settings (`tune`): runs of one seed that are measured on validation and never on test. The best by the
 monitored validation figure is then run with every seed and measured on test once.
@@ -63,7 +63,7 @@ def with_setting(config: TrainConfig, setting: dict[str, float]) -> TrainConfig:
     return replace(config, algorithm=algorithm, optimizer=optimizer)
 
 
-def is_study(config: CompareConfig) -> bool:
+def is_survey(config: CompareConfig) -> bool:
     """Whether a comparison is over more than algorithms and seeds, or tunes anything."""
     return any((config.datasets, config.models, config.residuals, settings(config) != [{}], config.parallel > 1))
 
@@ -126,6 +126,6 @@ def _chosen(group: str, name: str, config: CompareConfig) -> Any:
     words = [f"{group}={name}", *([f"data_dir={config.data_dir}"] if config.data_dir else [])]
     (job,) = check_words("train", words, rules=False).jobs
     found = getattr(job.config, group)
-    if group == "dataset":  # what the study says of all its data sets
+    if group == "dataset":  # what the survey says of all its data sets
         found = replace(found, history=config.dataset.history, episodes=config.dataset.episodes)
     return found

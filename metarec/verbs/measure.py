@@ -120,9 +120,8 @@ def measure(
         "n_support": episodes.n_support,
         "n_query": episodes.n_query,
         "ties": bench.evaluation.ties,
-        "candidates": bench.evaluation.candidates,
-        "n_items": bench.n_items,
         "episodes_sha256": episodes.sha256,
+        "longest_prefix": bench.longest_prefix(episodes),
         **bench.conditions(),
     }
     columns = per_user(rows)

@@ -2,7 +2,7 @@
 
     SEARCH/search.json        what was asked: all that a resume needs, with
     SEARCH/study.sqlite       Optuna's storage: parameters, values and states of all trials
-    SEARCH/trials/<n>_<...>/  a run with split=val (or one for each seed, in seed<s>/), and its output.log
+    SEARCH/trials/<n>_<...>/  a run with evaluation.split=val (or one for each seed, in seed<s>/), and its output.log
     SEARCH/best/              the best trial's run, gone on from its last checkpoint: measured on test, once
     SEARCH/best.json          which trial that was; with it the search is finished
     SEARCH/summary.json       the table that is printed
@@ -43,9 +43,10 @@ LEFT_ALONE = 10.0  # seconds: Ctrl-C reaches the trials as well, which then end 
 KILLED = 5  # exit code for a trial whose process was killed: memory, mostly
 # what a trial is measured on; whom it is compared with can wait for the best
 OF_A_TRIAL = (
-    "split=val", "evaluation.panel=none", "evaluation.ks=null", "evaluation.grid=false", "evaluation.latency=false"
+    "evaluation.split=val", "evaluation.panel=none", "evaluation.ks=null", "evaluation.grid=false",
+    "evaluation.latency=false", "logger.plots=false",
 )  # fmt: skip
-OF_THE_BEST = ("split=test",)
+OF_THE_BEST = ("evaluation.split=test",)
 MAY_GROW = ("n_trials", "n_jobs")  # of a search given its storage again
 
 

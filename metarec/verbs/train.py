@@ -74,7 +74,7 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     atomic.write_json(run_dir / "funnel.json", {"steps": prepared.funnel, "counts": prepared.counts})
     bench = build.bench(config, config.evaluation, prepared, on)
     check_panel(config, bench)
-    check_curves(config.evaluation, bench, config.split)
+    check_curves(config.evaluation, bench, config.evaluation.split)
     say(f"run directory {run_dir}; {on.line}")
 
     found, cost = _resumed(run_dir, bench, say) if resume else None, Cost()
@@ -91,11 +91,11 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     source = {} if trained.phi is None else state["warm_start"]
     rows = panel(config, bench, trained.base, source, run_dir, stop)
     document, columns = m.measure(
-        bench, trained, control, rows, bench.episodes(config.split), config.split, seed=config.seed,
+        bench, trained, control, rows, bench.episodes(config.evaluation.split), config.evaluation.split, seed=config.seed,
         steps=config.evaluation.test_steps,
     )  # fmt: skip
     more = extras(
-        bench, trained, control, rows, config.split, seed=config.seed, steps=config.evaluation.test_steps,
+        bench, trained, control, rows, config.evaluation.split, seed=config.seed, steps=config.evaluation.test_steps,
         mode=config.logger.name,
     )  # fmt: skip
     document = {

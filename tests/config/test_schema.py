@@ -23,7 +23,7 @@ SHIPPED = {
     "algorithm": 8,
     "dataset": 27,
     "evaluation": 3,
-    "experiment": 8,
+    "experiment": 10,
     "hardware": 4,
     "logger": 3,
     "model": 3,
@@ -132,7 +132,7 @@ def test_command_line_options_are_frozen() -> None:
     assert (
         [key for key in train if not key.startswith("dataset.")]
         == """
-        seed split warm_start data_dir cache_dir output_dir resume
+        seed warm_start data_dir cache_dir output_dir resume
         reported
         model.name model.embedding_dim model.hidden_dim model.n_layers model.dropout model.embedding_dropout model.tie
         model.max_len
@@ -144,8 +144,8 @@ def test_command_line_options_are_frozen() -> None:
         objective.name objective.label_smoothing
         optimizer.name optimizer.lr optimizer.betas optimizer.eps optimizer.weight_decay optimizer.clip_norm
         schedule.name schedule.warmup_steps
-        evaluation.name evaluation.panel evaluation.candidates evaluation.ks evaluation.grid evaluation.latency
-        evaluation.monitor evaluation.bootstrap evaluation.confidence evaluation.ties
+        evaluation.name evaluation.split evaluation.panel evaluation.candidates evaluation.ks evaluation.grid
+        evaluation.latency evaluation.monitor evaluation.bootstrap evaluation.confidence evaluation.ties
         evaluation.task_chunk evaluation.test_steps evaluation.control.lrs evaluation.control.steps
         evaluation.control.users
         logger.name logger.plots logger.every

@@ -58,7 +58,7 @@ def test_how_many_trials(words: list[str], n_trials: int) -> None:
         ([LR, "seed=1,2"], "give hydra.sweeper.seeds=[1,2,3]"),
         ([LR, "evaluation.monitor=mrr,hr@10"], "trials are compared by one figure"),
         ([LR, "dataset.episodes.n_support=3,5"], "on the same users"),
-        ([LR, "split=test"], "is set by the search"),
+        ([LR, "evaluation.split=test"], "is set by the search"),
         ([LR, "algorithm=fomaml,supervised"], "leave supervised out"),
         ([LR, "hydra.sweeper.n_trails=3"], "did you mean hydra.sweeper.n_trials?"),
         ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials: 0: out of range"),

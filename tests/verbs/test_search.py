@@ -69,7 +69,7 @@ def assert_whole(search: Path, n_trials: int) -> None:
     for number, (state, _, value) in trials.items():
         assert state == "COMPLETE"
         found = metrics(runs[number])
-        assert found["protocol"]["split"] == found["config"]["split"] == "val"
+        assert found["protocol"]["split"] == found["config"]["evaluation"]["split"] == "val"
         assert value == found["training"][f"val_{NDCG}"]
         assert value == pytest.approx(found["metrics"]["fewshot"][NDCG], abs=1e-12)  # measured anew at the end
         assert set(verify(runs[number])) <= {"job.json"}
@@ -199,7 +199,9 @@ def test_a_mean_over_seeds_is_what_counts(work: Work) -> None:
 # One run
 
 
-def test_a_run_with_split_val_never_asks_for_the_test_episodes(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_measured_on_validation_never_asks_for_the_test_episodes(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked, episodes = [], build.SequenceBench.episodes
 
     def spy(self: Any, split: str, **options: Any) -> Any:
@@ -207,7 +209,7 @@ def test_a_run_with_split_val_never_asks_for_the_test_episodes(work: Work, monke
         return episodes(self, split, **options)
 
     monkeypatch.setattr(build.SequenceBench, "episodes", spy)
-    run = work.train("residual=off", "split=val")
+    run = work.train("residual=off", "evaluation.split=val")
     assert "val" in asked
     assert "test" not in asked
     assert metrics(run)["protocol"]["split"] == "val"
@@ -216,10 +218,10 @@ def test_a_run_with_split_val_never_asks_for_the_test_episodes(work: Work, monke
 
 
 def test_a_pruned_run_is_told_each_validation_and_can_be_gone_on_with(work: Work) -> None:
-    whole = work.train("residual=off", "split=val")
+    whole = work.train("residual=off", "evaluation.split=val")
     (job,) = (read_search([OPTUNA, *work.words("train", *words("optimizer.lr=0.02,1"))[3:]], None),)
     config, run = job.config, work.root / "run"
-    config.split, config.optimizer.lr = "val", 0.02
+    config.evaluation.split, config.optimizer.lr = "val", 0.02
     run.mkdir()
     module.rundir.write_run_card(run, config_yaml=module.config_to_yaml(config), overrides=[])
     told: list[tuple[int, float]] = []

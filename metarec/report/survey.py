@@ -1,4 +1,4 @@
-"""From the runs of a study to its page: for every data set and model, what our best method gains over every baseline.
+"""From the runs of a survey to its page: for every data set and model, what our best method gains over every baseline.
 
 "Ours" is chosen among algorithms and residuals by the validation figure, mean over seeds, before anything of the test split
 is read. Every other row of the table is there beside it, so that nobody has to trust the choice.
@@ -26,14 +26,14 @@ Names = tuple[str, str]  # residual, algorithm
 ALWAYS = ("pretrained", "control")
 
 
-def study(
+def survey(
     blocks: Mapping[tuple[str, str], Sequence[tuple[Names, Sequence[Run]]]],
     *,
     tuned: Mapping[str, Any],
     failures: Mapping[str, str],
     config: Json,
 ) -> Json:
-    """The document of study.json. `blocks`: (data set, model) -> its cells with their runs, one a seed."""
+    """The document of survey.json. `blocks`: (data set, model) -> its cells with their runs, one a seed."""
     return {
         "metric": config["evaluation"]["monitor"],
         "seeds": config["seeds"],
@@ -51,7 +51,7 @@ def _block(name: tuple[str, str], cells: Sequence[tuple[Names, Sequence[Run]]], 
     for _, runs in cells:
         for run in runs:
             if run.document["protocol"]["episodes_sha256"] != first.document["protocol"]["episodes_sha256"]:
-                raise ConfigError("study", run.path, "other test episodes than the first run's", "run the study anew")
+                raise ConfigError("survey", run.path, "other test episodes than the first run's", "run the survey anew")
     n_targets = first.n_targets
     panel = [m for m in first.methods if m not in ("zeroshot", "fewshot") and not m.startswith("bayes_")]
     own = {names: np.stack([run.values("fewshot", metric) for run in runs]) for names, runs in cells}
@@ -167,7 +167,7 @@ def _lines(document: Json) -> list[str]:
     return lines + [f"{name} failed: {line}" for name, line in document["failures"].items()]
 
 
-def study_table(document: Json) -> RenderableType:
+def survey_table(document: Json) -> RenderableType:
     """For a person: the overview and a table for each block."""
     return Group(*[part for sheet in _sheets(document) for part in (sheet_table(sheet), "")], *_lines(document))
 

@@ -1,4 +1,4 @@
-"""A study over data sets, residuals and algorithms: what runs, what is chosen by what, and that the page is arithmetic."""
+"""A survey over data sets, residuals and algorithms: what runs, what is chosen by what, and that the page is arithmetic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reference.tiny_runs import TINY, Work
 from metarec.config.overrides import check_words
 from metarec.config.schema import CompareConfig
 from metarec.errors import ConfigError
-from metarec.verbs.cells import cells, is_study, settings, with_setting
+from metarec.verbs.cells import cells, is_survey, settings, with_setting
 
 SMALL = (
     *(word for word in TINY if not word.startswith("logger=")), "logger=quiet", "algorithms=[fomaml,anil]", "seeds=[1,2]",
@@ -51,28 +51,27 @@ def test_what_a_cell_tries_changes_two_step_sizes_and_nothing_else() -> None:
     assert cell.run(3, {}, whole_panel=True).seed == 3
 
 
-def test_a_plain_comparison_is_no_study() -> None:
-    assert not is_study(composed())
-    assert all(is_study(composed(word)) for word in ("parallel=2", "models=[sasrec]", "tune.inner_lrs=[0.1,1]"))
+def test_a_plain_comparison_is_no_survey() -> None:
+    assert not is_survey(composed())
+    assert all(is_survey(composed(word)) for word in ("parallel=2", "models=[sasrec]", "tune.inner_lrs=[0.1,1]"))
 
 
 def test_a_cell_that_cannot_run_is_named_before_any_runs() -> None:
     with pytest.raises(ConfigError, match="synthetic, gru4rec, context, fomaml") as error:
-        cells(composed("algorithms=[fomaml]", "residuals=[context]", "warm_start=none", "inner.lr=0", "tune.inner_lrs=[0.0001]",
-                       "dataset.sessions.by=user"))  # fmt: skip
+        cells(composed("algorithms=[fomaml]", "residuals=[context]", "dataset.sessions.by=user"))
     assert "dataset.sessions.by" in str(error.value)
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    work = Work(tmp_path_factory.mktemp("study"), cache)
+def done(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    work = Work(tmp_path_factory.mktemp("survey"), cache)
     assert work.main("compare", *SMALL) == 0
     return work.directories("compare")[-1]
 
 
-def test_trials_never_see_the_test_split_and_the_best_setting_is_run(study: Path) -> None:
-    document = json.loads((study / "study.json").read_text())
-    jobs = {path.name: json.loads((path / "metrics.json").read_text()) for path in (study / "jobs").iterdir()}
+def test_trials_never_see_the_test_split_and_the_best_setting_is_run(done: Path) -> None:
+    document = json.loads((done / "survey.json").read_text())
+    jobs = {path.name: json.loads((path / "metrics.json").read_text()) for path in (done / "jobs").iterdir()}
     trials = {name: job for name, job in jobs.items() if "_trial" in name}
     assert len(trials) == 8
     assert len(jobs) == 16
@@ -88,13 +87,11 @@ def test_trials_never_see_the_test_split_and_the_best_setting_is_run(study: Path
             assert (run["config"]["seed"], run["protocol"]["split"]) == (seed, "test")
 
 
-def test_the_page_is_the_mean_of_the_runs_and_ours_is_chosen_on_validation(study: Path) -> None:
-    (block,) = json.loads((study / "study.json").read_text())["blocks"]
+def test_the_page_is_the_mean_of_the_runs_and_ours_is_chosen_on_validation(done: Path) -> None:
+    (block,) = json.loads((done / "survey.json").read_text())["blocks"]
     means, values = {}, {}
     for row in block["adapted"]:
-        runs = [
-            study / "jobs" / f"synthetic_gru4rec_{row['residual']}_{row['algorithm']}_seed{seed}" for seed in (1, 2)
-        ]
+        runs = [done / "jobs" / f"synthetic_gru4rec_{row['residual']}_{row['algorithm']}_seed{seed}" for seed in (1, 2)]
         found = [json.loads((run / "metrics.json").read_text()) for run in runs]
         means[row["residual"], row["algorithm"]] = np.mean([one["metrics"]["fewshot"]["ndcg@10"] for one in found])
         values[row["residual"], row["algorithm"]] = np.mean([one["training"]["val_ndcg@10"] for one in found])
@@ -105,22 +102,22 @@ def test_the_page_is_the_mean_of_the_runs_and_ours_is_chosen_on_validation(study
     gain = next(entry for entry in block["differences"] if entry["against"] == "markov")
     markov = next(row for row in block["rows"] if row["method"] == "markov")
     assert gain["mean"] == pytest.approx(means[ours] - markov["mean"], abs=1e-12)
-    page = (study / "study.md").read_text()
+    page = (done / "survey.md").read_text()
     assert "Markov, first order" in page
     assert f"**{ours[1]}, {ours[0]}**" in page
 
 
-def test_what_is_there_is_not_run_again(study: Path, cache: Path) -> None:
-    work = Work(study.parents[2], cache)
-    before = {path: path.stat().st_mtime_ns for path in study.glob("jobs/*/metrics.json")}
-    document = json.loads((study / "study.json").read_text())
-    (study / "manifest.json").unlink()
-    (study / "study.json").unlink()
-    gone = next(path for path in study.glob("jobs/*_seed2"))
+def test_what_is_there_is_not_run_again(done: Path, cache: Path) -> None:
+    work = Work(done.parents[2], cache)
+    before = {path: path.stat().st_mtime_ns for path in done.glob("jobs/*/metrics.json")}
+    document = json.loads((done / "survey.json").read_text())
+    (done / "manifest.json").unlink()
+    (done / "survey.json").unlink()
+    gone = next(path for path in done.glob("jobs/*_seed2"))
     (gone / "manifest.json").unlink()
-    assert work.main("compare", f"resume={study}") == 0
-    after = {path: path.stat().st_mtime_ns for path in study.glob("jobs/*/metrics.json")}
+    assert work.main("compare", f"resume={done}") == 0
+    after = {path: path.stat().st_mtime_ns for path in done.glob("jobs/*/metrics.json")}
     assert {path for path in before if before[path] != after[path]} == {gone / "metrics.json"}
-    again = json.loads((study / "study.json").read_text())
+    again = json.loads((done / "survey.json").read_text())
     assert again["blocks"] == document["blocks"]
     assert pq.read_table(gone / "per_user.parquet").num_rows == document["blocks"][0]["users"]

@@ -1,6 +1,6 @@
 """`metarec compare` over data sets, models, residuals and algorithms: tuned on validation, run with every seed, one page.
 
-Runs are ordinary runs in RUN/jobs/; what is there and whole is not run again, so a study that was stopped goes on by
+Runs are ordinary runs in RUN/jobs/; what is there and whole is not run again, so a survey that was stopped goes on by
 `metarec compare resume=RUN`. A cell that fails is told and leaves the others alone.
 """
 
@@ -19,7 +19,7 @@ from metarec.config.compose import config_to_yaml
 from metarec.config.schema import CompareConfig, TrainConfig
 from metarec.errors import Stopped
 from metarec.report.finished import Run, read_run
-from metarec.report.study import markdown, study, study_table
+from metarec.report.survey import markdown, survey, survey_table
 from metarec.report.tables import show
 from metarec.runs import atomic, rundir
 from metarec.runs.lock import hold
@@ -27,8 +27,8 @@ from metarec.verbs.cells import Cell, cells, settings
 from metarec.verbs.jobs import Failed, run_job, stop_jobs
 
 
-def run_study(config: CompareConfig, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
-    """Run every cell, `parallel` at once, then write study.json, study.md and print the table."""
+def run_survey(config: CompareConfig, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
+    """Run every cell, `parallel` at once, then write survey.json, survey.md and print the table."""
     every = cells(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     with hold(run_dir):
@@ -51,17 +51,17 @@ def run_study(config: CompareConfig, run_dir: Path, resume: bool, overrides: Seq
         if not blocks:
             code, line = next(iter(work.failures.values()))
             raise Failed("compare", len(work.failures), "every cell failed", line, code)
-        document = study(
+        document = survey(
             {block: [(cell.names[2:], runs) for cell, runs in found] for block, found in blocks.items()},
             tuned=work.tuned, failures={name: line for name, (_, line) in work.failures.items()}, config=asdict(config),
         )  # fmt: skip
-        atomic.write_json(run_dir / "study.json", document)
-        atomic.write_text(run_dir / "study.md", markdown(document))
+        atomic.write_json(run_dir / "survey.json", document)
+        atomic.write_text(run_dir / "survey.md", markdown(document))
         if not work.failures:
             rundir.seal(run_dir)
     if config.logger.name != "quiet":
-        show(study_table(document))
-        print(f"study in {run_dir}: study.json, study.md", flush=True)
+        show(survey_table(document))
+        print(f"survey in {run_dir}: survey.json, survey.md", flush=True)
     if work.failures:
         code, line = next(iter(work.failures.values()))
         raise Failed("compare", f"{len(work.failures)} of {len(every)} cells", "failed", line, code)
@@ -69,7 +69,7 @@ def run_study(config: CompareConfig, run_dir: Path, resume: bool, overrides: Seq
 
 
 class _Work:
-    """What the cells of a study leave behind; cells run in threads, each of their runs in a process of its own."""
+    """What the cells of a survey leave behind; cells run in threads, each of their runs in a process of its own."""
 
     def __init__(self, config: CompareConfig, run_dir: Path, every: Sequence[Cell], overrides: Sequence[str]) -> None:
         self.config, self.run_dir, self.overrides = config, run_dir, overrides
