@@ -73,7 +73,7 @@ def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_help_needs_nothing_heavy_and_is_quick() -> None:
     code = (
         "import sys, metarec.cli as c; c.main(['--help']); c.main(['train', '--help']);"
-        "print([m for m in ('torch', 'duckdb', 'pandas', 'numpy', 'hydra', 'omegaconf') if m in sys.modules])"
+        "print([m for m in ('torch', 'duckdb', 'pandas', 'numpy', 'hydra', 'omegaconf', 'optuna') if m in sys.modules])"
     )
     best = 9.0
     for _ in range(3):
@@ -87,7 +87,7 @@ def test_help_needs_nothing_heavy_and_is_quick() -> None:
 def test_a_refusal_needs_nothing_heavy() -> None:
     code = (
         "import sys, metarec.cli as c; assert c.main(['train', 'seed=x']) == 2;"
-        "print([m for m in ('torch', 'duckdb', 'pandas', 'numpy') if m in sys.modules])"
+        "print([m for m in ('torch', 'duckdb', 'pandas', 'numpy', 'optuna') if m in sys.modules])"
     )
     assert python("-c", code).stdout.splitlines()[-1] == "[]"
 

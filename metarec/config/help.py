@@ -18,6 +18,7 @@ from metarec.config.show import show
 
 FLAGS = """\
   -m, --multirun          run every combination of values: seed=1,2 residual=off,on
+                          with hydra/sweeper=optuna search them, with hydra/launcher=joblib run side by side: docs/search.md
   --cfg job [--resolve]   print the composed configuration and stop
   --info [defaults|...]   print where it comes from and stop
   --config-dir DIR        a directory of your own GROUP/NAME.yaml files

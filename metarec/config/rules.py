@@ -384,6 +384,12 @@ def checkpoint_missing(seen: Seen) -> Iterator[Refusal]:
         yield "ckpt", "nothing to evaluate", "add ckpt=RUN_DIR or ckpt=CHECKPOINT"
 
 
+def split_of_a_run(seen: Seen) -> Iterator[Refusal]:
+    if seen.verb == "eval":
+        for key in seen.asked("evaluation.split"):
+            yield key, "is for metarec train", f"write split={seen.get('evaluation.split')}"
+
+
 def step_size_unused(seen: Seen) -> Iterator[Refusal]:
     if seen.verb == "eval" and seen.get("steps") == 0 and seen.get("lr") is not None:
         yield "lr", "does nothing: steps=0 adapts nothing", "drop it, or give steps=1 or more"
@@ -430,6 +436,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     mps_precision,
     compile_unused,
     checkpoint_missing,
+    split_of_a_run,
     step_size_unused,
     ev.panel_names,
     ev.candidates_of_images,

@@ -355,6 +355,7 @@ PANELS = {
 @dataclass
 class EvaluationConfig:
     name: str = ranged("standard", choices=["standard", "k_curve", "full"])
+    split: str = ranged("test", choices=["test", "val"])  # of a training run's end; `metarec eval` has a key of its own
     panel: list[str] | str = "quick"  # of PANELS, or rows; pretrained and control are always there
     candidates: str = ranged("all", choices=["all", "unseen"])
     ks: list[int] | None = ranged(None, min=0)

@@ -342,6 +342,12 @@ CASES = [
         "objective=bpr_max objective.n_samples=1000",
     ),
     ("checkpoint_missing", "eval", "ckpt: null: nothing to evaluate", "eval ckpt=x"),
+    (
+        "split_of_a_run",
+        "eval ckpt=x evaluation.split=val",
+        "is for metarec train -- write split=val",
+        "eval ckpt=x split=val",
+    ),
     ("step_size_unused", "eval ckpt=x steps=0 lr=0.1", "lr: 0.1: does nothing", "eval ckpt=x steps=0"),
 ]
 

@@ -144,8 +144,8 @@ def test_command_line_options_are_frozen() -> None:
         objective.name objective.label_smoothing
         optimizer.name optimizer.lr optimizer.betas optimizer.eps optimizer.weight_decay optimizer.clip_norm
         schedule.name schedule.warmup_steps
-        evaluation.name evaluation.panel evaluation.candidates evaluation.ks evaluation.grid evaluation.latency
-        evaluation.monitor evaluation.bootstrap evaluation.confidence evaluation.ties
+        evaluation.name evaluation.split evaluation.panel evaluation.candidates evaluation.ks evaluation.grid
+        evaluation.latency evaluation.monitor evaluation.bootstrap evaluation.confidence evaluation.ties
         evaluation.task_chunk evaluation.test_steps evaluation.control.lrs evaluation.control.steps
         evaluation.control.users
         logger.name logger.plots logger.every
