@@ -16,7 +16,7 @@ ROWS = [
     {"errors"},
     {"core"},
     {"data", "models", "algorithms", "residual", "objectives", "schedules", "metrics"},
-    {"report", "runs", "tasks", "train", "pretrain", "evaluate"},
+    {"report", "runs", "trackers", "tasks", "train", "pretrain", "evaluate"},
     {"config", "build", "benches", "verbs"},
     {"cli"},
     {"__main__", "__init__"},

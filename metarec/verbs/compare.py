@@ -16,6 +16,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from metarec import trackers
 from metarec.config.check import checked, raise_all
 from metarec.config.compose import config_to_yaml
 from metarec.config.fields import group_schema
@@ -35,8 +36,9 @@ def run_compare(config: CompareConfig, run_dir: Path, resume: bool, overrides: S
     A job that fails is told in the table and leaves the others alone; the exit code is then the first failure's.
     """
     jobs = _jobs(config)
+    trackers.require(config.logger.name)
     run_dir.mkdir(parents=True, exist_ok=True)
-    quiet = config.logger.name == "quiet"
+    quiet = config.logger.console == "quiet"
     failures: dict[str, tuple[int, str]] = {}
     with hold(run_dir):
         if not resume:
@@ -120,7 +122,7 @@ def _run(directory: Path, job: TrainConfig, overrides: Sequence[str]) -> tuple[i
         try:
             for line in process.stderr:  # progress goes on to whoever watches, failures into the table
                 errors.write(line)
-                if job.logger.name != "quiet":
+                if job.logger.console != "quiet":
                     sys.stderr.write(line)
             code = process.wait()
         except KeyboardInterrupt:  # the job has had the signal as well, and saves

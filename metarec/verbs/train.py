@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from metarec import build
+from metarec import build, trackers
 from metarec.benches import AnyBench
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import SupervisedConfig, TrainConfig
@@ -22,14 +22,17 @@ from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
 from metarec.runs.signals import Stop, stop_on_signals
+from metarec.trackers.tracker import Tracker, tracked
 from metarec.train import Progress, Store
 from metarec.verbs import measure as m
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
+from metarec.verbs.tracking import backend_of, group_of
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
 
 
 def run_train(config: TrainConfig, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
     """One run in `run_dir`. Raises MetarecError; whatever was saved before stays."""
+    trackers.require(config.logger.name)
     run_dir.mkdir(parents=True, exist_ok=True)
     with hold(run_dir), stop_on_signals() as stop:
         if resume:
@@ -52,12 +55,17 @@ def _say(line: str) -> None:
 
 
 def _silent(line: str) -> None:
-    """logger=quiet."""
+    """logger.console=quiet."""
 
 
 def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[str, Any]:
+    with tracked(backend_of(config, run_dir), run_dir, group_of(run_dir, Path(config.output_dir))) as tracker:
+        return _told(config, run_dir, resume, stop, tracker)
+
+
+def _told(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, tracker: Tracker) -> dict[str, Any]:
     began = time.time()
-    quiet = config.logger.name == "quiet"
+    quiet = config.logger.console == "quiet"
     say = _silent if quiet else _say
     on = build.hardware(config.hardware)
     prepared = build.data(config, config.dataset, say)
@@ -68,16 +76,26 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     say(f"run directory {run_dir}; {on.line}")
 
     found, cost = _resumed(run_dir, bench, say) if resume else None, Cost()
+    lines = run_dir / "history.jsonl"
+    notes = {
+        "dataset": prepared.name,
+        "split": prepared.split_note,
+        "counts": prepared.counts,
+        "funnel": prepared.funnel,
+    }
+    tracker.begin(asdict(config), notes, read_history(lines) if lines.exists() else [])
     if isinstance(config.algorithm, SupervisedConfig):
-        at = _supervised(config, bench, run_dir, found, stop)
+        at = _supervised(config, bench, run_dir, found, stop, tracker)
     else:
-        at = meta_train(config, config.algorithm, bench, run_dir, found, stop, say, cost)
+        at = meta_train(config, config.algorithm, bench, run_dir, found, stop, say, cost, tracker)
     trained_seconds = time.time() - began
 
     best = checkpoint.resolve(run_dir)
     tensors, state = checkpoint.load_checkpoint(best)
     trained = m.trained_from(bench, config, tensors, Control(**state["control"]) if state["control"] else None)
-    control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.name)
+    control = (
+        Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.console)
+    )
     document, columns = m.measure(
         bench, trained, control, bench.episodes("test"), "test", seed=config.seed,
         steps=config.evaluation.test_steps,
@@ -102,11 +120,12 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     m.write_per_user(run_dir / "per_user.parquet", columns)
     if config.logger.plots:
         drawn = plot_curves(
-            read_history(run_dir / "history.jsonl"), run_dir, metric=config.evaluation.monitor,
+            read_history(lines), run_dir, metric=config.evaluation.monitor,
             title=f"{prepared.name}, {config.algorithm.name}, residual {config.residual.name}", best_step=at.best_step,
         )  # fmt: skip
         if isinstance(drawn, str):
             say(drawn)
+    tracker.finish(document, [run_dir / "config.yaml", run_dir / "metrics.json", *sorted(run_dir.glob("*.png"))])
     rundir.seal(run_dir)
     if not quiet:
         title = f"{prepared.name}: {config.model.name}, {config.algorithm.name}, residual {config.residual.name}"
@@ -157,12 +176,14 @@ def _best_name(state: dict[str, Any]) -> str:
     return f"step-{state['progress']['best_step']:06d}"
 
 
-def _supervised(config: TrainConfig, bench: AnyBench, run_dir: Path, found: Path | None, stop: Stop) -> Progress:
+def _supervised(
+    config: TrainConfig, bench: AnyBench, run_dir: Path, found: Path | None, stop: Stop, tracker: Tracker
+) -> Progress:
     if config.warm_start == "auto":
         start, source = bench.model.init(generator(config.seed, "init"), bench.hardware.dtype), {"kind": "none"}
     else:
         warm = warm_start(config, bench, run_dir, stop)
         start, source = warm.params, warm.source
     store = Store(run_dir / "checkpoints", {}, fixed_state(config, bench, None, source))
-    with History(run_dir / "history.jsonl") as history:
+    with History(run_dir / "history.jsonl", tracker) as history:
         return pretrain(config, bench, start, history, stop=stop, store=store, resume_from=found)[1]

@@ -61,7 +61,7 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
                 print(f"pretrained weights in the cache are damaged and made again: {error}", flush=True)
             else:
                 atomic.write_text(lines, state["history"])
-                if config.logger.name != "quiet":
+                if config.logger.console != "quiet":
                     print(f"warm start: pretrained weights from the cache ({key[:12]})", flush=True)
                 return WarmStart(_to(tensors, bench), {"kind": "auto", "key": key, **state["summary"]})
         lines.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
 def tuned_control(config: TrainConfig, bench: AnyBench, base: Params, source: dict[str, Any]) -> Control:
     """The fine-tune control; tuned once for the same start: cached pretrained weights, or random ones of one seed."""
     if source["kind"] == "path":
-        return m.control_of(bench, base, config.logger.name)
+        return m.control_of(bench, base, config.logger.console)
     key = source.get("key") or cache_key(config, bench)
     asked = {k: v for k, v in asdict(config.evaluation).items() if k in ("monitor", "ties", "task_chunk", "control")}
     name = hashlib.sha256(json.dumps([source["kind"], key, asked], sort_keys=True).encode()).hexdigest()[:32]
@@ -88,7 +88,7 @@ def tuned_control(config: TrainConfig, bench: AnyBench, base: Params, source: di
             return Control(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             pass  # not tuned yet, or damaged: tuned (again)
-        control = m.control_of(bench, base, config.logger.name)
+        control = m.control_of(bench, base, config.logger.console)
         atomic.write_json(path, asdict(control))
     return control
 
@@ -132,7 +132,7 @@ def pretrain(
     tasks, device, ties = bench.tasks(), bench.hardware.device, config.evaluation.ties
     pairs = validation_pairs(bench.prepared)
     at = restore(resume_from, params, optimizer)[0] if resume_from else None
-    with progress(plan.steps, "pretrain", config.logger.name, done=at.step if at else 0) as bar:
+    with progress(plan.steps, "pretrain", config.logger.console, done=at.step if at else 0) as bar:
 
         def on_step(step: int, shown: Any) -> None:
             if "loss" in shown:
