@@ -43,12 +43,10 @@ class Mlflow:
 
     def connect(self) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports its use over the network otherwise
-        import mlflow
         from mlflow.tracking import MlflowClient
 
         for library in ("mlflow", "alembic"):  # what fails is raised, and said in one line by the caller
             logging.getLogger(library).setLevel(logging.CRITICAL)
-        assert mlflow is not None
         self.store.parent.mkdir(parents=True, exist_ok=True)
         # the runs of a sweep may start at once, and the tables can be made once only
         with filelock.FileLock(f"{self.store}.lock", timeout=OPENING_S):
@@ -105,9 +103,9 @@ class Mlflow:
             self._client.set_terminated(self._run, ENDED[ended])
 
     def _known(self, name: str, step: int, value: float) -> bool:
-        """Whether the store has a value there, which cannot be taken back; that it is another one is said once."""
+        """Whether the store has a value there, which cannot be taken back; that of a record it is another is said once."""
         held = self._held.get((name, step))
-        if held is not None and held != value and not self._differs:
+        if held is not None and held != value and name.startswith(("train/", "val/")) and not self._differs:
             self._differs = True
             print(
                 f"logger=mlflow: {name} of step {step}: {held:g} was told before the run was carried on, which found "

@@ -84,46 +84,44 @@ class Tracker:
 
     def sync(self) -> None:
         """Tell what has gathered."""
-        if self.backend is not None and self._waiting and self.trouble is None:
-            waiting, self._waiting = self._waiting, []
-            try:
-                self.backend.tell(waiting)
-            except Exception as error:
-                self.trouble = reason(error)
+        backend, waiting = self.backend, self._waiting
+        if backend is not None and waiting and self.trouble is None:
+            self._waiting = []
+            self.trouble = guarded(lambda: backend.tell(waiting))
+            if self.trouble is not None:
                 self._say(self.trouble, "the run goes on without it", "all is told once more at the end")
             self._told_at = self.clock()
 
     def finish(self, document: Mapping[str, Any], files: Iterable[Path]) -> None:
         """The figures of metrics.json; afterwards the tracker's run is over and its files are as they stay."""
-        if self.backend is None or self.card is None:
+        backend, card = self.backend, self.card
+        if backend is None or card is None:
             return
         self.sync()
         notes = {key: document[key] for key in ("protocol", "checkpoint") if key in document}
         closing = Closing(document["training"]["steps"], figures(document), notes, tuple(files))
-        try:
-            if self.trouble is not None:
-                self.backend.close(None)
-                self.backend.begin(self.card, rows(read_history(self.run_dir / "history.jsonl")))
-            self.backend.finish(closing)
-        except Exception as error:
-            self.trouble = reason(error)
+        before = self.trouble
+        if before is not None:
+            guarded(lambda: backend.close(None))
+            records = read_history(self.run_dir / "history.jsonl")
+            self.trouble = guarded(lambda: backend.begin(card, rows(records)))
+        if self.trouble is None:
+            self.trouble = guarded(lambda: backend.finish(closing))
+        if self.trouble is not None:
             self._say(self.trouble, "not everything was told", f"all of it is in {self.run_dir}, see {STATE} there")
-        else:
-            if self.trouble is not None:
-                print(f"logger={self.backend.name}: everything was told at the end", file=sys.stderr, flush=True)
-            self.trouble = None
+        elif before is not None:
+            print(f"logger={backend.name}: everything was told at the end", file=sys.stderr, flush=True)
         self._write(self.trouble or "everything")
         self.card = None
 
     def close(self, ended: str) -> None:
         """End without figures; never raises."""
-        if self.backend is None or self.card is None:
+        backend = self.backend
+        if backend is None or self.card is None:
             return
         self.sync()
-        try:
-            self.backend.close(ended if self.trouble is None else None)
-        except Exception as error:
-            self._say(reason(error), "the tracker could not be closed", "the run is not affected")
+        if trouble := guarded(lambda: backend.close(ended if self.trouble is None else None)):
+            self._say(trouble, "the tracker could not be closed", "the run is not affected")
         self.card = None
 
     def _write(self, told: str) -> None:
@@ -155,6 +153,17 @@ def state_of(run_dir: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "names no run of the tracker"
         raise EnvironmentFault(path, type(error).__name__, what, "remove it: the tracker gets a new run") from error
+
+
+def guarded(action: Callable[[], None]) -> str | None:
+    """Why `action` failed, None where it did not. The Stopped of a signal is no failure of the tracker and goes on."""
+    try:
+        action()
+    except Stopped:
+        raise
+    except Exception as error:  # each library has its own classes, and none of them may end a run
+        return reason(error)
+    return None
 
 
 def reason(error: Exception) -> str:

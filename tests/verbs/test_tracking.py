@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from reference.tracker_readers import NAMES, Told, flat_values, needs, read
 
 from metarec import cli, trackers
 from metarec.config.overrides import check_words
+from metarec.runs import rundir
 from metarec.runs.history import read_history
 from metarec.runs.rundir import verify
 from metarec.trackers import mlflow as own_mlflow
@@ -220,56 +222,74 @@ def test_the_group_of_a_run_is_what_holds_it(tmp_path: Path) -> None:
     assert group_of(tmp_path / "elsewhere" / "run", out) is None
 
 
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What anything in this process, or a process it starts, tries to reach beyond this machine."""
-    tried: list[str] = []
-    connect, resolve = socket.socket.connect, socket.getaddrinfo
+TRAP = """
+import os, socket
 
-    def connecting(self: socket.socket, address: Any) -> None:
-        if self.family == socket.AF_UNIX:
-            return connect(self, address)
-        tried.append(f"connect {address}")
+def refuse(what):
+    def call(*given, **named):
+        with open(os.environ["TRIED"], "a") as file:
+            file.write(f"{what} {given} {named}\\n")
         raise OSError("no network in tests")
+    return call
 
-    def resolving(host: Any, *given: Any, **named: Any) -> Any:
-        tried.append(f"resolve {host}")
-        raise OSError("no network in tests")
+def connect(self, address, _connect=socket.socket.connect):
+    return _connect(self, address) if self.family == socket.AF_UNIX else refuse("connect")(address)
 
-    trap = socket.create_server(("127.0.0.1", 0))  # the proxy and the server that another process is told of
-    trap.setblocking(False)
-    address = f"http://127.0.0.1:{trap.getsockname()[1]}"
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "WANDB_BASE_URL"):
-        monkeypatch.setenv(name, address)
-    monkeypatch.setattr(socket.socket, "connect", connecting)
-    monkeypatch.setattr(socket, "getaddrinfo", resolving)
-    yield tried
-    monkeypatch.undo()
-    with contextlib.suppress(BlockingIOError):  # nobody came
-        tried.append(f"the trap: {trap.accept()[0].recv(200)!r}")
-    trap.close()
-    assert resolve is socket.getaddrinfo
-    assert tried == []
+socket.getaddrinfo, socket.socket.connect = refuse("resolve"), connect
+socket.gethostname = lambda: "a-telling-host-name"
+"""
 
 
+@pytest.mark.slow
 @EACH
-def test_no_network_and_no_secret(
-    tracker: str, work: Work, no_network: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A key of wandb's in the environment stays there, and so does the name of the machine."""
-    secret = "5ec2e7" + "0" * 34
-    monkeypatch.setenv("WANDB_API_KEY", secret)
-    monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
-    monkeypatch.setattr(socket, "gethostname", lambda: "a-telling-host-name")
-    run = work.train(f"logger={tracker}")
+def test_no_network_and_no_secret(tracker: str, work: Work, tmp_path: Path) -> None:
+    """The command as it is typed, to its very end, where libraries report their use: nothing is looked up or connected
+    to by Python, nor through a proxy by a process that it starts. A key of wandb's in the environment stays there, and
+    so does the name of the machine."""
+    (tmp_path / "trap").mkdir()
+    (tmp_path / "trap" / "sitecustomize.py").write_text(TRAP)
+    tried, secret = tmp_path / "tried", "5ec2e7" + "0" * 34
+    quiet = ("WANDB_", "MLFLOW_", "DO_NOT_TRACK", "CI", "PYTEST_", "GITHUB_")  # what would keep them quiet of itself
+    env = {name: value for name, value in os.environ.items() if not name.startswith(quiet)}
+    env |= {"PYTHONPATH": os.pathsep.join([str(tmp_path / "trap"), *sys.path]), "TRIED": str(tried)}
+    env |= {"WANDB_API_KEY": secret, "HOME": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        env |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        words = work.words("train", *tiny(), "residual=on", f"logger={tracker}")
+        done = subprocess.run([sys.executable, "-m", "metarec", *words], env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+    assert not tried.exists(), tried.read_text()
     paths = [path for path in (work.root / "outputs").rglob("*") if path.is_file()]
     assert len(paths) > 10
     for path in paths:
         content = path.read_bytes()
         assert secret.encode() not in content, path
         assert b"a-telling-host-name" not in content + path.name.encode(), path
-    assert json.loads((run / "tracker.json").read_text())["told"] == "everything"
-    assert no_network == []
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for a process in /proc")
+@WANDB
+def test_the_service_process_ends_before_the_run_is_sealed(
+    tracker: str, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes the log: as long as it lives, the log may be unfinished."""
+
+    def alive(_: Any = None) -> list[str]:
+        names = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+        return [
+            line for line in names if "wandb-core" in line and line.rpartition(")")[2].split()[1] == str(os.getpid())
+        ]
+
+    seal, at_the_end = rundir.seal, list[list[str]]()
+    monkeypatch.setattr(rundir, "seal", lambda run: (at_the_end.append(alive()), seal(run))[1])
+    tell, before = Tracker.sync, list[list[str]]()
+    monkeypatch.setattr(Tracker, "sync", lambda self: (before.append(alive()), tell(self))[1])
+    work.train("logger=wandb")
+    assert len(before[0]) == 1
+    assert at_the_end == [[]]
 
 
 @WANDB
