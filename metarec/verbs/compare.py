@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from metarec import trackers
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import CompareConfig, TrainConfig
 from metarec.report.comparison import comparison
@@ -34,8 +35,9 @@ def run_compare(config: CompareConfig, run_dir: Path, resume: bool, overrides: S
     if is_survey(config):
         return run_survey(config, run_dir, resume, overrides)
     jobs = _jobs(config)
+    trackers.require(config.logger.name)
     run_dir.mkdir(parents=True, exist_ok=True)
-    quiet = config.logger.name == "quiet"
+    quiet = config.logger.console == "quiet"
     failures: dict[str, tuple[int, str]] = {}
     with hold(run_dir):
         if not resume:

@@ -137,7 +137,7 @@ class _Trials:
         self.monitor = search.config.evaluation.monitor
 
     def say(self, line: str) -> None:
-        if self.search.config.logger.name != "quiet":
+        if self.search.config.logger.console != "quiet":
             print(line, flush=True)
 
     def place(self, row: Row) -> Path:
