@@ -21,7 +21,7 @@ from metarec.data.episodes import sample
 from metarec.data.omniglot import ImageEpisodes, Omniglot
 from metarec.data.store import Prepared, train_sessions
 from metarec.data.synthetic import World
-from metarec.evaluate import Episodes, Ints, repeats
+from metarec.evaluate import Episodes, Ints, Seen, repeats, seen
 from metarec.metrics.ranking import coverage, popularity_percentile
 from metarec.metrics.ranks import rank_of_target
 from metarec.residual import Residual
@@ -74,8 +74,12 @@ class SequenceBench:
             batch = self.batcher.episodes(training.user[row[own]], first[own], training.n_support, training.n_query)
             yield batch.to(self.hardware.device)
 
-    def episodes(self, split: str, *, n_support: int | None = None, rows: np.ndarray | None = None) -> Episodes:
-        ranges = self.prepared.episodes(split)
+    def episodes(
+        self, split: str, *, n_support: int | None = None, rows: np.ndarray | None = None, stored: int | None = None
+    ) -> Episodes:
+        """The episodes of a split. `n_support`: use the latest so many of the stored support pairs; `stored`: of the
+        users who have as many pairs to support as that, in place of the configured number."""
+        ranges = self.prepared.episodes(split, stored)
         return Episodes(
             self.batcher,
             ranges,
@@ -85,6 +89,13 @@ class SequenceBench:
             self.hardware.device,
         )
 
+    def tuning_rows(self) -> Ints:
+        return _spread(len(self.prepared.episodes("val").user), self.evaluation.control.users)
+
+    def seen(self) -> Seen | None:
+        """What is no candidate, where `evaluation.candidates` says so."""
+        return seen(self.batcher, self.n_items) if self.evaluation.candidates == "unseen" else None
+
     def user_ids(self, rows: Ints) -> Any:
         """The users' own names."""
         return self.prepared.user_ids[rows]
@@ -92,6 +103,17 @@ class SequenceBench:
     def repeats(self, episodes: Any) -> NDArray[np.bool_]:
         """bool [N, Q]: the target stands in its own prefix or in the support."""
         return repeats(self.batcher, episodes)
+
+    def about(self, episodes: Any) -> dict[str, Ints]:
+        """What targets are sliced by: the user's events before his first query, training events of the target."""
+        _, query = episodes.pairs()
+        prepared = self.prepared
+        first = prepared.pair_event[query[:, 0]]
+        begin = np.asarray(prepared.session_offsets[prepared.user_sessions[episodes.user]])
+        history = np.broadcast_to((np.asarray(first) - begin)[:, None], query.shape)
+        counts = _popularity(prepared)
+        target = np.asarray(prepared.item[prepared.pair_event[query]], dtype=np.int64)
+        return {"history": history, "popularity": counts[np.maximum(target, 1) - 1], "item_counts": counts}
 
     def optimum(self, episodes: Any, split: str) -> dict[str, Ints]:
         """Ranks under the exact optimum, where the law of the data is known (dataset=synthetic)."""
@@ -124,7 +146,19 @@ class SequenceBench:
             "leaky": self.prepared.leaky,
             "split_note": self.prepared.split_note,
             "max_len": self.batcher.max_len,
+            "vocabulary": "all" if self.prepared.given_vocabulary else "training",
+            "history": "sessions" if self.batcher.stream is None else "user",
+            **_identity(self.prepared, self._candidates()),
         }
+
+    def _candidates(self) -> str:
+        catalogue = "every item of the log" if self.prepared.given_vocabulary else "the training catalogue"
+        return catalogue + (" less the query's own prefix" if self.evaluation.candidates == "unseen" else "")
+
+    def longest_prefix(self, episodes: Any) -> int:
+        """Events of the longest prefix in the support and query pairs: a smaller `max_len` cuts something off."""
+        pairs = np.concatenate([part.ravel() for part in episodes.pairs()])
+        return int((self.prepared.pair_event[pairs] - self.prepared.pair_begin[pairs]).max(initial=0))
 
 
 @dataclass(frozen=True)
@@ -164,11 +198,20 @@ class ImageBench:
     def _on(self, batch: EpisodeBatch) -> EpisodeBatch:
         return batch.cast(self.hardware.dtype).to(self.hardware.device)
 
+    def tuning_rows(self) -> Ints:
+        return _spread(len(self.prepared.fixed["val"]), self.evaluation.control.users)
+
+    def seen(self) -> Seen | None:
+        return None
+
     def user_ids(self, rows: Ints) -> Any:
         return np.array([f"episode {row}" for row in rows])
 
     def repeats(self, episodes: Any) -> NDArray[np.bool_]:
         return np.zeros((len(episodes), episodes.n_query), dtype=bool)
+
+    def about(self, episodes: Any) -> dict[str, Ints]:
+        return {}
 
     def optimum(self, episodes: Any, split: str) -> dict[str, Ints]:
         return {}
@@ -182,15 +225,34 @@ class ImageBench:
             "leaky": False,
             "split_note": self.prepared.split_note,
             "classification": True,
+            **_identity(self.prepared, "the classes of the episode"),
         }
+
+    def longest_prefix(self, episodes: Any) -> int:
+        return 1  # the image itself
 
 
 AnyBench = SequenceBench | ImageBench
 AnyEpisodes = Episodes | ImageEpisodes
 
 
+def _spread(count: int, most: int) -> Ints:
+    """All rows, or `most` of them, evenly spaced: those that are tuned on."""
+    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
+
+
 def _chunks(n_tasks: int, size: int) -> list[slice]:
     return [slice(begin, begin + (size or n_tasks)) for begin in range(0, n_tasks, size or n_tasks)]
+
+
+def _identity(prepared: Prepared | Omniglot, candidates: str) -> dict[str, Any]:
+    """What figures of two runs must share before they are compared (`report.protocol`)."""
+    return {
+        "candidates": candidates,
+        "n_items": prepared.n_items,
+        "data_fingerprint": prepared.fingerprint,
+        "vocabulary_sha256": prepared.vocabulary_sha256,
+    }
 
 
 def _popularity(prepared: Prepared) -> np.ndarray:

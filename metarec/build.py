@@ -60,6 +60,7 @@ from metarec.config.schema import (
 from metarec.core import fused, heap
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
+from metarec.data.history import Stream
 from metarec.data.omniglot import Omniglot
 from metarec.data.prepare import prepare
 from metarec.data.reliability import reliability_of
@@ -370,5 +371,6 @@ def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: Prepared 
         config.model.max_len,
         reliability_of(prepared) if inner is not None and inner.support_weights == "reliability" else None,
         on.device,
+        Stream.of(prepared) if config.dataset.history == "user" else None,
     )
     return SequenceBench(prepared, batcher, made, cost, on, evaluation)

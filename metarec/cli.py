@@ -2,7 +2,9 @@
 
     metarec train residual=off seed=3        one run in OUTPUT_DIR/train/<timestamp>_<random>/
     metarec train -m residual=off,on         a sweep: each job in a directory of its own below such a one
-    metarec train resume=RUN_DIR             carry on; no configuration is composed
+    metarec train -m hydra/sweeper=optuna    a search of validation figures, docs/search.md
+    metarec train resume=RUN_DIR             carry on with a run or a search; nothing is composed for a run
+    metarec compare RUN...                   finished runs side by side; metarec report RUN... makes a page of them
 
 Exit codes: 0 ok; 2 usage or config; 3 data; 4 checkpoint; 5 environment; 6 diverged; 130, 143 signals; 1 is a bug.
 Nothing heavy is imported before a run starts (help, completion and refusals need neither torch nor pandas).
@@ -20,16 +22,17 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from metarec.config.schema import VERBS
-from metarec.errors import ConfigError, MetarecError, Stopped, nearest
+from metarec.errors import INTERRUPTED, TERMINATED, ConfigError, MetarecError, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from omegaconf import DictConfig
 
+    from metarec.config.arguments import Arguments
     from metarec.config.schema import Config
 
-INTERRUPTED, TERMINATED = 130, 143
+KNOWN = (*VERBS, "report")
 RESUMABLE = ("train", "compare")
 
 
@@ -80,6 +83,7 @@ def guarded(action: Callable[[], int]) -> int:
 def dispatch(words: list[str]) -> int:
     """One command line to its exit code; raises MetarecError."""
     from metarec.config import help
+    from metarec.config.reading import reads_runs
 
     if not words or words[0] in ("-h", "--help", "help"):
         print(help.overview())
@@ -90,14 +94,25 @@ def dispatch(words: list[str]) -> int:
     if words[0] in ("-sc", "--shell-completion"):
         return complete(words)
     verb, rest = words[0], words[1:]
-    if verb not in VERBS:
-        near = nearest(verb, VERBS)
-        hint = f"did you mean `metarec {near}`?" if near else f"the verbs are {', '.join(VERBS)}"
+    if verb not in KNOWN:
+        near = nearest(verb, KNOWN)
+        hint = f"did you mean `metarec {near}`?" if near else f"the verbs are {', '.join(KNOWN)}"
         raise ConfigError("command line", verb, "not a verb", f"{hint} `metarec --help` shows examples")
     if "-h" in rest or "--help" in rest:
         print(help.verb_help(verb))
         return 0
-    return launch(verb, rest)
+    return read(verb, rest) if reads_runs(verb, rest) else launch(verb, rest)
+
+
+def read(verb: str, words: list[str]) -> int:
+    """``metarec compare RUN...`` and ``metarec report RUN...``: nothing is composed or trained; raises MetarecError."""
+    from metarec.config.reading import parse_reading
+
+    runs, options = parse_reading(verb, words)
+    from metarec.verbs import read_runs
+
+    read_runs(runs, options, words)
+    return 0
 
 
 def launch(verb: str, words: list[str]) -> int:
@@ -105,8 +120,13 @@ def launch(verb: str, words: list[str]) -> int:
     from metarec.config.arguments import new_directory, parse
     from metarec.config.compose import quoted
     from metarec.config.overrides import check_words
+    from metarec.config.search import is_search
+    from metarec.config.threads import asks_for_joblib, divided
 
     args = parse(verb, words)
+    if is_search(args.overrides):
+        return search(verb, args)
+    parallel = args.multirun and asks_for_joblib(args.overrides)
     if verb in RESUMABLE and not args.show and any(word.startswith("resume=") for word in args.overrides):
         return resume(verb, args.overrides, multirun=args.multirun)
     checked = check_words(verb, args.overrides, multirun=args.multirun, config_dir=args.config_dir, rules=not args.show)
@@ -119,10 +139,14 @@ def launch(verb: str, words: list[str]) -> int:
     key = "hydra.sweep.dir" if args.multirun else "hydra.run.dir"
     if not checked.jobs:
         raise ConfigError("command line", "-m", "no job to run", "give at least one value for each key")
+    threads, note = divided(checked.words, checked.jobs) if parallel else (None, None)
+    added = [] if threads is None else [threads]
+    if note is not None:
+        print(note, file=sys.stderr, flush=True)
     directory = new_directory(checked.jobs[0].config.output_dir, verb)
     _ended.clear()
     try:
-        hydra_main(verb, [*args.flags, *checked.words, f"{key}={quoted(str(directory))}"])
+        hydra_main(verb, [*args.flags, *checked.words, *added, f"{key}={quoted(str(directory))}"])
     except Exception as trouble:
         from metarec.config.compose import from_hydra, is_composition_trouble
 
@@ -131,17 +155,33 @@ def launch(verb: str, words: list[str]) -> int:
         raise
     finally:
         if args.multirun:
-            code = _summarise(directory, [job.overrides for job in checked.jobs])
+            code = _summarise(directory, [[*job.overrides, *added] for job in checked.jobs])
         elif directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()  # refused before anything was written
     return code if args.multirun else _ended[-1]
 
 
+def search(verb: str, args: Arguments) -> int:
+    """``metarec train -m hydra/sweeper=optuna``: metarec's own search, to which Hydra lends the words."""
+    from metarec.config.search import need_optuna, read_search
+
+    if verb != "train":
+        raise ConfigError("hydra/sweeper", "optuna", f"metarec {verb} has nothing to search by", "use metarec train")
+    if not args.multirun:
+        raise ConfigError("hydra/sweeper", "optuna", "a search runs several jobs", "add -m")
+    need_optuna()
+    asked = read_search(args.overrides, args.config_dir)
+    from metarec.verbs.search import run_search
+
+    return run_search(asked)
+
+
 def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
-    """``metarec VERB resume=RUN_DIR``, alone; raises MetarecError."""
+    """``metarec VERB resume=RUN_DIR`` (a search's directory, too), alone; raises MetarecError."""
     from pathlib import Path
 
     from metarec.config.compose import config_from_yaml
+    from metarec.config.search import FILE, need_optuna
 
     word = next(word for word in overrides if word.startswith("resume="))
     run_dir = Path(word.partition("=")[2].strip("'\"")).expanduser()
@@ -152,6 +192,11 @@ def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
     stored = run_dir / "config.yaml"
     if not run_dir.is_dir():
         raise ConfigError("resume", run_dir, "no such run directory", f"give OUTPUT_DIR/{verb}/RUN")
+    if verb == "train" and (run_dir / FILE).is_file():
+        need_optuna()
+        from metarec.verbs.search import resume_search
+
+        return resume_search(run_dir)
     try:
         text = stored.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as reason:
@@ -174,6 +219,7 @@ def job(composed: DictConfig) -> None:
     from metarec.config.check import checked
     from metarec.config.compose import plain
     from metarec.config.overrides import given_keys
+    from metarec.config.sweep import recorded
 
     node = HydraConfig.get()
     verb, words, run_dir = str(node.job.config_name), list(node.overrides.task), Path(node.runtime.output_dir)
@@ -186,43 +232,9 @@ def job(composed: DictConfig) -> None:
         return 0
 
     if node.mode == RunMode.MULTIRUN:
-        _ended.append(_recorded(int(node.job.num), words, run_dir, action))
+        _ended.append(recorded(int(node.job.num), words, run_dir, action))
     else:
         _ended.append(guarded(alone))
-
-
-def _recorded(number: int, words: list[str], run_dir: Path, action: Callable[[], dict[str, Any]]) -> int:
-    """Run one job of a sweep and leave its record, whatever happens; only a signal goes on to end the sweep."""
-    from metarec.config.sweep import Record, write_record
-
-    print(f"job {number}: {' '.join(words)}", flush=True)
-    record = Record(number, words, "interrupted", directory=str(run_dir))
-    try:
-        summary = action()
-        record.status, record.headline = "ok", dict(summary.get("headline", {}))
-    except Stopped as end:  # a signal ends the sweep, not this job alone
-        record.exit_code = end.exit_code
-        raise SystemExit(end.exit_code) from end
-    except MetarecError as error:
-        record.status, record.exit_code = "failed", error.exit_code
-        record.error = f"error: {'; '.join(str(error).splitlines())}"
-    except KeyboardInterrupt:
-        record.exit_code = INTERRUPTED
-        raise
-    except SystemExit as end:
-        record.exit_code = end.code if isinstance(end.code, int) else 1
-        if record.exit_code in (INTERRUPTED, TERMINATED):
-            raise
-        record.status, record.error = "failed", f"error: the run called sys.exit({end.code})"
-    except Exception as bug:
-        traceback.print_exc()
-        record.status, record.exit_code = "failed", 1
-        record.error = f"error: a bug in metarec: {type(bug).__name__}: {bug}"
-    finally:
-        write_record(run_dir, record)
-    if record.error:
-        print(record.error, file=sys.stderr, flush=True)
-    return record.exit_code
 
 
 def _summarise(directory: Path, planned: Sequence[Sequence[str]]) -> int:
@@ -262,7 +274,7 @@ def installed_version() -> str:
 
 def complete(words: list[str]) -> int:
     """``-sc install=bash`` and ``-sc query=bash``, the line being typed in COMP_LINE."""
-    from metarec.config.completion import first_words, split_line
+    from metarec.config.completion import first_words, reading_words, split_line
 
     verb: str | None = "train"
     if any(word.startswith("query=") for word in words):
@@ -270,6 +282,9 @@ def complete(words: list[str]) -> int:
         verb, without = split_line(line)
         if verb is None:
             print(" ".join(first_words(line)))
+            return 0
+        if verb == "report":
+            print(" ".join(reading_words(line)))
             return 0
         if verb not in VERBS:
             return 0

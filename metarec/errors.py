@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+INTERRUPTED, TERMINATED = 130, 143  # exit codes after SIGINT and SIGTERM
+
 
 class MetarecError(Exception):
     """A failure with a place, a value, a reason and a way out; never shown with a traceback."""
@@ -67,6 +69,12 @@ class Stopped(MetarecError):
 
     def __reduce__(self) -> tuple[type[MetarecError], tuple[Any, ...]]:
         return type(self), (self.where, self.value, self.what, self.fix, self.exit_code - 128)
+
+
+class Pruned(MetarecError):
+    """Ended by a search at a validation, for it falls behind the other trials; saved, and no failure."""
+
+    exit_code = 0
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

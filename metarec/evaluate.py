@@ -1,7 +1,10 @@
 """Ranks of every query target under every method, on the same episodes, candidates and code path.
 
-Candidates are the whole training vocabulary. A method is a way from an episode batch to weights; that is all that differs
-between zero-shot, the fine-tune control and few-shot.
+A scorer is a way from an episode batch to the scores of all items for every query; everything else (episodes, candidates,
+ties, metrics) is the same code for all. Most scorers are a method, a way from the batch to weights, read by the model: that
+is all that differs between zero-shot, the fine-tune control and few-shot.
+
+Candidates are the whole training vocabulary; with `seen`, without what the user is known to have had.
 
 Shapes: T episodes, K support and Q query pairs, V items, n = T * Q targets.
 """
@@ -10,26 +13,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metarec.algorithms import inner
 from metarec.algorithms.inner import InnerLoop
-from metarec.core.batch import EpisodeBatch, ImageBatch, PairBatch
+from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params, Weights
 from metarec.data.batches import Batcher
 from metarec.data.episodes import EpisodeRanges
+from metarec.data.history import ranges
 from metarec.errors import DivergedError
 from metarec.metrics.ranking import METRICS
-from metarec.metrics.ranks import rank_of_target
+from metarec.metrics.ranks import rank_and_top, rank_of_target, refuse_non_finite
 from metarec.metrics.summary import TargetRecords
 from metarec.tasks import Tasks
 
 Ints = NDArray[np.int64]
 Method = Callable[[EpisodeBatch], Weights]  # weights of the T users of a batch, ready for `Tasks.logits`
+Scorer = Callable[[EpisodeBatch], Tensor]  # scores [T, Q, V]
+Seen = Callable[[EpisodeBatch], Tensor]  # places int64 [n] in scores.flatten() that are no candidates
 TOP = 10
 
 
@@ -91,21 +99,42 @@ class Judged(Protocol):
     def batches(self) -> Iterator[EpisodeBatch]: ...
 
 
-def ranks(tasks: Tasks, episodes: Judged, method: Method, ties: str) -> tuple[Ints, Ints]:
+def scored(tasks: Tasks, method: Method) -> Scorer:
+    """The model's scores under the weights that `method` gives."""
+    return lambda batch: tasks.logits(method(batch), batch.query)
+
+
+def ranks(episodes: Judged, scorer: Scorer, ties: str, seen: Seen | None = None) -> tuple[Ints, Ints]:
     """Rank of every target [N, Q] and the ten best items [N, Q, 10] (1-based; fewer where the catalogue is smaller)."""
     found, top = [], []
     with torch.no_grad():
         for batch in episodes.batches():
-            rank, best = _rank(tasks, method(batch), batch.query, ties)
+            rank, best = _rank(scorer(batch), batch, ties, seen)
             found.append(rank)
             top.append(best)
     return np.concatenate(found), np.concatenate(top)
 
 
-def _rank(tasks: Tasks, weights: Weights, query: PairBatch | ImageBatch, ties: str) -> tuple[Ints, Ints]:
-    logits = tasks.logits(weights, query)
-    best = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices + 1
-    return rank_of_target(logits, query.target, ties).cpu().numpy(), best.cpu().numpy()
+def _rank(scores: Tensor, batch: EpisodeBatch, ties: str, seen: Seen | None) -> tuple[Ints, Ints]:
+    if seen is not None:
+        refuse_non_finite(scores)  # before some are put aside
+        scores = scores.clone()
+        scores.view(-1)[seen(batch)] = torch.finfo(scores.dtype).min / (2 * scores.shape[-1])  # sums stay finite
+    rank, best = rank_and_top(scores, batch.query.target, ties, TOP)
+    return rank.cpu().numpy(), best.cpu().numpy()
+
+
+def seen(batcher: Batcher, n_items: int) -> Seen:
+    """What is no candidate where items are never had twice: the items of a query's own prefix, whole."""
+
+    def places(batch: EpisodeBatch) -> Tensor:
+        assert batch.query_pairs is not None
+        begin, event = (part.ravel() for part in batcher.ends(batch.query_pairs))
+        item = np.asarray(batcher.item[ranges(begin, event - begin)], dtype=np.int64)
+        row = np.repeat(np.arange(len(begin)), event - begin)
+        return torch.from_numpy((row * n_items + item - 1)[item > 0]).to(batch.user.device)
+
+    return places
 
 
 def monitored(rank: Ints, n_items: int) -> dict[str, float]:
@@ -136,12 +165,12 @@ class Control:
 
 def tune_control(
     tasks: Tasks, phi: Params, episodes: Judged, lrs: Sequence[float], steps: Sequence[int], monitor: str, ties: str,
-    on_lr: Callable[[float], None] = lambda lr: None,
+    on_lr: Callable[[float], None] = lambda lr: None, *, adapted: frozenset[str] | None = None, seen: Seen | None = None,
 ) -> Control:  # fmt: skip
     """Choose step size and steps of plain fine-tuning by the mean of `monitor` over the episodes (validation users).
 
     Every step count of one step size comes from one path. Ties go to the smaller step size, then fewer steps. A step
-    size that diverges on any user is out.
+    size that diverges on any user is out. `adapted`: names of what is fine-tuned, None = all.
     """
     wanted, tried = sorted(set(steps)), []
     for lr in sorted(set(lrs)):
@@ -149,11 +178,13 @@ def tune_control(
         found: dict[int, list[Ints]] = {count: [] for count in wanted}
         try:
             for batch in episodes.batches():
-                path = inner.path(tasks.loss(batch.support), phi, batch.n_tasks, InnerLoop(lr, wanted[-1]))
+                loop = InnerLoop(lr, wanted[-1], adapted=adapted)
+                path = inner.path(tasks.loss(batch.support), phi, batch.n_tasks, loop)
                 for count, weights in enumerate(path):
                     if count in found:
                         with torch.no_grad():
-                            found[count].append(_rank(tasks, weights, batch.query, ties)[0])
+                            scores = tasks.logits(weights, batch.query)
+                            found[count].append(_rank(scores, batch, ties, seen)[0])
         except DivergedError:
             continue
         for count in wanted:
@@ -167,8 +198,14 @@ def tune_control(
     return Control(best["lr"], int(best["steps"]), best[monitor], tried)
 
 
-def records(episodes: Judged, found: Mapping[str, Ints], n_items: int, repeat: NDArray[np.bool_]) -> TargetRecords:
-    """One row a target; `repeat` bool [N, Q]: the target is already in its prefix or in the support."""
+def records(
+    episodes: Judged, found: Mapping[str, Ints], n_items: int, repeat: NDArray[np.bool_],
+    about: Mapping[str, Ints] = MappingProxyType({}),
+) -> TargetRecords:  # fmt: skip
+    """One row a target; `repeat` bool [N, Q]: the target is already in its prefix or in the support.
+
+    `about`: further columns of `TargetRecords`, [N, Q] where they are of targets.
+    """
     n_episodes, n_query = len(episodes), episodes.n_query
     return TargetRecords(
         user=np.repeat(episodes.user, n_query),
@@ -177,6 +214,7 @@ def records(episodes: Judged, found: Mapping[str, Ints], n_items: int, repeat: N
         repeat=repeat.reshape(-1),
         ranks={name: rank.reshape(-1) for name, rank in found.items()},
         n_items=n_items,
+        **{name: column.reshape(-1) for name, column in about.items()},
     )
 
 

@@ -1,5 +1,6 @@
 """Supervised pretraining: the loss at every position of a session in one pass, nothing expanded.
 
+With `dataset.history=user`, of a user's whole history, session behind session, the first event of a session included.
 An epoch reads the training users' sessions once, in an order that is a pure function of (seed, epoch); validation
 scores the pairs of the validation users.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher, cut_long
+from metarec.data.history import Stream
 from metarec.data.store import Prepared, train_sessions
 from metarec.tasks import Tasks
 
@@ -71,9 +73,17 @@ def loss_of_step(
     return loss
 
 
-def training_pieces(prepared: Prepared, max_len: int, batch_size: int, seed: int) -> Pieces:
-    """`batch_size` targets a step, at least `max_len` (a step must not be empty behind a long piece)."""
-    begin, end = train_sessions(prepared)
+def training_pieces(
+    prepared: Prepared, max_len: int, batch_size: int, seed: int, stream: Stream | None = None
+) -> Pieces:
+    """`batch_size` targets a step, at least `max_len` (a step must not be empty behind a long piece).
+
+    Of sessions, or of whole histories where there is a `stream` to read them from.
+    """
+    if stream is None:
+        begin, end = train_sessions(prepared)
+    else:
+        begin, end = stream.users(np.asarray(prepared.train_event_end), np.arange(prepared.n_users))
     return Pieces(*cut_long(np.asarray(begin), np.asarray(end), max_len), batch_size, seed)
 
 

@@ -151,14 +151,15 @@ def fit(
     loss_at(step) is the loss of step 0, 1, ..., or yields parts whose sum it is: each is differentiated before the next is
     made, so that memory holds one part. factor(step) scales the step size. Validation runs before the first step
     (the start is a candidate too) and every `eval_every` steps. With a store, every validation is a checkpoint.
-    Raises DivergedError naming the step before a loss or gradient that is not finite reaches a weight.
+    Raises DivergedError naming the step before a loss or gradient that is not finite reaches a weight, and Pruned after
+    the checkpoint of a validation where `stop` says so.
     """
     at = at or Progress()
     leaves, began_at = list(params.values()), at.step
     base_lr = [group["lr"] for group in optimizer.param_groups]
     best = {name: value.detach().clone() for name, value in params.items()} if store is None else {}
 
-    def validation() -> None:
+    def validation() -> float:
         nonlocal best
         values = validate()
         value = values[plan.monitor]
@@ -172,6 +173,7 @@ def fit(
         if history is not None:
             history.append({"step": at.step, "kind": "val", plan.method: dict(values)})
         on_step(at.step, {f"val {plan.monitor}": value})
+        return value
 
     def save() -> None:
         if store is not None:
@@ -209,8 +211,10 @@ def fit(
                 history.append({"step": at.step, "kind": "train", **shown, "lr": optimizer.param_groups[0]["lr"]})
             on_step(at.step, shown)
             if at.step % plan.eval_every == 0 or at.step == plan.steps:
-                validation()
+                value = validation()
                 save()
+                if stop is not None and store is not None:  # without a store it is a means to a run, not the run
+                    stop.validated(at.step, value, last=at.stopped or at.step == plan.steps)
             elif at.step % plan.checkpoint_every == 0:
                 save()
             if stop is not None and stop.wanted:

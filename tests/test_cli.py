@@ -73,7 +73,7 @@ def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_help_needs_nothing_heavy_and_is_quick() -> None:
     code = (
         "import sys, metarec.cli as c; c.main(['--help']); c.main(['train', '--help']);"
-        "print([m for m in ('torch', 'duckdb', 'pandas', 'numpy', 'hydra', 'omegaconf') if m in sys.modules])"
+        "print([m for m in ('torch', 'duckdb', 'pandas', 'numpy', 'hydra', 'omegaconf', 'optuna') if m in sys.modules])"
     )
     best = 9.0
     for _ in range(3):
@@ -87,7 +87,7 @@ def test_help_needs_nothing_heavy_and_is_quick() -> None:
 def test_a_refusal_needs_nothing_heavy() -> None:
     code = (
         "import sys, metarec.cli as c; assert c.main(['train', 'seed=x']) == 2;"
-        "print([m for m in ('torch', 'duckdb', 'pandas', 'numpy') if m in sys.modules])"
+        "print([m for m in ('torch', 'duckdb', 'pandas', 'numpy', 'optuna') if m in sys.modules])"
     )
     assert python("-c", code).stdout.splitlines()[-1] == "[]"
 
@@ -103,6 +103,11 @@ def test_help_lists_verbs_groups_choices_and_examples(capsys: pytest.CaptureFixt
     assert "*meta_sgd" in text
     assert "train.meta_batch_size        32" in text
     assert cli.main(["eval", "-h"]) == cli.main(["prepare", "--help"]) == 0
+    capsys.readouterr()
+    assert cli.main(["report", "--help"]) == cli.main(["compare", "--help"]) == 0
+    text = capsys.readouterr().out
+    for said in ("metarec report RUN...", "metarec compare RUN...", "formats      [html,md]", "against      null"):
+        assert said in text
 
 
 def test_examples_of_the_help_pass_the_check() -> None:
@@ -328,7 +333,7 @@ def test_resume_refuses(words: list[str], line: str, runs: list[Any], capsys: py
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("metarec ", ["prepare", "train", "eval", "compare", "--help", "--version"]),
+        ("metarec ", ["prepare", "train", "eval", "compare", "report", "--help", "--version"]),
         ("metarec tr", ["train"]),
         ("metarec train algor", ["algorithm=", "algorithm."]),
         ("metarec train residual=", ["residual=context", "residual=off", "residual=on"]),
@@ -336,6 +341,7 @@ def test_resume_refuses(words: list[str], line: str, runs: list[Any], capsys: py
         ("metarec train seed=2 optimizer.l", ["optimizer.lr="]),
         ("metarec train dataset.episodes.n_s", ["dataset.episodes.n_support="]),
         ("metarec eval hard", ["hardware=", "hardware."]),
+        ("metarec report outputs/train/RUN out", ["output=", "output_dir="]),
         ("metarec nothing x", []),
     ],
 )

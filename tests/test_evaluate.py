@@ -15,10 +15,22 @@ from torch import Tensor
 
 from metarec.algorithms.fomaml import fomaml
 from metarec.algorithms.inner import InnerLoop
+from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params
 from metarec.data.episodes import EpisodeRanges
 from metarec.errors import DivergedError
-from metarec.evaluate import Episodes, Method, monitored, pair_metrics, ranks, records, repeats, tune_control
+from metarec.evaluate import (
+    Episodes,
+    Method,
+    monitored,
+    pair_metrics,
+    ranks,
+    records,
+    repeats,
+    scored,
+    seen,
+    tune_control,
+)
 from metarec.metrics.ranking import METRICS
 from metarec.models.gru4rec import GRU4Rec
 from metarec.objectives.cross_entropy import cross_entropy
@@ -93,7 +105,9 @@ def small(request: pytest.FixtureRequest) -> Small:
 @pytest.mark.parametrize("n_support", range(N_SUPPORT + 1))
 @pytest.mark.parametrize(("lr", "steps"), [(0.0, 0), (0.5, 1), (0.8, 4)])
 def test_ranks_are_those_of_one_user_at_a_time(lr: float, steps: int, n_support: int, small: Small) -> None:
-    found, top = ranks(small.tasks, small.episodes(n_support=n_support), small.adapted(lr, steps), "conservative")
+    found, top = ranks(
+        small.episodes(n_support=n_support), scored(small.tasks, small.adapted(lr, steps)), "conservative"
+    )
     assert np.array_equal(found, small.slow_ranks(lr, steps, n_support=n_support))
     assert found.shape == (7, N_QUERY)
     assert top.shape == (7, N_QUERY, 10)
@@ -108,22 +122,22 @@ def test_ranks_are_those_of_one_user_at_a_time(lr: float, steps: int, n_support:
 def test_ties_count_against_the_model_unless_said_otherwise(small: Small) -> None:
     level = {name: torch.zeros_like(value) for name, value in small.params.items()}
     target = np.array([[t for _, t in query] for _, query in small.log.plain_episodes(N_SUPPORT, N_QUERY)])
-    conservative, _ = ranks(small.tasks, small.episodes(), lambda batch: level, "conservative")
+    conservative, _ = ranks(small.episodes(), scored(small.tasks, lambda batch: level), "conservative")
     assert np.array_equal(conservative, np.where(target > 0, N_ITEMS, N_ITEMS + 1))
-    first, _ = ranks(small.tasks, small.episodes(), lambda batch: level, "first")
+    first, _ = ranks(small.episodes(), scored(small.tasks, lambda batch: level), "first")
     assert np.array_equal(first, np.where(target > 0, target, N_ITEMS + 1))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 100])
 def test_the_size_of_a_chunk_changes_nothing(chunk: int, small: Small) -> None:
-    one, _ = ranks(small.tasks, small.episodes(chunk=chunk), small.adapted(0.8, 3), "conservative")
+    one, _ = ranks(small.episodes(chunk=chunk), scored(small.tasks, small.adapted(0.8, 3)), "conservative")
     assert np.array_equal(one, small.slow_ranks(0.8, 3))
 
 
 def test_a_score_that_is_not_finite_is_no_rank(small: Small) -> None:
     broken = small.params | {"fc.bias": torch.full((N_ITEMS,), torch.nan, dtype=torch.float64)}
     with pytest.raises(DivergedError):
-        ranks(small.tasks, small.episodes(), lambda batch: broken, "conservative")
+        ranks(small.episodes(), scored(small.tasks, lambda batch: broken), "conservative")
 
 
 @pytest.mark.parametrize("monitor", list(METRICS))
@@ -177,3 +191,66 @@ def log_prefix(log: SmallLog, pair: int) -> tuple[list[int], int]:
     """The whole prefix of a pair, not only its latest events, and its target."""
     begin, event = int(log.batcher.pair_begin[pair]), int(log.batcher.pair_event[pair])
     return [int(item) for item in log.batcher.item[begin:event]], int(log.batcher.item[event])
+
+
+def constant(batch: EpisodeBatch) -> Tensor:
+    return torch.zeros(*batch.query.target.shape, N_ITEMS)
+
+
+def oracle(batch: EpisodeBatch) -> Tensor:
+    scores = constant(batch)
+    known = batch.query.target > 0
+    return scores.scatter(-1, (batch.query.target - 1).clamp(min=0).unsqueeze(-1), known.double().unsqueeze(-1).float())
+
+
+def test_four_scorers_whose_figures_are_known(small: Small) -> None:
+    """Constant: the last rank for all. Oracle: 1. Random: chance, 1/V for each rank. NaN: an error."""
+    episodes = small.episodes()
+    target = np.concatenate([batch.query.target.numpy() for batch in episodes.batches()])
+    known = target > 0
+    assert set(ranks(episodes, constant, "conservative")[0][known]) == {N_ITEMS}
+    perfect = monitored(ranks(episodes, oracle, "conservative")[0][known], N_ITEMS)
+    assert set(perfect.values()) == {1.0}
+
+    stream = torch.Generator().manual_seed(5)
+    found = [
+        ranks(episodes, lambda batch: torch.rand(constant(batch).shape, generator=stream), "conservative")[0][known]
+        for _ in range(400)
+    ]
+    counts = np.bincount(np.concatenate(found), minlength=N_ITEMS + 1)[1:]
+    expected = counts.sum() / N_ITEMS
+    assert ((counts - expected) ** 2 / expected).sum() < 29.6  # chi-square, 10 degrees of freedom, p = .001
+
+    def broken(batch: EpisodeBatch) -> Tensor:
+        scores = constant(batch)
+        scores[0, 0, 3] = float("nan")
+        return scores
+
+    for hide in (None, seen(small.log.batcher, N_ITEMS)):
+        with pytest.raises(DivergedError, match="item 4"):
+            ranks(episodes, broken, "conservative", hide)
+
+
+def test_what_was_seen_is_no_candidate(small: Small) -> None:
+    """As if the items of the prefix had been taken out of the catalogue."""
+    episodes, stream = small.episodes(), torch.Generator().manual_seed(2)
+    scores = {i: torch.rand(3, N_QUERY, N_ITEMS, generator=stream) for i in range(3)}
+    turn = iter(range(3))
+    found, top = ranks(
+        episodes, lambda batch: scores[next(turn)][: batch.n_tasks], "conservative", seen(small.log.batcher, N_ITEMS)
+    )
+    _, query = episodes.pairs()
+    for user, own in enumerate(query):
+        for place, pair in enumerate(own):
+            begin, event = small.log.batcher.pair_begin[pair], small.log.batcher.pair_event[pair]
+            had = {int(item) for item in small.log.batcher.item[begin:event]}
+            target = int(small.log.batcher.item[event])
+            row = scores[user // 3][user % 3, place]
+            left = [i for i in range(1, N_ITEMS + 1) if i not in had]
+            assert [i for i in top[user, place].tolist() if i not in had] == sorted(left, key=lambda i: -row[i - 1])[
+                :10
+            ]
+            if target < 1 or target in had:
+                assert found[user, place] >= N_ITEMS
+            else:
+                assert found[user, place] == 1 + sum(float(row[i - 1]) > float(row[target - 1]) for i in left)

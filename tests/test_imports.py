@@ -15,8 +15,8 @@ ROOT = Path(metarec.__file__).parent
 ROWS = [
     {"errors"},
     {"core"},
-    {"data", "models", "algorithms", "residual", "objectives", "schedules", "metrics"},
-    {"report", "runs", "trackers", "tasks", "train", "pretrain", "evaluate"},
+    {"data", "models", "algorithms", "residual", "objectives", "schedules", "metrics", "baselines"},
+    {"report", "runs", "trackers", "tasks", "train", "pretrain", "evaluate", "search", "panel"},
     {"config", "build", "benches", "verbs"},
     {"cli"},
     {"__main__", "__init__"},
@@ -83,6 +83,7 @@ def test_every_part_is_there() -> None:
         ("algorithms/maml.py", "from metarec import models", "algorithms imports models"),
         ("models/gru4rec.py", "import metarec.algorithms.inner", "models imports algorithms"),
         ("metrics/ranks.py", "from metarec.runs import atomic", "metrics imports runs"),
+        ("baselines/markov.py", "from metarec.data import store", "baselines imports data"),
         ("runs/lock.py", "def hold():\n    from metarec.cli import main", "runs imports cli"),
         ("data/store.py", "import omegaconf", "data knows omegaconf"),
         ("train.py", "from hydra import compose", "train knows hydra"),

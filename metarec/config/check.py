@@ -12,8 +12,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from metarec.config.fields import alternatives, explain_unknown, group_schema, options, section, type_hints
-from metarec.config.rules import Seen, contradictions
+from metarec.config.rules import contradictions
 from metarec.config.schema import GROUPS, SEED_MAX, VERBS, Config
+from metarec.config.seen import Seen
 from metarec.config.show import choose, show
 from metarec.errors import ConfigError
 
@@ -27,6 +28,8 @@ DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.duplicates": {"choices": ("error", "drop", "keep")},
     "dataset.memory_limit": {"pattern": r"\d+(\.\d+)?\s?([KMGT]i?B)", "form": "a size such as 1500MB or 2GB"},
     "dataset.delimiter": {"pattern": r"(?s).", "form": "one character"},
+    "dataset.vocabulary": {"choices": ("training", "all")},
+    "dataset.history": {"choices": ("sessions", "user")},
     "dataset.sessions.by": {"choices": ("auto", "gap", "user", "column")},
     "dataset.sessions.gap_minutes": {"min": 0, "exclusive": {"min"}},
     "dataset.sessions.min_events": {"min": 2},

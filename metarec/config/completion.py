@@ -6,6 +6,9 @@ metarec -sc install=fish | source
 
 from __future__ import annotations
 
+import dataclasses
+
+from metarec.config.reading import READING
 from metarec.config.schema import VERBS
 
 OPTIONS = ("--help", "--version")
@@ -25,4 +28,10 @@ def split_line(line: str) -> tuple[str | None, str]:
 def first_words(line: str) -> list[str]:
     """What can stand where the verb stands."""
     typed = line.lstrip().partition(" ")[2].strip()
-    return [word for word in (*VERBS, *OPTIONS) if word.startswith(typed)]
+    return [word for word in (*VERBS, "report", *OPTIONS) if word.startswith(typed)]
+
+
+def reading_words(line: str) -> list[str]:
+    """The keys that can stand where the last word of a `metarec report` line is being typed."""
+    typed = line.rpartition(" ")[2]
+    return [f"{spec.name}=" for spec in dataclasses.fields(READING["report"]) if spec.name.startswith(typed)]

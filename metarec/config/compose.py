@@ -157,7 +157,12 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def config_to_yaml(config: Config) -> str:
     """The whole config, every key with its value, as YAML; `config_from_yaml` reads it back equal."""
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)), resolve=False)
+    return values_to_yaml(dataclasses.asdict(config))
+
+
+def values_to_yaml(values: dict[str, Any]) -> str:
+    """Plain nested values as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(values), resolve=False)
 
 
 def config_from_yaml(text: str, verb: str) -> Config:

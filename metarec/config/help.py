@@ -12,11 +12,13 @@ from pathlib import Path
 
 from metarec.config.fields import groups, section, type_hints
 from metarec.config.paths import conf_dir
+from metarec.config.reading import EXAMPLES, MEANING, READING
 from metarec.config.schema import GROUPS, VERBS
 from metarec.config.show import show
 
 FLAGS = """\
   -m, --multirun          run every combination of values: seed=1,2 residual=off,on
+                          with hydra/sweeper=optuna search them, with hydra/launcher=joblib run side by side: docs/search.md
   --cfg job [--resolve]   print the composed configuration and stop
   --info [defaults|...]   print where it comes from and stop
   --config-dir DIR        a directory of your own GROUP/NAME.yaml files
@@ -55,6 +57,32 @@ Keys, set with KEY=VALUE, and their defaults
 Options
 {flags}"""
 
+REPORT = """\
+metarec report: one HTML page of finished runs, with tables, curves and the conditions they were measured under.
+
+Usage    metarec report RUN... [key=value ...]
+
+Examples
+{examples}
+
+RUN is a run directory, a sweep, a comparison, a directory of them, or a pattern; only finished, unaltered runs are read.
+The page needs no network and no script. Of several runs it opens with their comparison.
+
+Keys, set with KEY=VALUE, and their defaults
+{keys}"""
+
+COMPARE_RUNS = """\
+
+
+Of finished runs: metarec compare RUN... [key=value ...] trains nothing
+
+{examples}
+
+RUN is a run directory, a sweep, a comparison, a directory of them, or a pattern. One table: a row for each configuration and
+method over its seeds, differences paired over users. Runs of different protocols are refused, saying which key differs.
+
+{keys}"""
+
 
 def header(path: Path) -> list[str]:
     """The comment lines that open a YAML file, without their marks and without a package directive."""
@@ -85,15 +113,19 @@ def defaults(verb: str) -> dict[str, str]:
 def overview() -> str:
     """The text of `metarec --help`."""
     about = {verb: header(conf_dir() / f"{verb}.yaml")[0] for verb in VERBS}
-    verbs = [f"  {verb:<10}{about[verb].partition(': ')[2]}" for verb in VERBS]
+    about["report"] = REPORT.splitlines()[0]
+    verbs = [f"  {verb:<10}{text.partition(': ')[2]}" for verb, text in about.items()]
     lines = [f"  {line}" for verb in VERBS for line in examples(conf_dir() / f"{verb}.yaml")]
+    lines += [f"  {line}" for verb in READING for line in EXAMPLES[verb]]
     return OVERVIEW.format(verbs="\n".join(verbs), examples="\n".join(lines))
 
 
 def verb_help(verb: str) -> str:
     """The text of `metarec VERB --help`."""
+    if verb == "report":
+        return REPORT.format(**_reading("report"))
     path = conf_dir() / f"{verb}.yaml"
-    return VERB.format(
+    text = VERB.format(
         verb=verb,
         about=header(path)[0],
         examples="\n".join(f"  {line}" for line in examples(path)),
@@ -101,6 +133,15 @@ def verb_help(verb: str) -> str:
         keys="\n".join(_key_lines(verb)),
         flags=FLAGS,
     )
+    return text + (COMPARE_RUNS.format(**_reading("compare")) if verb == "compare" else "")
+
+
+def _reading(verb: str) -> dict[str, str]:
+    """Examples and keys of a verb that reads finished runs."""
+    specs = dataclasses.fields(READING[verb])
+    defaults = {s.name: s.default_factory() if callable(s.default_factory) else s.default for s in specs}
+    lines = [f"  {key:<12} {show(value):<12} {MEANING[key].format(verb=verb)}" for key, value in defaults.items()]
+    return {"examples": "\n".join(f"  {line}" for line in EXAMPLES[verb]), "keys": "\n".join(lines)}
 
 
 def _group_lines(verb: str) -> Iterator[str]:

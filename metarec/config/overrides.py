@@ -7,9 +7,10 @@ is handed to Hydra as it stands.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -86,6 +87,17 @@ def check_words(
     `rules=False`: the config is only shown, so contradictions and missing paths do not matter.
     """
     words = [normalise(word) for word in raw]
+    with checks(verb, words, config_dir, multirun=multirun, rules=rules) as (run, parsed):
+        jobs = run.jobs(parsed)
+    raise_all(run.errors)
+    return Checked(words, jobs, {o.key_or_group for o in parsed if is_hydra(o)})
+
+
+@contextlib.contextmanager
+def checks(
+    verb: str, words: Sequence[str], config_dir: Path | None, **options: bool
+) -> Iterator[tuple[Checks, list[Override]]]:
+    """What checks jobs of these normalised words, and the words parsed; the errors so far stand in its `errors`."""
     if config_dir is not None:
         _check_config_dir(config_dir)
     parsed, errors = _parse(words, verb)
@@ -93,11 +105,9 @@ def check_words(
     search = [str(path) for paths in typed if isinstance(paths, list) for path in paths]
     with composer(verb, config_dir, search) as found:
         found.compose(verb, [])  # reads the search path, which `choices` needs
-        run = _Check(verb, found, multirun, rules)
+        run = Checks(verb, found, **options)
         run.errors += errors
-        jobs = run.jobs(parsed)
-    raise_all(run.errors)
-    return Checked(words, jobs, {o.key_or_group for o in parsed if _is_hydra(o)})
+        yield run, parsed
 
 
 def _parse(words: Sequence[str], verb: str) -> tuple[list[Override], list[ConfigError]]:
@@ -140,15 +150,18 @@ def _check_config_dir(config_dir: Path) -> None:
     raise_all(hidden)
 
 
-def _is_hydra(override: Override) -> bool:
+def is_hydra(override: Override) -> bool:
+    """Whether the word is for Hydra itself."""
     return override.key_or_group.split(".")[0].split("/")[0] == "hydra"
 
 
-class _Check:
+class Checks:
     """Checks the parsed words job by job; errors gather in `errors`, each once."""
 
-    def __init__(self, verb: str, found: Composer, multirun: bool, rules: bool) -> None:
-        self.verb, self.found, self.multirun, self.rules = verb, found, multirun, rules
+    def __init__(
+        self, verb: str, found: Composer, *, multirun: bool = False, rules: bool = True, intervals: bool = False
+    ) -> None:
+        self.verb, self.found, self.multirun, self.rules, self.intervals = verb, found, multirun, rules, intervals
         self.groups = groups(verb)
         self.errors: list[ConfigError] = []
         self.composed: dict[tuple[str, ...], DictConfig] = {}
@@ -161,30 +174,31 @@ class _Check:
         lists = []
         other_sweeper = any(o.key_or_group == SWEEPER for o in parsed)
         for override in parsed:
-            if not self._form(override):
+            if not self.form(override):
                 continue
-            if _is_hydra(override) and "/" not in override.key_or_group:
+            if is_hydra(override) and "/" not in override.key_or_group:
                 continue  # typed by the user, for Hydra alone
             if other_sweeper and override.is_sweep_override():
                 continue  # only that sweeper knows which values it will draw; each job checks its own
-            lists.append(self._elements(override))
-        found = (self._job([o for o, _ in pairs], [word for _, word in pairs]) for pairs in itertools.product(*lists))
+            lists.append(self.elements(override))
+        found = (self.job([o for o, _ in pairs], [word for _, word in pairs]) for pairs in itertools.product(*lists))
         return [job for job in found if job is not None]
 
-    def _form(self, o: Override) -> bool:
+    def form(self, o: Override) -> bool:
         """Whether the word has a form that is allowed at all."""
         key, text = o.key_or_group, o.get_value_string() if o.value_type is not None else ""
         before = len(self.errors)
         if o.is_delete():
             self.fail(f"~{key}", text, "nothing can be removed", "set the key to the value you want")
-        elif _is_hydra(o):
+        elif is_hydra(o):
             return True
         elif o.package is not None:
             self.fail(f"{key}@{o.package}", text, "a group has one place", f"write {key}={text}")
         elif o.type == OverrideType.ADD and (key in self.groups or self._known(key)):
             self.fail(f"+{key}", text, "exists already, there is nothing to add", f"write {key}={text}")
-        elif o.value_type == ValueType.INTERVAL_SWEEP:
-            self.fail(key, text, "an interval has no list of values to run", "write 1,2,3 or range(1,4)")
+        elif o.value_type == ValueType.INTERVAL_SWEEP and not self.intervals:
+            fix = "write 1,2,3 or range(1,4), or search it: add -m hydra/sweeper=optuna"
+            self.fail(key, text, "an interval has no list of values to run", fix)
         elif o.is_sweep_override() and not self.multirun:
             self.fail(key, text, "several values for one run", f"add -m to run each, or quote it: \"{key}='{text}'\"")
         elif re.fullmatch(rf"({'|'.join(GROUPS)})\.name", key):
@@ -200,7 +214,7 @@ class _Check:
                 combined |= set(keys(self.verb, {group: name}))
         return key in combined
 
-    def _elements(self, o: Override) -> list[tuple[Override, str]]:
+    def elements(self, o: Override) -> list[tuple[Override, str]]:
         """The word itself, or one word for each value of a sweep."""
         if not o.is_sweep_override():
             return [(o, str(o.input_line))]
@@ -215,11 +229,15 @@ class _Check:
         parser = OverridesParser.create()
         return [(parser.parse_override(f"{key}={text}"), f"{key}={text}") for text in texts]
 
-    def _job(self, overrides: list[Override], words: list[str]) -> Job | None:
+    def parsed(self, word: str) -> tuple[Override, str]:
+        """A word as `job` takes it."""
+        return OverridesParser.create().parse_override(word), word
+
+    def job(self, overrides: list[Override], words: list[str]) -> Job | None:
         """Compose with the group choices, lay the values over, check the whole."""
         before = len(self.errors)
         pairs = list(zip(overrides, words, strict=True))
-        choices = [w for o, w in pairs if _is_hydra(o) or (o.key_or_group in self.groups and self._choice(o))]
+        choices = [w for o, w in pairs if is_hydra(o) or (o.key_or_group in self.groups and self._choice(o))]
         try:
             config = self._compose(tuple(choices))
         except ConfigError as error:
@@ -230,7 +248,7 @@ class _Check:
         known = keys(self.verb, chosen)
         for override in overrides:
             key = override.key_or_group
-            if _is_hydra(override) or key in self.groups:
+            if is_hydra(override) or key in self.groups:
                 continue
             if key not in known:
                 self.fail(key, override.value(), *explain_unknown(self.verb, key, chosen))
@@ -241,7 +259,7 @@ class _Check:
         except ConfigError as error:
             self.errors.append(error)
             return None
-        given = {o.key_or_group for o in overrides if not _is_hydra(o)}
+        given = {o.key_or_group for o in overrides if not is_hydra(o)}
         typed, errors = check(self.verb, values, given, rules=self.rules)
         self.errors += errors
         return Job(tuple(words), typed) if len(self.errors) == before else None

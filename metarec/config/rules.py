@@ -9,42 +9,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
-from metarec.config.schema import SCHEMAS, Config
+from metarec.config import rules_evaluation as ev
+from metarec.config.schema import SCHEMAS
+from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
 from metarec.data.spec import DatasetSpec, WorldSpec
 from metarec.errors import ConfigError
-
-Refusal = tuple[str, str, str]  # key, what, fix
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a rule looks at."""
-
-    verb: str
-    config: Config
-    given: frozenset[str]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value at a dotted key, or `default` where this config has no such key."""
-        node: Any = self.config
-        for name in key.split("."):
-            if not hasattr(node, name):
-                return default
-            node = getattr(node, name)
-        return node
-
-    def asked(self, prefix: str) -> list[str]:
-        """The explicitly given keys at or below `prefix`."""
-        return sorted(key for key in self.given if key == prefix or key.startswith(f"{prefix}."))
-
-    @property
-    def supervised(self) -> bool:
-        return bool(self.get("algorithm.name") == "supervised")
-
 
 # Training
 
@@ -419,6 +390,12 @@ def checkpoint_missing(seen: Seen) -> Iterator[Refusal]:
         yield "ckpt", "nothing to evaluate", "add ckpt=RUN_DIR or ckpt=CHECKPOINT"
 
 
+def split_of_a_run(seen: Seen) -> Iterator[Refusal]:
+    if seen.verb == "eval":
+        for key in seen.asked("evaluation.split"):
+            yield key, "is for metarec train", f"write split={seen.get('evaluation.split')}"
+
+
 def step_size_unused(seen: Seen) -> Iterator[Refusal]:
     if seen.verb == "eval" and seen.get("steps") == 0 and seen.get("lr") is not None:
         yield "lr", "does nothing: steps=0 adapts nothing", "drop it, or give steps=1 or more"
@@ -466,7 +443,14 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     compile_unused,
     store_is_a_file,
     checkpoint_missing,
+    split_of_a_run,
     step_size_unused,
+    ev.panel_names,
+    ev.candidates_of_images,
+    ev.images_have_no_curve,
+    ev.ks_twice,
+    ev.history_of_images,
+    ev.vocabulary_of_a_log,
 )
 
 

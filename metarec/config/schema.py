@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Protocol
 from metarec.data.spec import DatasetSpec
 
 MONITORS = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@10", "mrr")
+# sets of published figures (metarec.report.reported)
+REPORTED = ("mars", "s3rec_beauty", "s3rec_sports", "s3rec_yelp", "s3rec_lastfm", "ml1m_loo", "diginetica")
 SEED_MAX = 2**32 - 1  # the largest that every generator in use takes
 
 
@@ -340,13 +342,31 @@ class ControlGrid:
     users: int = ranged(512, min=1)  # of the validation split, evenly spaced
 
 
+WITHOUT_TRAINING = (
+    "random", "popularity", "recent_popularity", "repeat_last", "frequent_prefix", "frequent_support", "markov",
+    "session_knn", "v_sknn", "pair_knn", "leaky_popularity",
+)  # fmt: skip
+ROWS = (*WITHOUT_TRAINING, "in_context", "in_context_user", "head_only", "scratch")  # of the panel
+PANELS = {
+    "quick": ("popularity", "frequent_support", "in_context"),
+    "full": tuple(name for name in ROWS if name not in ("pair_knn", "leaky_popularity")),  # only there to be reproduced
+    "none": (),
+}
+
+
 @dataclass
 class EvaluationConfig:
-    name: str = "standard"
+    name: str = ranged("standard", choices=["standard", "k_curve", "full"])
+    split: str = ranged("test", choices=["test", "val"])  # of a training run's end; `metarec eval` has a key of its own
+    panel: list[str] | str = "quick"  # of PANELS, or rows; pretrained and control are always there
+    candidates: str = ranged("all", choices=["all", "unseen"])
+    ks: list[int] | None = ranged(None, min=0)
+    grid: bool = False
+    latency: bool = False
     monitor: str = ranged("ndcg@10", choices=MONITORS)
     bootstrap: int = ranged(2000, min=1)
     confidence: float = ranged(0.95, min=0, max=1, exclusive=["min", "max"])
-    ties: str = ranged("conservative", choices=["conservative", "first"])
+    ties: str = ranged("conservative", choices=["conservative", "first", "last"])
     task_chunk: int = ranged(32, min=1)
     test_steps: int | None = ranged(None, min=0)
     control: ControlGrid = field(default_factory=ControlGrid)
@@ -434,6 +454,7 @@ class TrainConfig:
     cache_dir: str = ranged("~/.cache/metarec", path=True)
     output_dir: str = ranged("outputs", path=True)
     resume: str | None = ranged(None, path=True)
+    reported: str | None = ranged(None, choices=REPORTED)
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
     model: ModelConfig = field(default_factory=Gru4RecConfig)
     algorithm: AlgorithmConfig = field(default_factory=MetaSgdConfig)
@@ -489,11 +510,24 @@ class CompareInner:
 
 
 @dataclass
+class TuneSection:
+    """What every cell of a comparison tries on validation, with its first seed; null = nothing is tuned."""
+
+    outer_lrs: list[float] | None = ranged(None, min=0, exclusive=["min"])
+    inner_lrs: list[float] | None = ranged(None, min=0, exclusive=["min"])
+
+
+@dataclass
 class CompareConfig:
-    """`metarec compare`: `metarec train` for every algorithm and seed, with one budget."""
+    """`metarec compare`: `metarec train` for every data set, model, residual, algorithm and seed, with one budget."""
 
     algorithms: list[str] = ranged(["maml", "fomaml", "maml_pp", "anil", "reptile", "meta_sgd"], choices=ALGORITHMS)
     seeds: list[int] = ranged([1], min=0, max=SEED_MAX)
+    datasets: list[str] | None = None  # None: the one chosen by dataset=
+    models: list[str] | None = None
+    residuals: list[str] | None = ranged(None, choices=["off", "on", "context"])
+    parallel: int = ranged(1, min=1)
+    tune: TuneSection = field(default_factory=TuneSection)
     inner: CompareInner = field(default_factory=CompareInner)
     warm_start: str = ranged("auto", path=True)  # auto | none | PATH
     data_dir: str | None = ranged(None, path=True)
@@ -551,7 +585,7 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("schedule", "constant"): ConstantConfig,
     ("schedule", "cosine"): CosineConfig,
     ("schedule", "linear"): LinearConfig,
-    ("evaluation", "standard"): EvaluationConfig,
+    ("evaluation", None): EvaluationConfig,
     ("logger", "files"): FilesConfig,
     ("logger", "tensorboard"): TensorBoardConfig,
     ("logger", "mlflow"): MlflowConfig,

@@ -1,6 +1,6 @@
-"""The record that every job of a sweep leaves in its directory, and the one summary made of them.
+"""The record that every job of a sweep or trial of a search leaves in its directory, and a sweep's one summary.
 
-Records are files because a launcher may run jobs in other processes; the summary is the only thing that needs them all.
+Records are files because jobs may run in other processes; the summary is the only thing that needs them all.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from metarec.errors import INTERRUPTED, TERMINATED, MetarecError, Pruned, Stopped
+
 RECORD = "job.json"
 SUMMARY = "sweep.json"
 
 
 @dataclass
 class Record:
-    """How one job ended. `status`: ok | failed | interrupted | not run."""
+    """How one job ended. `status`: ok | failed | interrupted | not run, and in a search pruned."""
 
     number: int
     overrides: list[str]
@@ -32,6 +36,51 @@ class Record:
     directory: str | None = None
     headline: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    seconds: float | None = None  # of the process; of a resumed trial, its last part
+
+
+def recorded(number: int, words: list[str], run_dir: Path, action: Callable[[], dict[str, Any]]) -> int:
+    """Run one job and leave its record, whatever happens; only a signal goes on to end the whole. Returns its exit code.
+
+    `action` returns {"headline": {name: value}}.
+    """
+    print(f"job {number}: {' '.join(words)}", flush=True)
+    record, began = Record(number, words, "interrupted", directory=str(run_dir)), time.monotonic()
+    try:
+        record.headline = dict(action().get("headline", {}))
+        record.status = "ok"
+    except Pruned as end:
+        record.status, record.error = "pruned", str(end)
+    except Stopped as end:  # a signal ends the sweep, not this job alone
+        record.exit_code = end.exit_code
+        raise SystemExit(end.exit_code) from end
+    except MetarecError as error:
+        record.status, record.exit_code = "failed", error.exit_code
+        record.error = f"error: {'; '.join(str(error).splitlines())}"
+    except KeyboardInterrupt:
+        record.exit_code = INTERRUPTED
+        raise
+    except SystemExit as end:
+        record.exit_code = end.code if isinstance(end.code, int) else 1
+        if record.exit_code in (INTERRUPTED, TERMINATED):
+            raise
+        record.status, record.error = "failed", f"error: the run called sys.exit({end.code})"
+    except Exception as bug:
+        traceback.print_exc()
+        record.status, record.exit_code = "failed", 1
+        record.error = f"error: a bug in metarec: {type(bug).__name__}: {bug}"
+    finally:
+        record.seconds = round(time.monotonic() - began, 1)
+        write_record(run_dir, record)
+    if record.error:
+        print(record.error, file=sys.stderr, flush=True)
+    return record.exit_code
+
+
+def read_record(directory: Path) -> Record | None:
+    """The record in a job's directory; None where there is none."""
+    path = directory / RECORD
+    return Record(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def write_json(path: Path, value: object) -> None:

@@ -12,10 +12,12 @@ entries of a plan.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 STEP_COST = 8  # what a step of a recurrence costs by itself, in sequences; bends the plan, not the result
@@ -60,7 +62,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Sequences:
-    """items int64 [T, M] (1..n_items, 0 behind the last); starts, lengths int64 [T, R].
+    """items int64 [T, M] (1..n_items; 0 = a break between sessions, and behind the last); starts, lengths int64 [T, R].
 
     Sequence r of a task is items[starts : starts + lengths]; a row of length 0 is no sequence. States stand task behind
     task, and sequence behind sequence in the order of the rows. Sequences of a task are best given longest first
@@ -193,13 +195,16 @@ class PairBatch:
 class EpisodeBatch:
     """Support and query of T tasks; `user` int64 [T] is the row of each task's user in the prepared data.
 
-    `reliability` float [T, K]: how much each support pair can be relied on, > 0, where that is asked for.
+    `reliability` float [T, K]: how much each support pair can be relied on, > 0, where that is asked for. `support_pairs`
+    [T, K], `query_pairs` [T, Q]: their numbers in the log, for methods that read it themselves; images have none.
     """
 
     support: PairBatch | ImageBatch
     query: PairBatch | ImageBatch
     user: Tensor
     reliability: Tensor | None = None
+    support_pairs: NDArray[np.int64] | None = None
+    query_pairs: NDArray[np.int64] | None = None
 
     @property
     def n_tasks(self) -> int:
@@ -211,11 +216,17 @@ class EpisodeBatch:
             ImageBatch(part.images.to(dtype), part.target) if isinstance(part, ImageBatch) else part
             for part in (self.support, self.query)
         ]
-        return EpisodeBatch(parts[0], parts[1], self.user, self.reliability)
+        return replace(self, support=parts[0], query=parts[1])
 
     def to(self, device: torch.device) -> EpisodeBatch:
         scores = None if self.reliability is None else self.reliability.to(device)
-        return EpisodeBatch(self.support.to(device), self.query.to(device), self.user.to(device), scores)
+        return replace(
+            self,
+            support=self.support.to(device),
+            query=self.query.to(device),
+            user=self.user.to(device),
+            reliability=scores,
+        )
 
 
 @dataclass(frozen=True)

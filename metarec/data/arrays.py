@@ -90,10 +90,11 @@ def session_blocks(offsets: np.ndarray, size: int = 500_000) -> Iterator[np.ndar
         yield np.array(offsets[first : first + size + 1])
 
 
-def index_items(root: Path, codes: Path, n_codes: int) -> np.ndarray:
-    """Write item.npy from the item codes; returns the codes in the vocabulary, rising: entry i has index i + 1.
+def index_items(root: Path, codes: Path, n_codes: int, whole: bool = False) -> np.ndarray:
+    """Write item.npy from the item codes; returns the codes in the vocabulary, in order: entry i has index i + 1.
 
-    The vocabulary is the items of the training events; every other item becomes -1.
+    The vocabulary is the items of the training events, by rising code; every other item becomes -1, or with `whole` stands
+    behind them, in the order in which the stored log first has them.
     """
     code = np.load(codes, mmap_mode="r")
     user_events = np.load(root / "session_offsets.npy", mmap_mode="r")[np.load(root / "user_sessions.npy")]
@@ -102,11 +103,20 @@ def index_items(root: Path, codes: Path, n_codes: int) -> np.ndarray:
     for first, part in blocks(code):
         seen[part[training_mask(first, first + len(part), user_events, train_end)]] = True
     index = np.where(seen, np.cumsum(seen), -1).astype(np.int32)
+    vocabulary = np.flatnonzero(seen)
+    if whole:
+        first_place = np.full(n_codes, len(code), dtype=np.int64)
+        for first, part in blocks(code):
+            np.minimum.at(first_place, part, first + np.arange(len(part)))
+        others = np.flatnonzero(~seen & (first_place < len(code)))
+        others = others[np.argsort(first_place[others], kind="stable")]
+        index[others] = len(vocabulary) + 1 + np.arange(len(others))
+        vocabulary = np.concatenate([vocabulary, others])
     writer = ArrayWriter(root / "item.npy", ARRAYS["item"])
     for _, part in blocks(code):
         writer.append(index[part])
     writer.close()
-    return np.flatnonzero(seen)
+    return vocabulary
 
 
 def _running(counts: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec.core.batch import EpisodeBatch, PairBatch
+from metarec.data.history import BREAK, Laid, Stream, behind, ranges
 from metarec.data.packing import pack
 
 Ints = NDArray[np.int64]
@@ -31,7 +32,8 @@ class Batcher:
 
     `device`: where batches are made. On a GPU the three arrays are copied there once, and a batch is gathered from them; on
     the CPU they stay what they are, memory maps where the log is large. `reliability`: pairs [T, N] -> what each may count
-    (`data.reliability`); without it, batches carry none.
+    (`data.reliability`); without it, batches carry none. `stream`: prefixes reach back over the user's history
+    (`data.history`): in episodes over the support, else over all earlier sessions.
     """
 
     item: NDArray[np.int32]
@@ -40,11 +42,17 @@ class Batcher:
     max_len: int
     reliability: Callable[[Ints], NDArray[np.float64]] | None = None
     device: torch.device = CPU
+    stream: Stream | None = None
 
     @cached_property
     def _resident(self) -> tuple[Tensor, Tensor, Tensor]:
         item, begin, event = (_shared(part).to(self.device) for part in (self.item, self.pair_begin, self.pair_event))
         return item, begin, event
+
+    @cached_property
+    def _stream(self) -> Tensor:
+        assert self.stream is not None
+        return _shared(self.stream.item).to(self.device)
 
     def _items_at(self, events: Tensor) -> Tensor:
         return self._resident[0][events].long()
@@ -52,11 +60,38 @@ class Batcher:
     def pairs(self, pairs: Ints) -> PairBatch:
         """pairs int64 [T, N], rising within a task."""
         n_tasks, n_pairs = pairs.shape
+        task = torch.arange(n_tasks, device=self.device).repeat_interleave(n_pairs)
+        if self.stream is not None:
+            target = np.asarray(self.pair_event[pairs.ravel()], dtype=np.int64)
+            place = self.stream.at(target)
+            first = np.maximum(self.stream.user_begin(target), place - self.max_len)
+            return pack(self._tokens_at, n_tasks, task, self._placed(first), self._placed(place))
         asked = self._placed(pairs.ravel())
         _, begin, event = self._resident
         at = event[asked].long()
-        task = torch.arange(n_tasks, device=self.device).repeat_interleave(n_pairs)
         return pack(self._items_at, n_tasks, task, begin[asked].long().maximum(at - self.max_len), at)
+
+    def _tokens_at(self, places: Tensor) -> Tensor:
+        return self._stream[places].long()
+
+    def behind(self, support: Ints, query: Ints, *, breaks: bool) -> tuple[PairBatch, PairBatch]:
+        """Pairs int64 [T, K] and [T, Q], rising: the support in front of every prefix, joined by breaks or by nothing."""
+        laid = behind(self.ends(support), self.ends(query), self.max_len, breaks)
+        return self._packed(laid[0]), self._packed(laid[1])
+
+    def ends(self, pairs: Ints) -> tuple[Ints, Ints]:
+        """First event of the session, event of the target, of pairs of any shape."""
+        return np.asarray(self.pair_begin[pairs], dtype=np.int64), np.asarray(self.pair_event[pairs], dtype=np.int64)
+
+    def _packed(self, laid: Laid) -> PairBatch:
+        source, (n_tasks, n_pairs) = self._placed(laid.source), laid.at.shape
+
+        def items_at(places: Tensor) -> Tensor:
+            events = source[places]
+            return torch.where(events == BREAK, 0, self._items_at(events.clamp(min=0)))
+
+        task = torch.arange(n_tasks, device=self.device).repeat_interleave(n_pairs)
+        return pack(items_at, n_tasks, task, self._placed(laid.begin.ravel()), self._placed(laid.at.ravel()))
 
     def _placed(self, numbers: Ints) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)).to(self.device)
@@ -66,12 +101,10 @@ class Batcher:
         span = first_pair[:, None] + skip + np.arange(n_support + n_query)
         support, query = span[:, :n_support], span[:, n_support:]
         scores = None if self.reliability is None else torch.from_numpy(self.reliability(support)).float()
-        return EpisodeBatch(
-            self.pairs(support),
-            self.pairs(query),
-            self._placed(user),
-            None if scores is None else scores.to(self.device),
-        )
+        alone = self.stream is None
+        parts = (self.pairs(support), self.pairs(query)) if alone else self.behind(support, query, breaks=True)
+        reliability = None if scores is None else scores.to(self.device)
+        return EpisodeBatch(*parts, self._placed(user), reliability, support, query)
 
     def sessions(self, begin: Ints, end: Ints) -> PairBatch:
         """Every (prefix -> next) pair of whole sessions as one task, each session read once.
@@ -82,10 +115,14 @@ class Batcher:
         return self.pieces(*cut_long(begin, end, self.max_len))
 
     def pieces(self, first: Ints, last: Ints, start: Ints) -> PairBatch:
-        """Pieces of sessions as `cut_long` gives them: the targets [first, last) behind events from `start` on."""
+        """Pieces of sessions as `cut_long` gives them: the targets [first, last) behind events from `start` on.
+
+        With a stream: pieces of it; its breaks are no targets (0: no pair).
+        """
         counts = last - first
         event = self._placed(ranges(first, counts))
-        return pack(self._items_at, 1, torch.zeros_like(event), self._placed(np.repeat(start, counts)), event)
+        at = self._items_at if self.stream is None else self._tokens_at
+        return pack(at, 1, torch.zeros_like(event), self._placed(np.repeat(start, counts)), event)
 
 
 def _shared(part: NDArray[np.int32] | Ints) -> Tensor:
@@ -93,12 +130,6 @@ def _shared(part: NDArray[np.int32] | Ints) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(part)
-
-
-def ranges(begin: Ints, counts: Ints) -> Ints:
-    """begin[0], begin[0] + 1, ... (counts[0] numbers), begin[1], ..."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts) + np.repeat(begin, counts)
 
 
 def cut_long(begin: Ints, end: Ints, max_len: int) -> tuple[Ints, Ints, Ints]:

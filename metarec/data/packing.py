@@ -1,7 +1,8 @@
 """Pairs given by event ranges -> one packed batch (`core.batch`), by index arithmetic alone, on any device.
 
 A prefix is item[begin:event]. Neighbouring pairs of a task whose prefixes start at one event share one sequence, and
-neighbouring sequences that overlap read one stretch of events. Items outside the vocabulary (-1) are left out of a prefix.
+neighbouring sequences that overlap read one stretch of events. Items outside the vocabulary (-1) are left out of a prefix;
+a break between sessions (0, `data.history`) is read.
 
 Where the events live on a GPU, they are gathered there, and everything here runs there: only sizes come back to the host.
 
@@ -33,7 +34,7 @@ def pack(items_at: Callable[[Tensor], Tensor], n_tasks: int, task: Tensor, begin
     stretch_begin = row_begin[opens]
     spans = row_end[_last_of(opens)] - stretch_begin
     tokens = items_at(ranges(stretch_begin, spans))
-    seen = tokens > 0
+    seen = tokens >= 0
     known = torch.cat([tokens.new_zeros(1), seen.cumsum(0)])  # how many known items stand ahead of a token
     row_at = (spans.cumsum(0) - spans - stretch_begin)[stretch] + row_begin  # the row's first token
     lengths = known[row_at + row_end - row_begin] - known[row_at]

@@ -100,7 +100,8 @@ class LogPipeline:
             raise self._nobody()
         self.report("pairs and vocabulary")
         write_users_and_pairs(self.work, writer.sessions[self.kept_users], split, split_by)
-        vocabulary = index_items(self.work, self.engine_files / "codes.npy", self.n_items)
+        whole = self.spec.vocabulary == "all"
+        vocabulary = index_items(self.work, self.engine_files / "codes.npy", self.n_items, whole)
         users, items = self._ids("user_code", self.kept_users), self._ids("item_code", vocabulary)
         store.write_ids(self.work, users, items)
         shape, one = self.spec.episodes, split_by == "leave_one_out"
@@ -110,7 +111,7 @@ class LogPipeline:
             has_clock=has_clock, split_by=split_by, leaky=False, split_note="",
             n_support=shape.n_support, n_query=n_query, stride=shape.stride,
             vocabulary_sha256=store.vocabulary_hash(items.to_pylist()), time_cuts=cuts,
-            repeated_events=self.spec.duplicates == "keep",
+            repeated_events=self.spec.duplicates == "keep", given_vocabulary=whole,
         )  # fmt: skip
         return meta, self.funnel
 
@@ -314,7 +315,7 @@ class LogPipeline:
         step.items[self._column(f"SELECT DISTINCT i FROM {table}", "i")] = True
 
     def _ids(self, table: str, codes: np.ndarray) -> pa.ChunkedArray:
-        """The ids of ``codes`` (rising) as text."""
+        """The ids of ``codes`` as text."""
         ids = self.con.sql(f"SELECT CAST(id AS VARCHAR) AS id FROM {table} ORDER BY code").to_arrow_table().column("id")
         return ids.take(pa.array(codes))
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metarec.data.batches import Ints, ranges
+from metarec.data.history import Ints, ranges
 from metarec.data.store import Prepared, train_sessions
 
 PERCENTILE = 95

@@ -97,6 +97,8 @@ class DatasetSpec:
     time_unit: str = "auto"  # auto | s | ms | us | ns | iso | order (a position, no clock)
     ties: str = "item"  # item | row | order: the total order among events of one user at one time
     duplicates: str = "error"  # error | drop | keep: rows that repeat (user, time, item)
+    vocabulary: str = "training"  # training | all: of published tables whose catalogue was the whole log
+    history: str = "sessions"  # sessions | user: what a prefix reaches back to (metarec.data.history)
     sessions: Sessions = field(default_factory=Sessions)
     core: Core = field(default_factory=Core)
     split: Split = field(default_factory=Split)

@@ -28,6 +28,8 @@ RULES = {
     "source": ("log", "synthetic", "episode_tables"),
     "ties": ("item", "row", "order"),
     "duplicates": ("error", "drop", "keep"),
+    "history": ("sessions", "user"),
+    "vocabulary": ("training", "all"),
     "sessions.by": ("auto", "gap", "user", "column"),
     "split.by": ("auto", "user_time", "user_disjoint", "leave_one_out"),
 }
@@ -36,6 +38,7 @@ RULES = {
 def spec_problems(spec: DatasetSpec) -> list[ConfigError]:
     """Every option out of range, before anything is read (`prepare` raises the first)."""
     values = {"source": spec.source, "ties": spec.ties, "duplicates": spec.duplicates,
+              "history": spec.history, "vocabulary": spec.vocabulary,
               "sessions.by": spec.sessions.by, "split.by": spec.split.by}  # fmt: skip
     found = []
     for key, value in values.items():

@@ -61,7 +61,7 @@ class Meta:
     vocabulary_sha256: str
     time_cuts: tuple[int, int] | None  # T1, T2 of split_by=user_time
     repeated_events: bool  # duplicates=keep: a (user, time, item) may stand twice
-    given_vocabulary: bool = False  # numbered by episode tables, which may number items that no training user has
+    given_vocabulary: bool = False  # by episode tables or vocabulary=all: it may hold items that no training user has
     format: int = FORMAT
 
 
@@ -122,19 +122,24 @@ class Prepared:
         """Per user the range [begin, end) of pairs whose target may be trained on, int64 [U] each."""
         return self.user_pairs[:-1], _train_pair_end(self)
 
-    def episodes(self, split: str) -> EpisodeRanges:
-        """The episodes of ``train``, ``val`` or ``test``; ConfigError for another name."""
+    def episodes(self, split: str, n_support: int | None = None) -> EpisodeRanges:
+        """The episodes of ``train``, ``val`` or ``test``; ConfigError for another name.
+
+        With another ``n_support``: of the users who have so many pairs. The queries of validation and test users are
+        the same for every number.
+        """
         if split not in SPLITS:
             raise ConfigError("split", split, "no such split", f"say {nearest(split, SPLITS) or ' | '.join(SPLITS)}")
-        return episodes_of(self, split)
+        return episodes_of(self, split, n_support)
 
 
-def episodes_of(prepared: Prepared, split: str) -> EpisodeRanges:
+def episodes_of(prepared: Prepared, split: str, n_support: int | None = None) -> EpisodeRanges:
     """Windows of the training users, or the last pairs of each user of another split.
 
     leave_one_out has one kind of user: the last pair is the test query, the one before it the validation query.
     """
-    shape = {"n_support": prepared.n_support, "n_query": prepared.n_query[split]}
+    k = prepared.n_support if n_support is None else n_support
+    shape = {"n_support": k, "n_query": prepared.n_query[split]}
     begin, end = prepared.user_pairs[:-1], prepared.user_pairs[1:]
     if split == "train":
         user = np.flatnonzero(prepared.user_split == 0)

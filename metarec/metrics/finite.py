@@ -24,6 +24,21 @@ def plain_json(value: object, where: str) -> Any:
     return _plain(value, where, ())
 
 
+def or_none(value: Any) -> float | None:
+    """A figure of `metrics.intervals`, where NaN says that there is none; never a diverged one."""
+    return None if np.isnan(value) else float(value)
+
+
+def ends(low: Any, high: Any) -> list[float] | None:
+    """[low, high], or None without an interval."""
+    return None if np.isnan(low) else [float(low), float(high)]
+
+
+def interval(mean: Any, low: Any, high: Any) -> dict[str, float | None]:
+    """{mean, low, high}, the ends None without an interval."""
+    return {"mean": float(mean), "low": or_none(low), "high": or_none(high)}
+
+
 def _plain(value: object, where: str, keys: tuple[str, ...]) -> Any:
     if value is None or isinstance(value, bool | str):
         return value

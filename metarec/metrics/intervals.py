@@ -6,9 +6,12 @@ the figure of the draw is the pair-level mean, a ratio of sums:
     mean* = sum over drawn users of their sum of values / sum over drawn users of their number of values
 
 All columns (methods x metrics) share the draws, which makes every difference and every ratio of them a paired one.
-Percentile intervals. Nothing is called better or worse while its interval holds 0.
+Intervals are percentiles of the draws, expanded for few users (`metrics.student`). Nothing is called better or worse while
+its interval holds 0. Beside a difference stand its size in standard deviations of users (Cohen's d_z) and the smallest
+difference that the same users would have shown with a power of 80 %.
 
-Source: Efron & Tibshirani 1993, ch. 13 and 15; Field & Welsh 2007 (cluster bootstrap); Holm 1979.
+Source: Efron & Tibshirani 1993, ch. 13 and 15; Field & Welsh 2007 (cluster bootstrap); Hesterberg 2015; Holm 1979;
+Cohen 1988, sec. 2.3 (d_z) and 1.5 (power).
 Shapes: n targets, U users, m columns, R resamples. With fewer than two users there is no interval: (NaN, NaN).
 """
 
@@ -22,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metarec.errors import DivergedError
+from metarec.metrics.student import expanded_tail, z_quantile
 
 Array = npt.NDArray[np.float64]
 _CHUNK = 4_000_000  # entries of one block of draws [r, U], about 32 MB
@@ -29,7 +33,10 @@ _CHUNK = 4_000_000  # entries of one block of draws [r, U], about 32 MB
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a - b over targets and over users, percentile interval of the former, two-sided p-value."""
+    """Mean of a - b over targets and over users, interval of the former, two-sided p-value, d_z, detectable difference.
+
+    NaN where a figure does not exist: the interval of one user, the d_z of users who all differ alike.
+    """
 
     mean: float
     low: float
@@ -38,6 +45,8 @@ class Difference:
     p_value: float
     n_users: int
     n_targets: int
+    effect_size: float
+    detectable: float
 
 
 def per_user_sums(values: npt.ArrayLike, users: npt.ArrayLike) -> tuple[Array, Array]:
@@ -68,13 +77,11 @@ def bootstrap_replicates(values: npt.ArrayLike, users: npt.ArrayLike, *, n_resam
 
 
 def percentile_interval(replicates: Array, confidence: float, n_users: int) -> tuple[Array, Array]:
-    """Low and high [m] of ``replicates`` [R, m]; NaN for fewer than two users, whose draws are all alike."""
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence {confidence} is not between 0 and 1")
+    """Low and high [m] of ``replicates`` [R, m], expanded; NaN for fewer than two users, whose draws are all alike."""
     if n_users < 2:
         nothing = np.full(replicates.shape[1], np.nan)
         return nothing, nothing.copy()
-    tail = (1.0 - confidence) / 2.0
+    tail = expanded_tail(confidence, n_users - 1, 1.0 - 1.0 / n_users)
     low, high = np.quantile(replicates, [tail, 1.0 - tail], axis=0)
     return low, high
 
@@ -121,6 +128,30 @@ def sign_flip_p_values(sums: Array, *, n_resamples: int, seed: int) -> Array:
     return (1.0 + hits) / (1.0 + n_resamples)
 
 
+def effect_size(by_user: Array) -> Array:
+    """Cohen's d_z [m]: mean over standard deviation (n - 1) of the users' mean differences [U, m]; NaN where that is 0."""
+    if by_user.shape[0] < 2:
+        return np.full(by_user.shape[1], np.nan)
+    deviation = by_user.std(axis=0, ddof=1)
+    rounding = 1e-12 * np.abs(by_user).max(axis=0)  # equal differences, summed in floating point
+    alike = deviation <= rounding
+    size: Array = np.where(alike, np.nan, by_user.mean(axis=0) / np.where(alike, 1.0, deviation))
+    return size
+
+
+def detectable(replicates: Array, confidence: float, n_users: int, power: float = 0.8) -> Array:
+    """Smallest true difference [m] that such an interval excludes 0 for, in ``power`` of samples of as many users.
+
+    (z[1 - alpha/2] + z[power]) standard errors, alpha = 1 - confidence; the standard error is that of the draws of a
+    difference [R, m], which vary by (n - 1) / n of what the mean does. NaN for fewer than two users.
+    """
+    if n_users < 2:
+        return np.full(replicates.shape[1], np.nan)
+    error = replicates.std(axis=0) * math.sqrt(n_users / (n_users - 1))
+    smallest: Array = (z_quantile((1.0 + confidence) / 2.0) + z_quantile(power)) * error
+    return smallest
+
+
 def paired_difference(
     a: npt.ArrayLike,
     b: npt.ArrayLike,
@@ -132,11 +163,21 @@ def paired_difference(
 ) -> Difference:
     """Interval and test of mean(a - b) for two methods' values [n] on the same targets."""
     delta = _columns(a) - _columns(b)
-    mean, low, high = cluster_bootstrap(delta, users, n_resamples=n_resamples, confidence=confidence, seed=seed)
     sums, counts = per_user_sums(delta, users)
-    p_value = sign_flip_p_values(sums, n_resamples=n_resamples, seed=seed)[0]
-    macro = (sums[:, 0] / counts).mean()
-    return Difference(mean, low, high, float(macro), float(p_value), counts.size, delta.shape[0])
+    replicates = bootstrap_replicates(delta, users, n_resamples=n_resamples, seed=seed)
+    low, high = percentile_interval(replicates, confidence, counts.size)
+    by_user = sums / counts[:, None]
+    return Difference(
+        mean=float(delta.mean()),
+        low=float(low[0]),
+        high=float(high[0]),
+        macro_mean=float(by_user.mean()),
+        p_value=float(sign_flip_p_values(sums, n_resamples=n_resamples, seed=seed)[0]),
+        n_users=counts.size,
+        n_targets=delta.shape[0],
+        effect_size=float(effect_size(by_user)[0]),
+        detectable=float(detectable(replicates, confidence, counts.size)[0]),
+    )
 
 
 def share_of_gap(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from metarec.config.reading import CompareRuns, Reading
 from metarec.config.schema import CompareConfig, Config, EvalConfig, PrepareConfig
 
 
@@ -26,3 +27,14 @@ def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: 
     from metarec.verbs.train import run_train
 
     return run_train(config, run_dir, resume, overrides)
+
+
+def read_runs(runs: Sequence[str], options: Reading, overrides: Sequence[str]) -> Path:
+    """Compare or report the finished `runs`; `overrides` are the words typed. Returns where the result is."""
+    if isinstance(options, CompareRuns):
+        from metarec.verbs.compare_runs import compare_runs
+
+        return compare_runs(runs, options, overrides)
+    from metarec.verbs.report import run_report
+
+    return run_report(runs, options, overrides)

@@ -13,13 +13,16 @@ from metarec import build
 from metarec.benches import AnyBench, ImageBench
 from metarec.config.compose import config_from_dict, config_to_yaml
 from metarec.config.overrides import given_keys
-from metarec.config.schema import EvalConfig, SupervisedConfig, TrainConfig
+from metarec.config.schema import EvalConfig, FilesConfig, SupervisedConfig, TrainConfig
 from metarec.errors import ConfigError, DataError, nearest
 from metarec.evaluate import Control
 from metarec.report.tables import show
 from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.lock import hold
+from metarec.runs.signals import stop_on_signals
 from metarec.verbs import measure as m
+from metarec.verbs.curves import check_curves, extras
+from metarec.verbs.panel import check_panel, panel
 from metarec.verbs.warm_start import check_vocabulary
 
 
@@ -42,6 +45,9 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
     prepared = build.data(config, spec, lambda line: print(line, flush=True))
     bench = build.bench(trained_as, config.evaluation, prepared, on)
     check_vocabulary(found, state, bench)
+    as_asked = replace(trained_as, evaluation=config.evaluation, cache_dir=config.cache_dir, logger=FilesConfig())
+    check_panel(as_asked, bench)
+    check_curves(config.evaluation, bench, config.split)
     if config.n_support is not None and config.n_support > prepared.n_support:
         raise ConfigError(
             "n_support", config.n_support, f"the stored episodes have {prepared.n_support} support pairs",
@@ -62,12 +68,17 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
             "lr", config.lr, "the run learned a step size for every weight", "leave it out, or evaluate other steps"
         )
     run_dir.mkdir(parents=True, exist_ok=True)
-    with hold(run_dir), rundir.whole_or_nothing(run_dir):
+    with hold(run_dir), rundir.whole_or_nothing(run_dir), stop_on_signals("evaluate again") as stop:
         rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=overrides)
         control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, "auto")
         steps = trained_as.evaluation.test_steps if config.steps is None else config.steps
+        source = {} if trained.phi is None else state["warm_start"]
+        rows = panel(as_asked, bench, trained.base, source, run_dir, stop)
         document, columns = m.measure(
-            bench, trained, control, episodes, config.split, seed=trained_as.seed, lr=config.lr, steps=steps
+            bench, trained, control, rows, episodes, config.split, seed=trained_as.seed, lr=config.lr, steps=steps
+        )
+        more = extras(
+            bench, trained, control, rows, config.split, seed=trained_as.seed, steps=steps, mode=as_asked.logger.console
         )
         document = {
             "model": trained_as.model.name,
@@ -76,6 +87,7 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
             "residual": trained_as.residual.name,
             "config": asdict(trained_as),
             **document,
+            **more,
             "evaluated": {"checkpoint": str(found), **asdict(config)},
             "seeds": {"run": trained_as.seed, "split": trained_as.dataset.split.seed},
         }

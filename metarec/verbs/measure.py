@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import RenderableType
@@ -20,8 +19,9 @@ from metarec.benches import AnyBench, AnyEpisodes, ImageBench
 from metarec.config.schema import MetaConfig, SupervisedConfig, TrainConfig
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params, Weights
-from metarec.evaluate import Control, Method, ranks, records, tune_control
+from metarec.evaluate import Control, Method, Scorer, ranks, records, scored, tune_control
 from metarec.metrics.summary import per_user, summarise
+from metarec.panel import Panel
 from metarec.report.progress import progress
 from metarec.report.tables import results_table
 from metarec.residual import Residual
@@ -66,48 +66,62 @@ def fine_tuned(bench: AnyBench, base: Params, lr: float, steps: int) -> Method:
 def control_of(bench: AnyBench, base: Params, mode: str) -> Control:
     """Tune the control on the validation episodes (a fixed, evenly spaced subset of at most `control.users`)."""
     grid = bench.evaluation.control
-    every = bench.episodes("val")
-    rows = every.rows
-    if len(rows) > grid.users:
-        rows = np.linspace(0, len(rows) - 1, grid.users).astype(np.int64)
+    episodes = bench.episodes("val", rows=bench.tuning_rows())
     with progress(len(set(grid.lrs)), "tune control", mode) as bar:
         return tune_control(
-            bench.tasks(), base, bench.episodes("val", rows=rows), grid.lrs, grid.steps,
-            bench.evaluation.monitor, bench.evaluation.ties, lambda lr: bar.advance(1, lr=lr),
+            bench.tasks(), base, episodes, grid.lrs, grid.steps, bench.evaluation.monitor, bench.evaluation.ties,
+            lambda lr: bar.advance(1, lr=lr), seen=bench.seen(),
         )  # fmt: skip
 
 
+def control_tuning(control: Control, bench: AnyBench) -> dict[str, Any]:
+    """How a fine-tuned row was chosen, in the form of every tuned row."""
+    chosen, users = {"lr": control.lr, "steps": control.steps}, len(bench.tuning_rows())
+    return {"chosen": chosen, "value": control.value, "metric": bench.evaluation.monitor, "users": users,
+            "tried": control.tried}  # fmt: skip
+
+
+def scorers(
+    bench: AnyBench, trained: Trained, control: Control, *, lr: float | None = None, steps: int | None = None
+) -> dict[str, Scorer]:
+    """The model's own rows: before and after adaptation, with and without meta-training."""
+    plain = bench.tasks()
+    out = {"pretrained": scored(plain, _fixed(trained.base))}
+    out["control"] = scored(plain, fine_tuned(bench, trained.base, control.lr, control.steps))
+    if trained.algorithm is None or trained.phi is None:  # supervised: its zero-shot is the pretrained model itself
+        return {"zeroshot": out["pretrained"], "control": out["control"]}
+    over = bench.tasks(trained.residual)
+    out["zeroshot"] = scored(over, _fixed(start(trained.phi, trained.algorithm.inner)))
+    out["fewshot"] = scored(over, adapted(bench, trained, lr=lr, steps=steps))
+    return out
+
+
 def measure(
-    bench: AnyBench, trained: Trained, control: Control, episodes: AnyEpisodes, split: str, *, seed: int,
+    bench: AnyBench, trained: Trained, control: Control, panel: Panel, episodes: AnyEpisodes, split: str, *, seed: int,
     lr: float | None = None, steps: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """The document of metrics.json (without run, config and times) and the columns of per_user.parquet."""
-    plain = bench.tasks()
-    methods: dict[str, tuple[Any, Method]] = {"pretrained": (plain, _fixed(trained.base))}
-    methods["control"] = (plain, fine_tuned(bench, trained.base, control.lr, control.steps))
-    if trained.algorithm is not None and trained.phi is not None:
-        over = bench.tasks(trained.residual)
-        methods["zeroshot"] = (over, _fixed(start(trained.phi, trained.algorithm.inner)))
-        methods["fewshot"] = (over, adapted(bench, trained, lr=lr, steps=steps))
-    else:  # plain supervised training: its zero-shot is the pretrained model itself
-        methods = {"zeroshot": methods["pretrained"], "control": methods["control"]}
+    rows_of = {name: row.scorer for name, row in panel.rows.items()}
     found, tops = {}, {}
-    for name, (tasks, method) in methods.items():
-        found[name], tops[name] = ranks(tasks, episodes, method, bench.evaluation.ties)
+    for name, scorer in {**rows_of, **scorers(bench, trained, control, lr=lr, steps=steps)}.items():
+        found[name], tops[name] = ranks(episodes, scorer, bench.evaluation.ties, bench.seen())
     found |= bench.optimum(episodes, split)
-    rows = records(episodes, found, bench.n_items, bench.repeats(episodes))
+    rows = records(episodes, found, bench.n_items, bench.repeats(episodes), bench.about(episodes))
     document = summarise(
         rows, n_resamples=bench.evaluation.bootstrap, confidence=bench.evaluation.confidence, seed=seed
     )
     document["beyond"] = bench.beyond(tops)
     document["control"] = {k: v for k, v in asdict(control).items() if k != "tried"}
-    document["control_grid"] = control.tried
+    document["tuning"] = {name: row.tuning for name, row in panel.rows.items() if row.tuning is not None}
+    document["tuning"]["control"] = control_tuning(control, bench)
+    document["left_out"] = panel.left_out
     document["protocol"] = {
         "split": split,
         "n_support": episodes.n_support,
         "n_query": episodes.n_query,
         "ties": bench.evaluation.ties,
         "episodes_sha256": episodes.sha256,
+        "longest_prefix": bench.longest_prefix(episodes),
         **bench.conditions(),
     }
     columns = per_user(rows)
@@ -123,7 +137,8 @@ def table(document: dict[str, Any], title: str) -> RenderableType:
 
 def headline(document: dict[str, Any], monitor: str) -> dict[str, float]:
     """What a sweep's table shows of a run."""
-    return {name: row[monitor] for name, row in document["metrics"].items() if not name.startswith("bayes")}
+    shown = ("pretrained", "control", "zeroshot", "fewshot")
+    return {name: row[monitor] for name, row in document["metrics"].items() if name in shown}
 
 
 def write_per_user(path: Path, columns: dict[str, Any]) -> None:

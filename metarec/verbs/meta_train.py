@@ -17,7 +17,7 @@ from metarec.benches import AnyBench
 from metarec.config.schema import MetaConfig, TrainConfig
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
-from metarec.evaluate import Control, monitored, ranks
+from metarec.evaluate import Control, monitored, ranks, scored
 from metarec.report.progress import progress
 from metarec.runs import checkpoint
 from metarec.runs.history import History, Listener
@@ -123,7 +123,8 @@ def meta_train(
     def validate() -> dict[str, float]:
         trained = m.Trained(base, {k: v.detach() for k, v in phi.items()}, over, algorithm, weighting)
         method = m.adapted(bench, trained, steps=config.evaluation.test_steps)
-        return monitored(ranks(tasks, validation, method, config.evaluation.ties)[0], bench.prepared.n_items)
+        found, _ = ranks(validation, scored(tasks, method), config.evaluation.ties, bench.seen())
+        return monitored(found, bench.prepared.n_items)
 
     plan = Plan(
         steps, min(section.eval_every, steps), section.patience, section.checkpoint_every,

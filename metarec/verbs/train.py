@@ -1,4 +1,4 @@
-"""`metarec train`: prepare, warm-start, tune the control, meta-train, measure once on the test split, write it all down."""
+"""`metarec train`: prepare, warm-start, tune the control, meta-train, measure once, write it all down."""
 
 from __future__ import annotations
 
@@ -14,27 +14,35 @@ from metarec.benches import AnyBench
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import SupervisedConfig, TrainConfig
 from metarec.core.seeding import generator
-from metarec.errors import ConfigError, MetarecError, Stopped
+from metarec.errors import ConfigError, MetarecError, Pruned, Stopped
 from metarec.evaluate import Control
 from metarec.report.plots import plot_curves
+from metarec.report.reported import plain
 from metarec.report.tables import funnel_table, show
 from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
-from metarec.runs.signals import Stop, stop_on_signals
+from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
 from metarec.trackers.tracker import Tracker, tracked
 from metarec.train import Progress, Store
 from metarec.verbs import measure as m
+from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
+from metarec.verbs.panel import check_panel, panel
 from metarec.verbs.tracking import backend_of, group_of
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
 
 
-def run_train(config: TrainConfig, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
-    """One run in `run_dir`. Raises MetarecError; whatever was saved before stays."""
+def run_train(
+    config: TrainConfig, run_dir: Path, resume: bool, overrides: Sequence[str], should_stop: ShouldStop | None = None
+) -> dict[str, Any]:
+    """One run in `run_dir`. Raises MetarecError; whatever was saved before stays.
+
+    should_stop: what a search makes of each validation, see `runs.signals.Stop.validated`.
+    """
     trackers.require(config.logger.name)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with hold(run_dir), stop_on_signals() as stop:
+    with hold(run_dir), stop_on_signals(should_stop=should_stop) as stop:
         if resume:
             if (run_dir / "manifest.json").exists():
                 raise ConfigError("resume", run_dir, "the run is finished", "start a new one, or metarec eval ckpt=RUN")
@@ -42,7 +50,7 @@ def run_train(config: TrainConfig, run_dir: Path, resume: bool, overrides: Seque
         try:
             rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=overrides)
             return _run(config, run_dir, resume, stop)
-        except Stopped:
+        except (Stopped, Pruned):
             raise  # the run card is all that a resume needs
         except MetarecError:
             if stop.wanted is None and not (run_dir / "checkpoints").exists():  # nothing trained: leave nothing behind
@@ -73,6 +81,8 @@ def _told(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, tracker:
         show(funnel_table(prepared.funnel, prepared.counts, title=f"{prepared.name}: {prepared.split_note}"))
     atomic.write_json(run_dir / "funnel.json", {"steps": prepared.funnel, "counts": prepared.counts})
     bench = build.bench(config, config.evaluation, prepared, on)
+    check_panel(config, bench)
+    check_curves(config.evaluation, bench, config.evaluation.split)
     say(f"run directory {run_dir}; {on.line}")
 
     found, cost = _resumed(run_dir, bench, say) if resume else None, Cost()
@@ -96,9 +106,15 @@ def _told(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, tracker:
     control = (
         Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.console)
     )
+    source = {} if trained.phi is None else state["warm_start"]
+    rows = panel(config, bench, trained.base, source, run_dir, stop)
     document, columns = m.measure(
-        bench, trained, control, bench.episodes("test"), "test", seed=config.seed,
+        bench, trained, control, rows, bench.episodes(config.evaluation.split), config.evaluation.split, seed=config.seed,
         steps=config.evaluation.test_steps,
+    )  # fmt: skip
+    more = extras(
+        bench, trained, control, rows, config.evaluation.split, seed=config.seed, steps=config.evaluation.test_steps,
+        mode=config.logger.console,
     )  # fmt: skip
     document = {
         "model": config.model.name,
@@ -107,6 +123,8 @@ def _told(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, tracker:
         "residual": config.residual.name,
         "config": asdict(config),
         **document,
+        **more,
+        **({} if config.reported is None else {"reported": plain(config.reported)}),
         "seeds": {"run": config.seed, "split": config.dataset.split.seed},
         "training": {
             "best_step": at.best_step, "steps": at.step, "stopped_early": at.stopped,

@@ -30,6 +30,7 @@ from metarec.runs.legacy import read_legacy
 from metarec.runs.signals import Stop
 from metarec.train import Plan, Progress, Store, fit, restore
 from metarec.verbs import measure as m
+from metarec.verbs.tuned import tuned
 
 LEAST_BETWEEN_VALIDATIONS = 50  # steps; an epoch of a small log is only a few
 
@@ -79,25 +80,23 @@ def tuned_control(config: TrainConfig, bench: AnyBench, base: Params, source: di
     if source["kind"] == "path":
         return m.control_of(bench, base, config.logger.console)
     key = source.get("key") or cache_key(config, bench)
-    asked = {k: v for k, v in asdict(config.evaluation).items() if k in ("monitor", "ties", "task_chunk", "control")}
-    name = hashlib.sha256(json.dumps([source["kind"], key, asked], sort_keys=True).encode()).hexdigest()[:32]
-    path = build.cache_dir(config) / "control" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_suffix(".lock")):
-        try:
-            return Control(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            pass  # not tuned yet, or damaged: tuned (again)
-        control = m.control_of(bench, base, config.logger.console)
-        atomic.write_json(path, asdict(control))
-    return control
+    wanted = ("monitor", "ties", "candidates", "task_chunk", "control")
+    asked = {name: value for name, value in asdict(config.evaluation).items() if name in wanted}
+    return Control(
+        **tuned(
+            config,
+            "control",
+            [source["kind"], key, asked],
+            lambda: asdict(m.control_of(bench, base, config.logger.console)),
+        )
+    )
 
 
 def cache_key(config: TrainConfig, bench: AnyBench) -> str:
     """Everything that pretraining depends on."""
     on = bench.hardware
     parts = {
-        "data": bench.prepared.fingerprint,
+        "data": [bench.prepared.fingerprint, config.dataset.history],
         "model": asdict(config.model),
         "objective": asdict(config.objective),
         "pretrain": asdict(config.pretrain),
@@ -117,7 +116,9 @@ def pretrain(
     options = config.pretrain
     assert isinstance(bench, SequenceBench)  # the rules refuse to pretrain on images
     params = build.trainable(_to(start, bench))
-    pieces = training_pieces(bench.prepared, config.model.max_len, options.batch_size, config.seed)
+    pieces = training_pieces(
+        bench.prepared, config.model.max_len, options.batch_size, config.seed, bench.batcher.stream
+    )
     per_epoch = pieces.steps_per_epoch
     plan = Plan(
         steps=max(options.epochs * per_epoch, options.min_steps),

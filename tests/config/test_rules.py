@@ -11,6 +11,30 @@ from metarec.errors import ConfigError
 EVENTS = "dataset=events dataset.path=x.csv"
 # rule, command line that it refuses, key and words of the line, a sensible command line nearby
 CASES = [
+    ("panel_names", "evaluation.panel=quik", "did you mean quick?", "evaluation.panel=full"),
+    ("panel_names", "evaluation.panel=[markof]", "did you mean markov?", "evaluation.panel=[markov,v_sknn]"),
+    ("panel_names", "evaluation.panel=markov", "one row is a list of one -- give [markov]", "evaluation.panel=none"),
+    ("panel_names", "evaluation.panel=[control]", "control is in every table", "evaluation.panel=[random]"),
+    (
+        "candidates_of_images",
+        "dataset=omniglot evaluation.candidates=unseen",
+        "evaluation.candidates: unseen: the classes of an image",
+        "evaluation.candidates=unseen",
+    ),
+    (
+        "images_have_no_curve",
+        "dataset=omniglot evaluation=k_curve",
+        "an episode of images has its shots fixed",
+        "evaluation=k_curve",
+    ),
+    ("ks_twice", "evaluation.ks=[1,1]", "a support size stands twice", "evaluation.ks=[1,2]"),
+    (
+        "vocabulary_of_a_log",
+        "dataset.vocabulary=all",
+        "dataset.vocabulary: all: the optimum",
+        f"{EVENTS} dataset.vocabulary=all",
+    ),
+    ("history_of_images", "dataset=omniglot dataset.history=user", "images have no history", "dataset.history=user"),
     (
         "supervised_residual",
         "algorithm=supervised residual=on",
@@ -324,12 +348,18 @@ CASES = [
         "logger=mlflow logger.store=x.db",
     ),
     ("checkpoint_missing", "eval", "ckpt: null: nothing to evaluate", "eval ckpt=x"),
+    (
+        "split_of_a_run",
+        "eval ckpt=x evaluation.split=val",
+        "is for metarec train -- write split=val",
+        "eval ckpt=x split=val",
+    ),
     ("step_size_unused", "eval ckpt=x steps=0 lr=0.1", "lr: 0.1: does nothing", "eval ckpt=x steps=0"),
 ]
 
 
 def lines(command: str) -> list[str]:
-    verb, words = ("eval", command.split()[1:]) if command.startswith("eval") else ("train", command.split())
+    verb, words = ("eval", command.split()[1:]) if command.split()[0] == "eval" else ("train", command.split())
     try:
         check_words(verb, [word.replace("delimiter=;", "delimiter=';'") for word in words])
     except ConfigError as error:

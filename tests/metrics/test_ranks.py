@@ -1,4 +1,4 @@
-"""Ranks: hand values, ties, unknown targets, a slow reference, and scores that are not finite."""
+"""Ranks and best items: hand values, ties, unknown targets, a slow reference, and scores that are not finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from metarec.errors import DivergedError
 from metarec.metrics import ranks
 from metarec.metrics.ranking import METRICS
-from metarec.metrics.ranks import rank_of_target
+from metarec.metrics.ranks import rank_and_top, rank_of_target, rows_at_once
 
 
 def slow_rank(scores: list[float], target: int, ties: str) -> int:
@@ -21,7 +21,7 @@ def slow_rank(scores: list[float], target: int, ties: str) -> int:
     if ties == "conservative":  # the target behind all that are as good
         order = sorted(items, key=lambda item: (-scores[item - 1], item == target))
     else:
-        order = sorted(items, key=lambda item: (-scores[item - 1], item))
+        order = sorted(items, key=lambda item: (-scores[item - 1], item if ties == "first" else -item))
     return order.index(target) + 1
 
 
@@ -46,7 +46,7 @@ def test_unknown_targets_rank_behind_every_item() -> None:
     assert rank.dtype == torch.int64
 
 
-@pytest.mark.parametrize("ties", ["conservative", "first"])
+@pytest.mark.parametrize("ties", ["conservative", "first", "last"])
 def test_against_the_slow_reference(ties: str) -> None:
     generator = torch.Generator().manual_seed(3)
     scores = torch.randint(0, 4, (40, 3, 9), generator=generator).float()  # many ties
@@ -58,12 +58,84 @@ def test_against_the_slow_reference(ties: str) -> None:
     assert fast.reshape(-1).tolist() == slow
 
 
+def slow_top(scores: list[float], k: int) -> list[int]:
+    return sorted(range(1, len(scores) + 1), key=lambda item: (-scores[item - 1], item))[:k]
+
+
+def check_rank_and_top(values: int, ties: str, k: int, n_items: int) -> None:
+    """`values` different scores: few are many ties; one target in five is unknown."""
+    generator = torch.Generator().manual_seed(values + n_items)
+    scores = torch.randint(-values, values, (12, 3, n_items), generator=generator).double()
+    target = torch.randint(1, n_items + 1, (12, 3), generator=generator)
+    target[torch.rand(12, 3, generator=generator) < 0.2] = -1
+    rank, top = rank_and_top(scores, target, ties, k)
+    assert rank.dtype == top.dtype == torch.int64
+    assert top.shape == (12, 3, min(k, n_items))
+    lines = scores.reshape(-1, n_items).tolist()
+    wanted = [
+        slow_rank(s, t, ties) if t > 0 else n_items + 1 for s, t in zip(lines, target.reshape(-1).tolist(), strict=True)
+    ]
+    assert rank.reshape(-1).tolist() == wanted
+    assert top.reshape(36, -1).tolist() == [slow_top(line, k) for line in lines]
+
+
+@pytest.mark.parametrize("ties", ["conservative", "first", "last"])
+@pytest.mark.parametrize(("n_items", "k"), [(1, 10), (9, 10), (9, 9), (70, 3), (300, 1), (700, 2), (3001, 10)])
+@pytest.mark.parametrize("values", [1, 3, 40, 10**6])
+def test_ranks_and_best_items_against_the_slow_reference(values: int, ties: str, n_items: int, k: int) -> None:
+    """Catalogues searched whole and by groups, with items beyond the last group."""
+    check_rank_and_top(values, ties, k, n_items)
+
+
+@pytest.mark.parametrize("name", ["_first_of_equals", "_largest"])
+def test_a_planted_fault_in_the_search_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def last_of_equals(scores: Tensor, last: Tensor, k: int) -> Tensor:
+        return (scores.shape[-1] - 1 - true["_first_of_equals"](scores.flip(-1), last, k)).sort(-1).values
+
+    def one_group_too_few(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        n_groups = scores.shape[-1] // 64
+        rows = scores[:, : n_groups * 64].unflatten(-1, (64, n_groups))  # and the items beyond the groups are left out
+        return true["_largest"](rows.flatten(1), k)
+
+    true = {fault: getattr(ranks, fault) for fault in ("_first_of_equals", "_largest")}
+    check_rank_and_top(3 if name == "_first_of_equals" else 10**6, "first", 10, 3001)
+    monkeypatch.setattr(ranks, name, last_of_equals if name == "_first_of_equals" else one_group_too_few)
+    with pytest.raises(AssertionError):
+        check_rank_and_top(3 if name == "_first_of_equals" else 10**6, "first", 10, 3001)
+
+
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, target = torch.rand(7, 5, 50, generator=generator), torch.randint(1, 51, (7, 5), generator=generator)
+    whole = rank_and_top(scores, target)
+    monkeypatch.setattr(ranks, "PIECE", 120)  # two rows
+    for a, b in zip(rank_and_top(scores, target), whole, strict=True):
+        assert torch.equal(a, b)
+    expanded = torch.rand(50, generator=generator).expand(7, 5, 50)  # one list for everybody, as popularity has
+    assert (rank_and_top(expanded, target)[1] == slow_top(expanded[0, 0].tolist(), 10)[0]).any()
+    assert torch.equal(rank_of_target(expanded, target), rank_of_target(expanded.contiguous(), target))
+    assert rows_at_once(50_000) == 83
+    assert rows_at_once(10**9) == 1
+
+
+def test_scores_whose_sum_alone_overflows_are_ranked() -> None:
+    scores = torch.full((2, 4), 3e38)
+    scores[:, 1] = 3.1e38
+    rank, top = rank_and_top(scores, torch.tensor([2, 1]), k=2)
+    assert rank.tolist() == [1, 4]
+    assert top.tolist() == [[2, 1], [2, 1]]
+    with pytest.raises(ValueError, match="one item at least"):
+        rank_and_top(scores, torch.tensor([2, 1]), k=0)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_not_finite_is_named(bad: float) -> None:
     scores = torch.zeros(2, 3, 5)
     scores[1, 2, 3] = bad
     with pytest.raises(DivergedError, match=r"row 1, 2, item 4: (nan|inf|-inf): a score that is not finite"):
         rank_of_target(scores, torch.ones(2, 3, dtype=torch.int64))
+    with pytest.raises(DivergedError, match="row 1, 2, item 4"):
+        rank_and_top(scores, torch.ones(2, 3, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("target", [0, 6, -2])

@@ -104,10 +104,13 @@ class Work:
         parent = self.root / "outputs" / verb
         return sorted(parent.iterdir()) if parent.exists() else []
 
-    def start(self, *words: str) -> ForkServerProcess:
-        """`metarec WORDS...` in a process of its own; what it prints goes to output-PID.txt in `root`."""
+    def start(self, *words: str, daemon: bool = True) -> ForkServerProcess:
+        """`metarec WORDS...` in a process of its own; what it prints goes to output-PID.txt in `root`.
+
+        A search has processes of its own, which a daemon may not.
+        """
         _start_server()
-        process = _FORKS.Process(target=_child, args=(list(words), str(self.root)), daemon=True)
+        process = _FORKS.Process(target=_child, args=(list(words), str(self.root)), daemon=daemon)
         process.start()
         return process
 

@@ -5,68 +5,41 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import numpy as np
 import pytest
+from reference.small_documents import CONDITIONS, PANEL, TUNING, curved, document
 from rich.console import Console
 
-from metarec.metrics.summary import TargetRecords, summarise
-from metarec.report.tables import LABELS, WIDTH, funnel_table, plain_text, results_table, show
+from metarec.report.labels import LABELS, brief, groups, labels_of
+from metarec.report.tables import WIDTH, funnel_table, plain_text, results_table, show
 
 
-def document(n_users: int = 60, methods: tuple[str, ...] = tuple(LABELS), **extra: Any) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    user = np.repeat(np.arange(n_users), 10)
-    quality = {
-        "pretrained": 1.05,
-        "bayes_zeroshot": 0.5,
-        "bayes_fewshot": 0.2,
-        "zeroshot": 1.0,
-        "control": 0.98,
-        "fewshot": 0.6,
-    }
-    base = np.exp(rng.normal(2.5, 1.2, user.size))
-    ranks = {
-        m: np.minimum((base * quality[m] * np.exp(rng.normal(0, 0.2, user.size))).astype(int) + 1, 500) for m in methods
-    }
-    records = TargetRecords(user, user, np.tile(np.arange(10), n_users), rng.random(user.size) < 0.2, ranks, 500)
-    return {**summarise(records, n_resamples=200), **extra}
-
-
-CONDITIONS: dict[str, Any] = {
-    "protocol": {
-        "split": "test", "split_by": "user_disjoint", "leaky": True, "split_note": "the log has no clock",
-        "n_support": 5, "n_query": 10, "ties": "conservative",
-    },
-    "control": {"lr": 0.3, "steps": 5},
-    "seeds": {"run": 1, "split": 20260107},
-    "beyond": {"fewshot": {"coverage@10": 0.4, "popularity_percentile@10": 0.87}},
-}  # fmt: skip
+def line_of(text: str, label: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(label))
 
 
 def test_methods_differences_shares_and_conditions() -> None:
     data = document(**CONDITIONS)
-    text = plain_text(results_table(data, title="ml1m, fomaml"))
+    text = plain_text(results_table(data, title="ml1m, fomaml", headline=("hr@10", "ndcg@10")))
     lines = text.splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert "\x1b" not in text
     assert "…" not in text
-    for label in (
-        *LABELS.values(),
-        "gain over control",
-        "gain over zero-shot",
-        "share of gap: few-shot",
-        "share of gap: control",
-    ):
+    for label in (*(LABELS[m] for m in data["metrics"]), "share of gap: few-shot", "share of gap: control"):
         assert any(line.startswith(label) for line in lines), label
-    few = next(line for line in lines if line.startswith("few-shot (meta)"))
+    few = line_of(text, "few-shot (meta)")
     low, high = data["intervals"]["fewshot"]["ndcg@10"]
     figures = data["metrics"]["fewshot"]
     for shown in (figures["hr@1"], figures["hr@20"], figures["mrr"], figures["ndcg@10"]):
         assert f"{shown:.4f}".lstrip("0") in few
     assert f"[{low:.3f},{high:.3f}]".replace("0.", ".") in few
-    assert "gain over control: HR@10 better (p .005, Holm" in text
-    assert "control over pretrained: HR@10 " in text
+    gain = data["differences"]["gain_over_control"]["hr@10"]
+    row = line_of(text, "over control")
+    assert f"{gain['mean']:+.4f}".replace("0.", ".", 1) in row
+    assert "better" in row
+    assert "gain of few-shot" in text
+    assert "control over pretrained" in text
     assert "60 users, 60 episodes, 600 targets; unknown targets 0.00 %" in text
+    assert "corrected over all 24 differences (4 at 6 metrics)" in text
     assert "split test of user_disjoint; K=5, Q=10; ties conservative; the log has no clock" in text
     assert "LEAKY" in text
     assert "step size 0.3, 5 steps" in text
@@ -76,18 +49,88 @@ def test_methods_differences_shares_and_conditions() -> None:
     assert "novel targets:" in text
 
 
+def test_the_whole_panel_stands_in_its_groups() -> None:
+    text = plain_text(results_table(document(methods=PANEL, **CONDITIONS, **TUNING)))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert "…" not in text
+    first = [lines.index(line_of(text, LABELS[m])) for m in PANEL]
+    assert first == sorted(first)  # PANEL is in the order of the table
+    for after in ("v_sknn", "in_context_user", "scratch", "fewshot"):
+        below = lines[lines.index(line_of(text, LABELS[after])) + 1]
+        assert set(below) <= {"─", " "}, after  # a rule between groups
+    for method in PANEL:
+        if method not in ("fewshot", "bayes_zeroshot", "bayes_fewshot"):
+            assert line_of(text, f"over {brief(method)}")
+    assert "V-SKNN tuned on 75 validation users: k 100, sample 500 (NDCG@10 .2100, best of 2)" in text
+    assert "an equal budget for every tuned method: 2 settings" in text
+    assert "step size 0.3" not in text  # the control is among the tuned
+
+
+def test_words_only_where_the_interval_is_without_zero() -> None:
+    data = document()
+    entry = data["differences"]["gain_over_control"]["hr@1"]
+    entry.update(low=-0.01, high=0.02, verdict="no difference shown")
+    row = line_of(plain_text(results_table(data, headline=("hr@1", "hr@5"))), "over control")
+    assert "none" in row.split()
+    assert row.split().count("better") <= 1  # of hr@5
+
+
+def test_a_small_or_silent_test_set_says_what_it_could_have_shown() -> None:
+    small = document(n_users=60)
+    known = small["differences"]["gain_over_control"]["hr@10"]["detectable"]
+    text = plain_text(results_table(small, headline=("hr@10",)))
+    assert (
+        f"smallest gain over control shown with 80 % power by as many users: HR@10 {known:.3f}".replace("0.", ".")
+        in text
+    )
+    large = document(n_users=250)
+    assert "80 % power" not in plain_text(results_table(large))
+    for metric in ("hr@1", "hr@5"):
+        large["differences"]["gain_over_control"][metric]["verdict"] = "no difference shown"
+    assert "80 % power" in plain_text(results_table(large))
+
+
+def test_slices_and_curves() -> None:
+    data = document(sliced=True)
+    data["k_curve"] = curved()
+    text = plain_text(results_table(data, headline=("hr@10", "ndcg@10")))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert "few-shot by events before the query, gain over control" in text
+    assert "few-shot by training events of the target, gain over control" in text
+    entry = data["slices"]["history_length"][0]
+    row = line_of(text, entry["label"])
+    assert f"{entry['metrics']['fewshot']['ndcg@10']:.4f}".lstrip("0") in row
+    assert f"{entry['gain']['hr@10']['mean']:+.4f}".replace("0.", ".", 1) in row
+    assert f"{entry['targets']:,}" in row
+    assert "NDCG@10 by support pairs K; 40 users, 400 targets" in text
+    points = [f"{at['mean']:.4f}".lstrip("0") for at in data["k_curve"]["methods"]["control"]["ndcg@10"]]
+    assert any(line.startswith("fine-tune control") and all(p in line for p in points) for line in text.splitlines())
+    assert line_of(text, "few-shot, K over 0: low")
+
+
 def test_a_run_without_bayes_or_control_and_one_user() -> None:
     text = plain_text(results_table(document(n_users=1, methods=("zeroshot", "fewshot"))))
     assert "share of gap" not in text
     assert "control" not in text
     assert "LEAKY" not in text
     assert "[none]" in text
-    assert "better" not in text.replace("no better", "")
+    assert "better" not in text
 
 
-def test_a_narrow_terminal_cuts_no_figure() -> None:
+def test_supervised_training_is_compared_with_its_panel() -> None:
+    text = plain_text(results_table(document(methods=("popularity", "control", "zeroshot"))))
+    assert "gain of zero-shot" in text
+    assert line_of(text, "over popularity")
+    assert "(meta)" not in text
+
+
+@pytest.mark.parametrize("methods", [PANEL, ("pretrained", "control", "zeroshot", "fewshot")])
+def test_a_narrow_terminal_cuts_no_figure(methods: tuple[str, ...]) -> None:
+    data = document(methods=methods, sliced=True)
+    data["k_curve"] = curved()
     stream = io.StringIO()
-    Console(file=stream, width=80).print(results_table(document()))
+    Console(file=stream, width=80).print(results_table(data))
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in stream.getvalue()
@@ -95,11 +138,24 @@ def test_a_narrow_terminal_cuts_no_figure() -> None:
 
 
 def test_the_headline_is_chosen_by_the_caller() -> None:
-    text = plain_text(results_table(document(), headline=("hr@1", "hr@5")))
-    assert "gain over control: HR@1 " in text
-    assert max(map(len, text.splitlines())) <= WIDTH
+    row = line_of(plain_text(results_table(document(), headline=("hr@1", "mrr"))), "few-shot (meta)")
+    cells = row.split()
+    assert [cell.startswith("[") for cell in cells].count(True) == 2
     with pytest.raises(ValueError, match="at most two"):
         results_table(document(), headline=("hr@1", "hr@5", "mrr"))
+    with pytest.raises(ValueError, match="at most two"):
+        results_table(document(), headline=("recall",))
+
+
+def test_a_classification_shows_its_accuracy() -> None:
+    data = document(
+        methods=("pretrained", "control", "zeroshot", "fewshot"),
+        protocol={**CONDITIONS["protocol"], "classification": True},
+    )
+    text = plain_text(results_table(data))
+    assert text.splitlines()[0].split() == ["ACCURACY", "MRR"]
+    assert "random weights" in text
+    assert "60 tasks, 600 targets" in text
 
 
 def test_output_that_is_no_terminal_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +168,7 @@ def test_output_that_is_no_terminal_is_plain(capsys: pytest.CaptureFixture[str])
 
 
 def test_funnel() -> None:
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"step": "read", "rows": 3655, "users": 822, "items": 776, "sessions": None, "dropped": 0, "why": "events.csv"},
         {"step": "sessions of two or more", "rows": 2894, "users": 378, "items": 600, "sessions": 561, "dropped": 761,
          "why": "a gap of 30 minutes ends a session, shorter ones have no pair"},
@@ -124,3 +180,13 @@ def test_funnel() -> None:
     assert "0.0250" in text
     assert "unknown target share" in text
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_labels_and_groups() -> None:
+    assert [method for group in groups(PANEL) for method in group] == list(PANEL)
+    assert len(groups(PANEL)) == 5
+    assert groups(("fewshot", "control", "own")) == [["own", "control", "fewshot"]]
+    assert groups(()) == []
+    assert labels_of(("my_method", "zeroshot")) == {"my_method": "my method", "zeroshot": "zero-shot"}
+    assert set(PANEL) == set(LABELS)
+    assert max(map(len, LABELS.values())) <= 22

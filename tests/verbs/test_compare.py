@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from reference.tiny_runs import Work, metrics, tiny
 
+from metarec import cli
 from metarec.config.overrides import check_words
 from metarec.errors import ConfigError
-from metarec.report.comparison import comparison
 from metarec.runs import rundir
 from metarec.verbs import run_verb
 
@@ -47,25 +47,39 @@ def test_every_algorithm_and_seed_is_a_run(compared: tuple[Work, Path]) -> None:
 def test_the_table_is_that_of_its_runs(compared: tuple[Work, Path]) -> None:
     _, run = compared
     document = json.loads((run / "comparison.json").read_text())
-    assert [row["algorithm"] for row in document["rows"]] == ["fomaml", "maml"]
+    assert [one["name"] for one in document["configurations"]] == ["algorithm=fomaml", "algorithm=maml"]
     runs = [metrics(run / "jobs" / f"maml_seed{seed}") for seed in (1, 2)]
-    row = document["rows"][1]
+    (row,) = [r for r in document["rows"] if (r["method"], r["configurations"]) == ("fewshot", ["algorithm=maml"])]
     few = [found["metrics"]["fewshot"]["ndcg@10"] for found in runs]
-    assert row["fewshot"] == pytest.approx(np.mean(few))
+    assert row["mean"] == pytest.approx(np.mean(few))
     assert row["sd_seeds"] == pytest.approx(np.std(few, ddof=1))
     users = [
         pq.read_table(run / "jobs" / f"maml_seed{s}" / "per_user.parquet").column("fewshot.ndcg@10").to_numpy()
         for s in (1, 2)
     ]
-    assert row["sd_tasks"] == pytest.approx(np.std(np.mean(users, 0), ddof=1))
-    assert row["low"] < row["fewshot"] < row["high"]
-    assert row["seconds_per_step"] > 0
-    assert row["peak_bytes"] > 100e6
-    pairs = [(entry["of"], entry["against"]) for entry in document["differences"]]
-    assert pairs == [("fomaml", "control"), ("maml", "control"), ("maml", "fomaml")]
+    assert row["sd_users"] == pytest.approx(np.std(np.mean(users, 0), ddof=1))
+    assert row["low"] < row["mean"] < row["high"]
+    cost = document["configurations"][1]
+    assert cost["seconds_per_step"] > 0
+    assert cost["peak_bytes"] > 100e6
+    pairs = [(entry["of"]["configuration"], entry["against"]["method"]) for entry in document["differences"]]
+    fomaml, maml = "algorithm=fomaml", "algorithm=maml"
+    assert pairs == [(fomaml, "control"), (maml, "control"), (maml, "fewshot")]
     page = (run / "comparison.md").read_text()
-    assert "| maml |" in page
-    assert "maml minus fomaml" in page
+    assert "| few-shot (meta) | algorithm=maml |" in page
+    assert "few-shot, algorithm=maml minus algorithm=fomaml" in page
+    assert (run / "comparison.tex").exists()
+
+
+def test_its_runs_compared_again_give_its_table(compared: tuple[Work, Path]) -> None:
+    """The two paths of the verb are one mechanism: the comparison's directory, given as RUN, gives the same rows."""
+    work, run = compared
+    before = set(work.directories("compare"))
+    assert cli.main(["compare", str(run), f"output_dir={work.root / 'outputs'}"]) == 0
+    (again,) = set(work.directories("compare")) - before
+    first, second = (json.loads((at / "comparison.json").read_text()) for at in (run, again))
+    for key in ("rows", "differences", "protocol"):
+        assert first[key] == second[key]
 
 
 def test_resuming_runs_what_is_missing_only(compared: tuple[Work, Path]) -> None:
@@ -75,8 +89,6 @@ def test_resuming_runs_what_is_missing_only(compared: tuple[Work, Path]) -> None
     wanted = metrics(gone)["metrics"]
     shutil.rmtree(gone)
     (run / "manifest.json").unlink()
-    from metarec import cli
-
     assert cli.main(["compare", f"resume={run}"]) == 0
     assert metrics(gone)["metrics"] == wanted
     assert (kept / "metrics.json").stat().st_mtime_ns == before
@@ -99,30 +111,3 @@ def test_contradictions_are_refused_before_anything_runs(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"algorithm.inner.lr: 0.0: learned step sizes"):
         run_verb("compare", job.config, tmp_path / "run", False, words)
     assert not (tmp_path / "run" / "jobs").exists()
-
-
-def test_the_interval_is_wider_where_users_differ_more(tmp_path: Path) -> None:
-    """A law of the table that shares no code with it: two users sets of the same mean, one spread out."""
-    rows = []
-    for spread in (0.01, 0.2):
-        rng = np.random.default_rng(1)
-        few = np.clip(0.5 + spread * rng.standard_normal(200), 0, 1)
-        import pyarrow as pa
-
-        directory = tmp_path / str(spread)
-        directory.mkdir()
-        (directory / "environment.json").write_text("{}")
-        pq.write_table(pa.table({"fewshot.mrr": few, "control.mrr": few - 0.01}), directory / "per_user.parquet")
-        run = {
-            "algorithm": "maml", "dataset": "d", "model": "m", "residual": "off", "seeds": {"run": 1},
-            "training": {"steps": 3}, "seconds": {"total": 1.0}, "metrics": {
-                name: {"mrr": float(few.mean())} for name in ("fewshot", "zeroshot", "control", "pretrained")
-            },
-            "cost": {"seconds_per_step": 0.1, "seconds": 0.3, "peak_bytes": 5, "growth_bytes": None, "loss": 1.0},
-        }  # fmt: skip
-        config = {"evaluation": {"monitor": "mrr", "bootstrap": 500, "confidence": 0.95}}
-        document = comparison({"maml_seed1": (run, directory)}, {}, config)
-        rows.append(document["rows"][0])
-        assert document["differences"][0]["mean"] == pytest.approx(0.01)
-        width = 2 * 1.96 * few.std(ddof=1) / np.sqrt(200)
-        assert rows[-1]["high"] - rows[-1]["low"] == pytest.approx(width, rel=0.15)

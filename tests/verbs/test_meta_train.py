@@ -31,7 +31,7 @@ from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import FastWeight, Params
 from metarec.data.omniglot import Omniglot
 from metarec.errors import ConfigError
-from metarec.evaluate import Control, ranks
+from metarec.evaluate import Control, ranks, scored
 from metarec.models.conv4 import Conv4
 from metarec.runs.checkpoint import load_checkpoint
 from metarec.verbs import measure as m
@@ -208,9 +208,9 @@ def test_evaluating_never_moves_them_and_gives_the_same_figures_again(train: Tra
     assert found.phi is not None
     before = {name: (value.clone(), value._version) for name, value in found.phi.items()}
     tasks, method = bench.tasks(found.residual), m.adapted(bench, found)
-    first = ranks(tasks, bench.episodes("test"), method, "conservative")[0]
-    ranks(tasks, bench.episodes("val"), method, "conservative")
-    assert np.array_equal(ranks(tasks, bench.episodes("test"), method, "conservative")[0], first)
+    first = ranks(bench.episodes("test"), scored(tasks, method), "conservative")[0]
+    ranks(bench.episodes("val"), scored(tasks, method), "conservative")
+    assert np.array_equal(ranks(bench.episodes("test"), scored(tasks, method), "conservative")[0], first)
     for name, (value, version) in before.items():
         assert torch.equal(found.phi[name], value)
         assert found.phi[name]._version == version

@@ -23,7 +23,7 @@ from metarec.config.overrides import check_words
 from metarec.config.schema import EvaluationConfig, HardwareConfig, TrainConfig
 from metarec.core.seeding import generator
 from metarec.errors import ConfigError
-from metarec.evaluate import ranks
+from metarec.evaluate import ranks, scored
 from metarec.metrics.ranks import rank_of_target
 from metarec.objectives.bce import BCE
 from metarec.objectives.standing import Standing
@@ -255,7 +255,7 @@ def test_ranks_are_over_all_items(work: Work) -> None:
     _, bench = bench_of(work, "objective=bce", "objective.n_negatives=1", *FOMAML)
     phi = bench.model.init(generator(1, "init"), torch.float64)
     episodes = bench.episodes("val")
-    found, _ = ranks(bench.tasks(), episodes, m._fixed(phi), "conservative")
+    found, _ = ranks(episodes, scored(bench.tasks(), m._fixed(phi)), "conservative")
     batch = next(iter(episodes.batches()))
     logits = bench.model.score(phi, batch.query.gather(bench.model.encode(phi, batch.query.inputs)))
     assert logits.shape[-1] == bench.n_items == 30

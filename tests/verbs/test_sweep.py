@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from reference.tiny_runs import Work, metrics, tiny
+from reference.tiny_runs import Work, metrics, tiny, without_paths
 
+from metarec.config.threads import cores
 from metarec.runs.rundir import verify
 
 
@@ -47,5 +48,35 @@ def test_a_failing_job_ends_only_itself(work: Work, capsys: pytest.CaptureFixtur
         assert [path.name for path in Path(job["directory"]).iterdir()] == ["job.json"]  # nothing half-written
     assert len(list(sweep.glob("*/metrics.json"))) == 2
     told = capsys.readouterr()
+    assert "2 of 4 jobs ok" in told.out
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.slow
+def test_the_joblib_launcher_runs_jobs_side_by_side_as_the_basic_one(
+    work: Work, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each job its directory, record and failure, with the cores divided; the figures are those of one after the other."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="parallel sweeps need metarec[sweep]")
+    run = work.train()
+    words = [word for word in tiny("warm_start=none") if not word.startswith("hardware.threads")]
+    words += [f"warm_start={run},missing.pth", "seed=1,2"]
+    assert work.main("train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *words) == 4
+    (sweep,) = set(work.directories("train")) - {run}
+    summary = json.loads((sweep / "sweep.json").read_text())
+    assert [job["status"] for job in summary["jobs"]] == ["ok", "ok", "failed", "failed"]
+    assert [job["exit_code"] for job in summary["jobs"]] == [0, 0, 4, 4]
+    assert len({job["directory"] for job in summary["jobs"]}) == 4
+    for job in summary["jobs"][2:]:
+        assert "missing.pth" in job["error"]
+        assert [path.name for path in Path(job["directory"]).iterdir()] == ["job.json"]
+    for seed, job in zip((1, 2), summary["jobs"][:2], strict=True):
+        found = metrics(Path(job["directory"]))
+        assert found["config"]["hardware"]["threads"] == max(1, cores() // 2)
+        assert found["seeds"]["run"] == seed
+        assert verify(Path(job["directory"])) in ([], ["job.json"])
+        alone = work.train(f"warm_start={run}", f"seed={seed}", f"hardware.threads={max(1, cores() // 2)}")
+        assert without_paths(metrics(alone)) == without_paths(found)
+    told = capfd.readouterr()
     assert "2 of 4 jobs ok" in told.out
     assert "Traceback" not in told.err

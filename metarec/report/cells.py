@@ -1,0 +1,64 @@
+"""Numbers as the tables write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NOTHING = "-"  # a figure that does not exist, such as the interval of one user
+
+
+def share(value: float | None, digits: int = 4, *, sign: bool = False) -> str:
+    """.4053 for 0.4053, +.0020 with a sign: the leading zero of a share is dropped, so that columns stay narrow."""
+    if value is None:
+        return NOTHING
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+
+
+def ends(low: float | None, high: float | None, *, sign: bool = False) -> str:
+    """[.391,.418], or nothing where there is no interval."""
+    return "" if low is None or high is None else f"[{share(low, 3, sign=sign)}, {share(high, 3, sign=sign)}]"
+
+
+def p_value(value: float | None) -> str:
+    return NOTHING if value is None else "<.001" if value < 0.001 else share(value, 3)
+
+
+def number(value: object, digits: int = 3) -> str:
+    """1,234 and 0.062; text as it is."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def per_cent(value: float | None, digits: int = 0) -> str:
+    return NOTHING if value is None else f"{round(100 * value, digits) + 0.0:.{digits}f} %"
+
+
+def plain(value: object) -> str:
+    """A value of a configuration as it would be typed: null, true, [1,2]."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(plain(element) for element in value)}]"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if str(value) else "''"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """a, b, c and 4 more."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
+def heading(metric: str, classification: bool = False) -> str:
+    """The name of a metric as the heading of its column."""
+    return "accuracy" if classification and metric == "hr@1" else metric.upper()

@@ -1,0 +1,181 @@
+"""Finished runs as they lie on disk: found by what was typed, verified against their manifests, read once.
+
+A word names a run directory, a sweep (OUTPUT_DIR/VERB/STAMP, which holds job directories), a comparison (jobs/), a
+directory of any of these, or a pattern of them. Only sealed runs count: an unfinished or damaged one is refused by name,
+for a table that silently lacks a run is a wrong table.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from metarec.errors import CheckpointError, ConfigError
+from metarec.runs.history import read_history
+from metarec.runs.rundir import MANIFEST, verify
+
+Json = dict[str, Any]
+Array = npt.NDArray[np.float64]
+FIX = "give OUTPUT_DIR/train/RUN, a sweep, a comparison, or a pattern of them"
+DEPTH = 3  # OUTPUT_DIR / verb / sweep / job
+NEEDED = ("metrics", "intervals", "differences", "counts", "protocol", "config", "seeds")
+_MARKS = (MANIFEST, "config.yaml", "job.json")  # any of them makes a directory a run, finished or not
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sealed run of `metarec train` or `metarec eval`; ``name`` tells it from the others beside it."""
+
+    path: Path
+    name: str
+    document: Json  # metrics.json
+
+    @property
+    def seed(self) -> int:
+        return int(self.document["seeds"]["run"])
+
+    @property
+    def config(self) -> Json:
+        """What it was trained with; of an evaluation also what was changed, under ``eval``."""
+        return {**self.document["config"], **_changed(self.document.get("evaluated"))}
+
+    @property
+    def monitor(self) -> str:
+        of: Json = self.document.get("evaluated") or self.document["config"]
+        return str(of["evaluation"]["monitor"])
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self.document["metrics"])
+
+    @cached_property
+    def table(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns of per_user.parquet."""
+        read = pq.read_table(self.path / "per_user.parquet")
+        return {name: read.column(name).to_numpy(zero_copy_only=False) for name in read.column_names}
+
+    @property
+    def users(self) -> npt.NDArray[Any]:
+        return self.table["user_id"]
+
+    @property
+    def n_targets(self) -> Array:
+        """Targets of each user, float64 [U]."""
+        return self.table["n_targets"].astype(np.float64)
+
+    def values(self, method: str, metric: str) -> Array:
+        """Each user's mean over targets, float64 [U]."""
+        return self.table[f"{method}.{metric}"].astype(np.float64)
+
+    def history(self, name: str = "history.jsonl") -> list[Json]:
+        return read_history(self.path / name) if (self.path / name).exists() else []
+
+    def json(self, name: str) -> Any:
+        """A further JSON file of the run, None where it has none."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _changed(evaluated: Json | None) -> Json:
+    """What an evaluation was asked beside its checkpoint, as the section ``eval`` of a configuration."""
+    if evaluated is None:
+        return {}
+    own = {key: evaluated.get(key) for key in ("split", "n_support", "steps", "lr", "users")}
+    return {
+        "eval": {key: value for key, value in own.items() if value is not None and (key, value) != ("split", "test")}
+    }
+
+
+def read_runs(words: Sequence[str]) -> list[Run]:
+    """Every run that the words name, each once, in order. Raises ConfigError, or CheckpointError naming the run."""
+    paths = find(words)
+    names = distinct([path.resolve() for path in paths])
+    return [read_run(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def read_run(path: Path, name: str) -> Run:
+    """The run at ``path`` once every file of it is as its manifest says; raises CheckpointError."""
+    if not (path / MANIFEST).exists():
+        ended = path / "job.json"
+        reason = json.loads(ended.read_text(encoding="utf-8")).get("error") if ended.exists() else None
+        what = f"the run did not finish{f' ({reason})' if reason else ''}"
+        raise CheckpointError(path, f"no {MANIFEST}", what, "go on with it by resume=RUN, or name the runs without it")
+    verify(path)
+    try:
+        document = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("RUN", path, "holds no figures of a run: no metrics.json", FIX) from error
+    missing = [key for key in NEEDED if key not in document]
+    if missing or not (path / "per_user.parquet").exists():
+        what = f"{missing[0] if missing else 'per_user.parquet'} is missing: it comes from another version of metarec"
+        raise CheckpointError(path / "metrics.json", "incomplete", what, f"measure it again: metarec eval ckpt={path}")
+    return Run(path, name, document)
+
+
+def find(words: Sequence[str]) -> list[Path]:
+    """The run directories that the words name, each once, in the order typed; jobs by their numbers."""
+    found: dict[Path, Path] = {}
+    for word in words:
+        for place in _places(word):
+            runs = _below(place, DEPTH)
+            if not runs:
+                raise ConfigError("RUN", place, "no run in it", FIX)
+            for run in runs:
+                found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def _places(word: str) -> list[Path]:
+    """The directories that a word stands for."""
+    path = Path(word).expanduser()
+    if path.is_dir():
+        return [path]
+    if path.exists():
+        raise ConfigError("RUN", path, "a file, not a run directory", FIX)
+    matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True), key=_natural)]
+    if not matches:
+        what = "matches nothing" if glob.has_magic(str(path)) else "no such run directory"
+        raise ConfigError("RUN", word, what, FIX)
+    directories = [match for match in matches if match.is_dir()]
+    if not directories:
+        raise ConfigError("RUN", word, "matches files only", FIX)
+    return directories
+
+
+def _below(path: Path, depth: int) -> list[Path]:
+    """The run directories in ``path``, itself where it is one."""
+    if (path / "jobs").is_dir():
+        path = path / "jobs"
+    elif any((path / mark).exists() for mark in _MARKS):
+        return [path]
+    if depth == 0:
+        return []
+    inside = sorted(
+        (p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda p: _natural(p.name)
+    )
+    return [run for below in inside for run in _below(below, depth - 1)]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """2_a before 10_a."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def distinct(paths: Sequence[Path]) -> list[str]:
+    """The shortest endings of the paths that are all different."""
+    longest = max(len(path.parts) for path in paths)
+    for count in range(1, longest + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len({*names}) == len(names):
+            return names
+    return [str(path) for path in paths]

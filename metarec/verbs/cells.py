@@ -1,0 +1,131 @@
+"""The cells of a survey: every data set x model x residual x algorithm of a comparison, and the runs that each is made of.
+
+A cell first tries its settings (`tune`): runs of one seed that are measured on validation and never on test. The best by the
+monitored validation figure is then run with every seed and measured on test once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from metarec.config.check import checked, raise_all
+from metarec.config.fields import group_schema
+from metarec.config.overrides import check_words
+from metarec.config.schema import CompareConfig, TrainConfig
+from metarec.errors import ConfigError
+
+# keys of a comparison that are no keys of a run
+OWN = ("algorithms", "seeds", "inner", "resume", "datasets", "models", "residuals", "parallel", "tune")
+AXES = ("dataset", "model", "residual", "algorithm")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`names`: of its data set, model, residual and algorithm; `config`: a run of it but for seed and setting."""
+
+    names: tuple[str, str, str, str]
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        return "_".join(self.names)
+
+    @property
+    def block(self) -> tuple[str, str]:
+        """What is compared with one another: the same data set and model."""
+        return self.names[:2]
+
+    def run(self, seed: int, setting: dict[str, float], *, whole_panel: bool) -> TrainConfig:
+        """The run that is measured on test. The rows of the panel do not depend on algorithm and residual, so one cell
+        of a block brings them for all."""
+        config = with_setting(self.config, setting)
+        evaluation = config.evaluation if whole_panel else replace(config.evaluation, panel="none")
+        return replace(config, seed=seed, evaluation=evaluation)
+
+    def trial(self, seed: int, setting: dict[str, float]) -> TrainConfig:
+        """The run of a setting that is measured on validation alone."""
+        config = with_setting(self.config, setting)
+        evaluation = replace(config.evaluation, panel="none", split="val", ks=None, grid=False, latency=False)
+        return replace(config, seed=seed, evaluation=evaluation, logger=replace(config.logger, plots=False))
+
+
+def with_setting(config: TrainConfig, setting: dict[str, float]) -> TrainConfig:
+    """`outer_lr` and `inner_lr` of a setting, where they are; any other option as it was."""
+    algorithm: Any = config.algorithm
+    if "inner_lr" in setting:
+        algorithm = replace(algorithm, inner=replace(algorithm.inner, lr=setting["inner_lr"]))
+    optimizer: Any = config.optimizer
+    if "outer_lr" in setting:
+        optimizer = replace(optimizer, lr=setting["outer_lr"])
+    return replace(config, algorithm=algorithm, optimizer=optimizer)
+
+
+def is_survey(config: CompareConfig) -> bool:
+    """Whether a comparison is over more than algorithms and seeds, or tunes anything."""
+    return any((config.datasets, config.models, config.residuals, settings(config) != [{}], config.parallel > 1))
+
+
+def settings(config: CompareConfig) -> list[dict[str, float]]:
+    """What every cell tries: outer step sizes x inner step sizes; [{}] where nothing is tuned."""
+    axes: dict[str, Sequence[float]] = {}
+    if config.tune.outer_lrs:
+        axes["outer_lr"] = config.tune.outer_lrs
+    if config.tune.inner_lrs:
+        axes["inner_lr"] = config.tune.inner_lrs
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def cells(config: CompareConfig) -> list[Cell]:
+    """Every cell, all of them checked before the first one runs. Raises ConfigError naming the cell.
+
+    Cells of one data set stand far apart, so that several that run at once do not wait for the same pretrained model.
+    """
+    datasets = {name: _chosen("dataset", name, config) for name in config.datasets or [config.dataset.name]}
+    models = {name: _chosen("model", name, config) for name in config.models or [config.model.name]}
+    residuals = {name: _chosen("residual", name, config) for name in config.residuals or [config.residual.name]}
+    shared = {f.name: getattr(config, f.name) for f in fields(CompareConfig) if f.name not in OWN}
+    found, errors = list[Cell](), list[ConfigError]()
+    for residual, algorithm, model, dataset in itertools.product(
+        residuals, dict.fromkeys(config.algorithms), models, datasets
+    ):
+        job = TrainConfig(
+            **{**shared, "dataset": datasets[dataset], "model": models[model], "residual": residuals[residual]},
+            algorithm=algorithm_of(algorithm, config), seed=config.seeds[0],
+        )  # fmt: skip
+        try:
+            for setting in settings(config):
+                checked("train", asdict(with_setting(job, setting)))
+            found.append(Cell((dataset, model, residual, algorithm), job))
+        except ConfigError as error:
+            name = f"{dataset}, {model}, {residual}, {algorithm}: " if is_survey(config) else ""
+            for one in getattr(error, "errors", [error]):
+                errors.append(ConfigError(one.where, one.value, f"{name}{one.what}", one.fix))
+    raise_all(errors)
+    return found
+
+
+def algorithm_of(name: str, config: CompareConfig) -> Any:
+    """The options of an algorithm's own file, with what all algorithms of the comparison have in common."""
+    schema = group_schema("algorithm", name)
+    assert schema is not None  # the configuration check knows the names
+    algorithm = schema()
+    for key in ("lr", "steps"):
+        if getattr(config.inner, key) is not None:
+            setattr(algorithm.inner, key, getattr(config.inner, key))
+    return algorithm
+
+
+def _chosen(group: str, name: str, config: CompareConfig) -> Any:
+    """The options of `group`=`name`: as composed where that is the chosen one, else as its file has them."""
+    own = getattr(config, group)
+    if own.name == name:
+        return own
+    words = [f"{group}={name}", *([f"data_dir={config.data_dir}"] if config.data_dir else [])]
+    (job,) = check_words("train", words, rules=False).jobs
+    found = getattr(job.config, group)
+    if group == "dataset":  # what the survey says of all its data sets
+        found = replace(found, history=config.dataset.history, episodes=config.dataset.episodes)
+    return found

@@ -1,0 +1,73 @@
+"""A training run in a process of its own: its peak memory is its own, and what kills it kills nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from metarec.config.compose import config_to_yaml
+from metarec.config.schema import TrainConfig
+from metarec.errors import MetarecError, Stopped
+from metarec.runs import rundir
+
+_running: set[subprocess.Popen[str]] = set()
+_lock = threading.Lock()
+
+
+class Failed(MetarecError):
+    """The failure of a job, passed on with its exit code; `line`: the reason it gave."""
+
+    def __init__(self, where: object, value: object, what: str, line: str, code: int) -> None:
+        super().__init__(where, value, what, line)
+        self.line, self.exit_code = line, code
+
+
+def run_job(directory: Path, job: TrainConfig, overrides: Sequence[str], way_out: str, *, echo: bool) -> None:
+    """Run (or carry on with) `job` in `directory`; its output lies there too, and with `echo` its progress is shown.
+
+    Raises Stopped where the job was stopped by a signal (`way_out` says how to go on), Failed where it failed.
+    """
+    if not (directory / "config.yaml").exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        rundir.write_run_card(directory, config_yaml=config_to_yaml(job), overrides=overrides)
+    command = [sys.executable, "-m", "metarec", "train", f"resume={directory}"]
+    with (directory / "output.log").open("a") as out, (directory / "errors.log").open("w+") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, env=dict(os.environ), text=True)
+        assert process.stderr is not None
+        with _lock:
+            _running.add(process)
+        try:
+            for line in process.stderr:  # progress goes on to whoever watches, failures into the table
+                errors.write(line)
+                if echo and job.logger.console != "quiet":
+                    sys.stderr.write(line)
+            code = process.wait()
+        except KeyboardInterrupt:  # the job has had the signal as well, and saves
+            process.wait()
+            raise
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            with _lock:
+                _running.discard(process)
+        errors.seek(0)
+        said = [line.removeprefix("error: ").strip() for line in errors if line.startswith("error: ")]
+    if code in (130, 143):
+        raise Stopped(signal.Signals(code - 128).name, directory.name, "stopped as asked", way_out, code - 128)
+    if code:
+        reason = said[-1] if said else f"exit code {code}, see {directory / 'errors.log'}"
+        raise Failed("job", directory.name, "failed", reason, code)
+
+
+def stop_jobs() -> None:
+    """Ask every running job to save and end; they are waited for by whoever runs them."""
+    with _lock:
+        for process in _running:
+            process.terminate()
