@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from metarec.errors import EnvironmentFault, MetarecError, Stopped
+from metarec.errors import EnvironmentFault, MetarecError, Pruned, Stopped
 from metarec.runs import atomic
 from metarec.runs.history import read_history
 from metarec.trackers.card import Backend, Card, Closing, Row, figures, rows
@@ -33,7 +33,7 @@ def tracked(backend: Backend | None, run_dir: Path, group: str | None = None) ->
     try:
         yield tracker
     except BaseException as error:
-        tracker.close("stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
+        tracker.close("stopped" if isinstance(error, Stopped | Pruned | KeyboardInterrupt) else "failed")
         raise
     tracker.close("failed")  # of a run that did not come to its figures; does nothing after `finish`
 

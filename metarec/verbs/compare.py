@@ -32,10 +32,10 @@ def run_compare(config: CompareConfig, run_dir: Path, resume: bool, overrides: S
 
     A job that fails is told in the table and leaves the others alone; the exit code is then the first failure's.
     """
+    trackers.require(config.logger.name)
     if is_survey(config):
         return run_survey(config, run_dir, resume, overrides)
     jobs = _jobs(config)
-    trackers.require(config.logger.name)
     run_dir.mkdir(parents=True, exist_ok=True)
     quiet = config.logger.console == "quiet"
     failures: dict[str, tuple[int, str]] = {}

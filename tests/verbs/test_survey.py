@@ -16,7 +16,7 @@ from metarec.errors import ConfigError
 from metarec.verbs.cells import cells, is_survey, settings, with_setting
 
 SMALL = (
-    *(word for word in TINY if not word.startswith("logger.console=")), "logger.console=quiet", "algorithms=[fomaml,anil]", "seeds=[1,2]",
+    *TINY, "algorithms=[fomaml,anil]", "seeds=[1,2]",
     "residuals=[off,context]", "evaluation.panel=[markov]", "parallel=2", "tune.outer_lrs=[0.001,0.02]",
 )  # fmt: skip
 

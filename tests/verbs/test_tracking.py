@@ -20,7 +20,6 @@ from reference.tiny_runs import Work, ended, metrics, same_bits, tensors, tiny, 
 from reference.tracker_readers import NAMES, Told, flat_values, needs, read
 
 from metarec import cli, trackers
-from metarec.config.overrides import check_words
 from metarec.runs import rundir
 from metarec.runs.history import read_history
 from metarec.runs.rundir import verify
@@ -303,8 +302,3 @@ def test_online_without_a_key_is_refused(
     assert work.main("train", *tiny(), "residual=on", "logger=wandb", "logger.online=true") == 5
     assert "logger.online: true: wandb has no API key -- set WANDB_API_KEY" in capsys.readouterr().err
     assert work.directories("train") == []
-
-
-def test_a_store_is_a_file() -> None:
-    with pytest.raises(Exception, match=r"logger.store: postgresql://u:p@h/d: an address, and the store is one SQLite"):
-        check_words("train", ["logger=mlflow", "logger.store='postgresql://u:p@h/d'"])
