@@ -82,11 +82,16 @@ class Composer:
 
 @contextlib.contextmanager
 def composer(verb: str, config_dir: Path | None = None, searchpath: Sequence[str] = ()) -> Iterator[Composer]:
-    """Hydra initialised for composing only; nothing it is given runs."""
+    """Hydra initialised for composing only; nothing it is given runs. Inside a job of Hydra's, that one waits."""
     extra = [*([f"file://{config_dir.resolve()}"] if config_dir else []), *searchpath]
-    with hydra.initialize_config_dir(str(conf_dir()), job_name=verb, **VERSION_BASE):
-        found = Composer(extra)
-        yield found
+    own = GlobalHydra.instance()
+    running, own.hydra = own.hydra, None
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), job_name=verb, **VERSION_BASE):
+            found = Composer(extra)
+            yield found
+    finally:
+        own.hydra = running
 
 
 def quoted(text: str) -> str:
