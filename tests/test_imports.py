@@ -16,7 +16,7 @@ ROWS = [
     {"errors"},
     {"core"},
     {"data", "models", "algorithms", "residual", "objectives", "schedules", "metrics", "baselines"},
-    {"report", "runs", "tasks", "train", "pretrain", "evaluate", "search", "panel"},
+    {"report", "runs", "trackers", "tasks", "train", "pretrain", "evaluate", "search", "panel"},
     {"config", "build", "benches", "verbs"},
     {"cli"},
     {"__main__", "__init__"},

@@ -362,7 +362,7 @@ def delimiter_unused(seen: Seen) -> Iterator[Refusal]:
             yield key, "does nothing: a Parquet file has no delimiter", "drop it, or use dataset.format=csv"
 
 
-# Hardware, eval
+# Hardware, logger, eval
 
 
 def mps_precision(seen: Seen) -> Iterator[Refusal]:
@@ -377,6 +377,12 @@ def compile_unused(seen: Seen) -> Iterator[Refusal]:
     if seen.get("hardware.compile") and model in ("sasrec", "conv4"):  # of a model that is a file of its own, who knows
         what = f"does nothing: what is compiled is the recurrence, and model={model} has none"
         yield "hardware.compile", what, "drop it, or use model=gru4rec"
+
+
+def store_is_a_file(seen: Seen) -> Iterator[Refusal]:
+    """An address would carry a password into config.yaml, and a server may go away in the middle of a run."""
+    if "://" in (seen.get("logger.store") or ""):
+        yield "logger.store", "an address, and the store is one SQLite file", "give a path, such as outputs/mlflow.db"
 
 
 def checkpoint_missing(seen: Seen) -> Iterator[Refusal]:
@@ -435,6 +441,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     delimiter_unused,
     mps_precision,
     compile_unused,
+    store_is_a_file,
     checkpoint_missing,
     split_of_a_run,
     step_size_unused,

@@ -29,11 +29,12 @@ def ranged(
     choices: Iterable[Any] | None = None,
     length: int | None = None,
     path: bool = False,
+    filled: bool = False,
 ) -> Any:
     """A field with its allowed values: `min`/`max` (left out themselves where `exclusive` names them), or `choices`.
 
     For a list the limits hold for every element; it may not be empty, and has `length` elements where one is given.
-    `path` marks a file or directory: never empty, and a leading ~ is the home directory.
+    `path` marks a file or directory: never empty, and a leading ~ is the home directory; `filled`, text that is not empty.
     """
     limits = {
         "min": min,
@@ -42,6 +43,7 @@ def ranged(
         "choices": None if choices is None else tuple(choices),
         "length": length,
         "path": path or None,
+        "filled": filled or None,
     }
     metadata = {key: value for key, value in limits.items() if value is not None}
     if isinstance(default, list):
@@ -371,10 +373,32 @@ class EvaluationConfig:
 
 
 @dataclass
-class LoggerConfig:
-    name: str = ranged("auto", choices=["auto", "plain", "quiet"])
+class FilesConfig:
+    """What every logger has; the other ones tell a tracker as well."""
+
+    name: str = "files"
+    console: str = ranged("auto", choices=["auto", "plain", "quiet"])
     plots: bool = True
     every: int = ranged(10, min=1)
+
+
+@dataclass
+class TensorBoardConfig(FilesConfig):
+    name: str = "tensorboard"
+
+
+@dataclass
+class MlflowConfig(FilesConfig):
+    name: str = "mlflow"
+    store: str | None = ranged(None, path=True)  # None = OUTPUT_DIR/mlflow.db
+    experiment: str = ranged("metarec", filled=True)
+
+
+@dataclass
+class WandbConfig(FilesConfig):
+    name: str = "wandb"
+    project: str = ranged("metarec", filled=True)
+    online: bool = False
 
 
 # plain sections of `metarec train`
@@ -415,6 +439,8 @@ ObjectiveConfig = (
     CrossEntropyConfig | ChunkedCrossEntropyConfig | SampledSoftmaxConfig | BprMaxConfig | BceConfig | GbceConfig
 )
 
+LoggerConfig = FilesConfig | TensorBoardConfig | MlflowConfig | WandbConfig
+
 # one dataclass for every verb
 
 
@@ -438,7 +464,7 @@ class TrainConfig:
     optimizer: AdamConfig | AdamWConfig | SgdConfig = field(default_factory=AdamConfig)
     schedule: ConstantConfig | CosineConfig | LinearConfig = field(default_factory=ConstantConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    logger: LoggerConfig = field(default_factory=FilesConfig)
     train: TrainSection = field(default_factory=TrainSection)
     pretrain: PretrainSection = field(default_factory=PretrainSection)
 
@@ -516,7 +542,7 @@ class CompareConfig:
     optimizer: AdamConfig | AdamWConfig | SgdConfig = field(default_factory=AdamConfig)
     schedule: ConstantConfig | CosineConfig | LinearConfig = field(default_factory=ConstantConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    logger: LoggerConfig = field(default_factory=FilesConfig)
     train: TrainSection = field(default_factory=TrainSection)
     pretrain: PretrainSection = field(default_factory=PretrainSection)
 
@@ -560,6 +586,9 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("schedule", "cosine"): CosineConfig,
     ("schedule", "linear"): LinearConfig,
     ("evaluation", None): EvaluationConfig,
-    ("logger", None): LoggerConfig,
+    ("logger", "files"): FilesConfig,
+    ("logger", "tensorboard"): TensorBoardConfig,
+    ("logger", "mlflow"): MlflowConfig,
+    ("logger", "wandb"): WandbConfig,
 }
 GROUPS = tuple(dict.fromkeys(group for group, _ in SCHEMAS))  # `experiment` has no node of its own

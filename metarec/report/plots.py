@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarec.errors import EnvironmentFault
+from metarec.runs.history import numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,20 +56,10 @@ def series(records: Sequence[Mapping[str, Any]]) -> Series:
     """``<kind>.<key>[.<key>]`` -> (steps, values) for every number in the records but ``step``."""
     out: Series = {}
     for record in records:
-        for name, value in _numbers(record, str(record.get("kind", "run"))):
+        for name, value in numbers(record, ".").items():
             steps, values = out.setdefault(name, ([], []))
             steps.append(record["step"])
             values.append(value)
-    return out
-
-
-def _numbers(node: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
-    out: list[tuple[str, float]] = []
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            out += _numbers(value, f"{prefix}.{key}")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
-            out.append((f"{prefix}.{key}", float(value)))
     return out
 
 

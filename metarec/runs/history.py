@@ -4,8 +4,8 @@ Every record has ``step`` (int). A training record has ``kind: "train"`` with ``
 validation record ``kind: "val"`` with one dict of metrics for each method; ``report.plots`` draws every number in them.
 Keep wall-clock times out: they would make two equal runs differ.
 
-Records reach the file at ``append``, the disk at ``sync``. Save a checkpoint of step s after the last record of step s;
-a resume from it then calls ``truncate_after(s)`` and goes on.
+Records reach the file at ``append``, the disk at ``sync``; a listener (an experiment tracker) hears of both. Save a
+checkpoint of step s after the last record of step s; a resume from it then calls ``truncate_after(s)`` and goes on.
 """
 
 from __future__ import annotations
@@ -15,10 +15,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from metarec.errors import DataError
 from metarec.runs import atomic
+
+
+class Listener(Protocol):
+    """What is told of every record, once it is in the file."""
+
+    def append(self, record: Mapping[str, Any]) -> None: ...
+
+    def sync(self) -> None: ...
 
 
 class History:
@@ -28,8 +36,8 @@ class History:
     ...     history.append({"step": 1, "kind": "train", "loss": 5.1})
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, listener: Listener | None = None) -> None:
+        self.path, self.listener = path, listener
         try:
             self._file: BinaryIO = path.open("ab")
         except OSError as error:
@@ -45,6 +53,8 @@ class History:
             self._file.flush()
         except OSError as error:
             raise atomic.fault(self.path, error) from error
+        if self.listener is not None:
+            self.listener.append(record)
 
     def sync(self) -> None:
         """Make every record so far durable; to be called just before a checkpoint is saved."""
@@ -52,6 +62,8 @@ class History:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise atomic.fault(self.path, error) from error
+        if self.listener is not None:
+            self.listener.sync()
 
     def close(self) -> None:
         """Sync and close."""
@@ -71,6 +83,21 @@ class History:
 def read_history(path: Path) -> list[dict[str, Any]]:
     """Every record of ``path``. Raises DataError naming the line; a torn last line (a kill) counts as not written."""
     return [record for record, _ in _lines(path)]
+
+
+def numbers(record: Mapping[str, Any], separator: str) -> dict[str, float]:
+    """``<kind>.<key>[.<key>]`` (joined by ``separator``) -> value, for every number of a record but ``step``."""
+    out: dict[str, float] = {}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{separator}{key}")
+            elif isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
+                out[f"{prefix}{separator}{key}"] = float(value)
+
+    walk(record, str(record.get("kind", "run")))
+    return out
 
 
 def truncate_after(path: Path, step: int) -> int:

@@ -100,9 +100,9 @@ def cells(config: CompareConfig) -> list[Cell]:
                 checked("train", asdict(with_setting(job, setting)))
             found.append(Cell((dataset, model, residual, algorithm), job))
         except ConfigError as error:
-            name = f"{dataset}, {model}, {residual}, {algorithm}"
+            name = f"{dataset}, {model}, {residual}, {algorithm}: " if is_survey(config) else ""
             for one in getattr(error, "errors", [error]):
-                errors.append(ConfigError(one.where, one.value, f"{name}: {one.what}", one.fix))
+                errors.append(ConfigError(one.where, one.value, f"{name}{one.what}", one.fix))
     raise_all(errors)
     return found
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from metarec import trackers
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import CompareConfig, TrainConfig
 from metarec.report.comparison import comparison
@@ -31,11 +32,12 @@ def run_compare(config: CompareConfig, run_dir: Path, resume: bool, overrides: S
 
     A job that fails is told in the table and leaves the others alone; the exit code is then the first failure's.
     """
+    trackers.require(config.logger.name)
     if is_survey(config):
         return run_survey(config, run_dir, resume, overrides)
     jobs = _jobs(config)
     run_dir.mkdir(parents=True, exist_ok=True)
-    quiet = config.logger.name == "quiet"
+    quiet = config.logger.console == "quiet"
     failures: dict[str, tuple[int, str]] = {}
     with hold(run_dir):
         if not resume:

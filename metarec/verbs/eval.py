@@ -13,7 +13,7 @@ from metarec import build
 from metarec.benches import AnyBench, ImageBench
 from metarec.config.compose import config_from_dict, config_to_yaml
 from metarec.config.overrides import given_keys
-from metarec.config.schema import EvalConfig, LoggerConfig, SupervisedConfig, TrainConfig
+from metarec.config.schema import EvalConfig, FilesConfig, SupervisedConfig, TrainConfig
 from metarec.errors import ConfigError, DataError, nearest
 from metarec.evaluate import Control
 from metarec.report.tables import show
@@ -45,7 +45,7 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
     prepared = build.data(config, spec, lambda line: print(line, flush=True))
     bench = build.bench(trained_as, config.evaluation, prepared, on)
     check_vocabulary(found, state, bench)
-    as_asked = replace(trained_as, evaluation=config.evaluation, cache_dir=config.cache_dir, logger=LoggerConfig())
+    as_asked = replace(trained_as, evaluation=config.evaluation, cache_dir=config.cache_dir, logger=FilesConfig())
     check_panel(as_asked, bench)
     check_curves(config.evaluation, bench, config.split)
     if config.n_support is not None and config.n_support > prepared.n_support:
@@ -78,7 +78,7 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
             bench, trained, control, rows, episodes, config.split, seed=trained_as.seed, lr=config.lr, steps=steps
         )
         more = extras(
-            bench, trained, control, rows, config.split, seed=trained_as.seed, steps=steps, mode=as_asked.logger.name
+            bench, trained, control, rows, config.split, seed=trained_as.seed, steps=steps, mode=as_asked.logger.console
         )
         document = {
             "model": trained_as.model.name,

@@ -44,7 +44,7 @@ def run_job(directory: Path, job: TrainConfig, overrides: Sequence[str], way_out
         try:
             for line in process.stderr:  # progress goes on to whoever watches, failures into the table
                 errors.write(line)
-                if echo and job.logger.name != "quiet":
+                if echo and job.logger.console != "quiet":
                     sys.stderr.write(line)
             code = process.wait()
         except KeyboardInterrupt:  # the job has had the signal as well, and saves

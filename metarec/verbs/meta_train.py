@@ -20,7 +20,7 @@ from metarec.core.weights import Params
 from metarec.evaluate import Control, monitored, ranks, scored
 from metarec.report.progress import progress
 from metarec.runs import checkpoint
-from metarec.runs.history import History
+from metarec.runs.history import History, Listener
 from metarec.runs.memory import Peak
 from metarec.runs.signals import Stop
 from metarec.tasks import Tasks
@@ -73,6 +73,7 @@ def meta_train(
     stop: Stop,
     say: Callable[[str], None],
     cost: Cost,
+    tracker: Listener,
 ) -> Progress:
     """Meta-train in `run_dir`, from the checkpoint `found` on where there is one; `cost` is filled in."""
     build.adapted(options, config.residual, bench.model)  # a pattern that matches nothing: said before pretraining
@@ -134,8 +135,8 @@ def meta_train(
     state = fixed_state(config, bench, control, source) | {"outer_steps": steps}
     store, timer, recent = Store(run_dir / "checkpoints", fixed, state), Timer(), list[float]()
     with (
-        History(run_dir / "history.jsonl") as history,
-        progress(plan.steps, "meta-train", config.logger.name, done=at.step if at else 0) as bar,
+        History(run_dir / "history.jsonl", tracker) as history,
+        progress(plan.steps, "meta-train", config.logger.console, done=at.step if at else 0) as bar,
     ):
 
         def on_step(step: int, shown: Any) -> None:

@@ -104,7 +104,7 @@ class _Rows:
             return baseline_row(name, log, batcher, baseline.default)
 
         def choose() -> dict[str, Any]:
-            with progress(judge.n_settings(baseline.space), f"tune {name}", self.config.logger.name) as bar:
+            with progress(judge.n_settings(baseline.space), f"tune {name}", self.config.logger.console) as bar:
                 return judge.choose(
                     baseline.space, baseline.default, lambda options: baseline_row(name, log, batcher, options).scorer,
                     lambda: bar.advance(1),
@@ -143,7 +143,7 @@ class _Rows:
             key = asdict(self.config.model)
 
         def choose() -> dict[str, Any]:
-            with progress(len(set(grid.lrs)), f"tune {name}", self.config.logger.name) as bar:
+            with progress(len(set(grid.lrs)), f"tune {name}", self.config.logger.console) as bar:
                 found = tune_control(
                     bench.tasks(), start, self.judge.episodes, grid.lrs, grid.steps, self.judge.metric, self.judge.ties,
                     lambda lr: bar.advance(1, lr=lr), adapted=adapted, seen=self.judge.seen,

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from metarec import trackers
 from metarec.config.arguments import new_directory
 from metarec.config.compose import config_to_yaml, slug
 from metarec.config.overrides import check_words
@@ -52,6 +53,7 @@ MAY_GROW = ("n_trials", "n_jobs")  # of a search given its storage again
 
 def run_search(search: Search) -> int:
     """A new search, or the one that the given storage holds; returns the exit code. Raises MetarecError."""
+    trackers.require(search.config.logger.name)
     options = search.options
     if options.storage is None:
         directory = new_directory(search.config.output_dir, "train").resolve()
@@ -137,7 +139,7 @@ class _Trials:
         self.monitor = search.config.evaluation.monitor
 
     def say(self, line: str) -> None:
-        if self.search.config.logger.name != "quiet":
+        if self.search.config.logger.console != "quiet":
             print(line, flush=True)
 
     def place(self, row: Row) -> Path:

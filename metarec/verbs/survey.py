@@ -59,7 +59,7 @@ def run_survey(config: CompareConfig, run_dir: Path, resume: bool, overrides: Se
         atomic.write_text(run_dir / "survey.md", markdown(document))
         if not work.failures:
             rundir.seal(run_dir)
-    if config.logger.name != "quiet":
+    if config.logger.console != "quiet":
         show(survey_table(document))
         print(f"survey in {run_dir}: survey.json, survey.md", flush=True)
     if work.failures:
@@ -101,7 +101,7 @@ class _Work:
             print(f"{cell.name} failed: {failed.line}", file=sys.stderr, flush=True)
         with self._lock:
             self._done += 1
-            if self.config.logger.name != "quiet" and self.stopped is None:
+            if self.config.logger.console != "quiet" and self.stopped is None:
                 print(f"cell {self._done}/{self._total}: {cell.name}", flush=True)
 
     def _setting(self, cell: Cell) -> dict[str, float]:

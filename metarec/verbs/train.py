@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from metarec import build
+from metarec import build, trackers
 from metarec.benches import AnyBench
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import SupervisedConfig, TrainConfig
@@ -23,11 +23,13 @@ from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
+from metarec.trackers.tracker import Tracker, tracked
 from metarec.train import Progress, Store
 from metarec.verbs import measure as m
 from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
 from metarec.verbs.panel import check_panel, panel
+from metarec.verbs.tracking import backend_of, group_of
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
 
 
@@ -38,6 +40,7 @@ def run_train(
 
     should_stop: what a search makes of each validation, see `runs.signals.Stop.validated`.
     """
+    trackers.require(config.logger.name)
     run_dir.mkdir(parents=True, exist_ok=True)
     with hold(run_dir), stop_on_signals(should_stop=should_stop) as stop:
         if resume:
@@ -60,12 +63,17 @@ def _say(line: str) -> None:
 
 
 def _silent(line: str) -> None:
-    """logger=quiet."""
+    """logger.console=quiet."""
 
 
 def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[str, Any]:
+    with tracked(backend_of(config, run_dir), run_dir, group_of(run_dir, Path(config.output_dir))) as tracker:
+        return _told(config, run_dir, resume, stop, tracker)
+
+
+def _told(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, tracker: Tracker) -> dict[str, Any]:
     began = time.time()
-    quiet = config.logger.name == "quiet"
+    quiet = config.logger.console == "quiet"
     say = _silent if quiet else _say
     on = build.hardware(config.hardware)
     prepared = build.data(config, config.dataset, say)
@@ -78,16 +86,26 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     say(f"run directory {run_dir}; {on.line}")
 
     found, cost = _resumed(run_dir, bench, say) if resume else None, Cost()
+    lines = run_dir / "history.jsonl"
+    notes = {
+        "dataset": prepared.name,
+        "split": prepared.split_note,
+        "counts": prepared.counts,
+        "funnel": prepared.funnel,
+    }
+    tracker.begin(asdict(config), notes, read_history(lines) if lines.exists() else [])
     if isinstance(config.algorithm, SupervisedConfig):
-        at = _supervised(config, bench, run_dir, found, stop)
+        at = _supervised(config, bench, run_dir, found, stop, tracker)
     else:
-        at = meta_train(config, config.algorithm, bench, run_dir, found, stop, say, cost)
+        at = meta_train(config, config.algorithm, bench, run_dir, found, stop, say, cost, tracker)
     trained_seconds = time.time() - began
 
     best = checkpoint.resolve(run_dir)
     tensors, state = checkpoint.load_checkpoint(best)
     trained = m.trained_from(bench, config, tensors, Control(**state["control"]) if state["control"] else None)
-    control = Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.name)
+    control = (
+        Control(**state["control"]) if state["control"] else m.control_of(bench, trained.base, config.logger.console)
+    )
     source = {} if trained.phi is None else state["warm_start"]
     rows = panel(config, bench, trained.base, source, run_dir, stop)
     document, columns = m.measure(
@@ -96,7 +114,7 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     )  # fmt: skip
     more = extras(
         bench, trained, control, rows, config.evaluation.split, seed=config.seed, steps=config.evaluation.test_steps,
-        mode=config.logger.name,
+        mode=config.logger.console,
     )  # fmt: skip
     document = {
         "model": config.model.name,
@@ -120,11 +138,12 @@ def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[s
     m.write_per_user(run_dir / "per_user.parquet", columns)
     if config.logger.plots:
         drawn = plot_curves(
-            read_history(run_dir / "history.jsonl"), run_dir, metric=config.evaluation.monitor,
+            read_history(lines), run_dir, metric=config.evaluation.monitor,
             title=f"{prepared.name}, {config.algorithm.name}, residual {config.residual.name}", best_step=at.best_step,
         )  # fmt: skip
         if isinstance(drawn, str):
             say(drawn)
+    tracker.finish(document, [run_dir / "config.yaml", run_dir / "metrics.json", *sorted(run_dir.glob("*.png"))])
     rundir.seal(run_dir)
     if not quiet:
         title = f"{prepared.name}: {config.model.name}, {config.algorithm.name}, residual {config.residual.name}"
@@ -175,12 +194,14 @@ def _best_name(state: dict[str, Any]) -> str:
     return f"step-{state['progress']['best_step']:06d}"
 
 
-def _supervised(config: TrainConfig, bench: AnyBench, run_dir: Path, found: Path | None, stop: Stop) -> Progress:
+def _supervised(
+    config: TrainConfig, bench: AnyBench, run_dir: Path, found: Path | None, stop: Stop, tracker: Tracker
+) -> Progress:
     if config.warm_start == "auto":
         start, source = bench.model.init(generator(config.seed, "init"), bench.hardware.dtype), {"kind": "none"}
     else:
         warm = warm_start(config, bench, run_dir, stop)
         start, source = warm.params, warm.source
     store = Store(run_dir / "checkpoints", {}, fixed_state(config, bench, None, source))
-    with History(run_dir / "history.jsonl") as history:
+    with History(run_dir / "history.jsonl", tracker) as history:
         return pretrain(config, bench, start, history, stop=stop, store=store, resume_from=found)[1]

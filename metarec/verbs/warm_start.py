@@ -62,7 +62,7 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
                 print(f"pretrained weights in the cache are damaged and made again: {error}", flush=True)
             else:
                 atomic.write_text(lines, state["history"])
-                if config.logger.name != "quiet":
+                if config.logger.console != "quiet":
                     print(f"warm start: pretrained weights from the cache ({key[:12]})", flush=True)
                 return WarmStart(_to(tensors, bench), {"kind": "auto", "key": key, **state["summary"]})
         lines.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
 def tuned_control(config: TrainConfig, bench: AnyBench, base: Params, source: dict[str, Any]) -> Control:
     """The fine-tune control; tuned once for the same start: cached pretrained weights, or random ones of one seed."""
     if source["kind"] == "path":
-        return m.control_of(bench, base, config.logger.name)
+        return m.control_of(bench, base, config.logger.console)
     key = source.get("key") or cache_key(config, bench)
     wanted = ("monitor", "ties", "candidates", "task_chunk", "control")
     asked = {name: value for name, value in asdict(config.evaluation).items() if name in wanted}
@@ -87,7 +87,7 @@ def tuned_control(config: TrainConfig, bench: AnyBench, base: Params, source: di
             config,
             "control",
             [source["kind"], key, asked],
-            lambda: asdict(m.control_of(bench, base, config.logger.name)),
+            lambda: asdict(m.control_of(bench, base, config.logger.console)),
         )
     )
 
@@ -133,7 +133,7 @@ def pretrain(
     tasks, device, ties = bench.tasks(), bench.hardware.device, config.evaluation.ties
     pairs = validation_pairs(bench.prepared)
     at = restore(resume_from, params, optimizer)[0] if resume_from else None
-    with progress(plan.steps, "pretrain", config.logger.name, done=at.step if at else 0) as bar:
+    with progress(plan.steps, "pretrain", config.logger.console, done=at.step if at else 0) as bar:
 
         def on_step(step: int, shown: Any) -> None:
             if "loss" in shown:

@@ -341,6 +341,12 @@ CASES = [
         "nothing would be left to draw",
         "objective=bpr_max objective.n_samples=1000",
     ),
+    (
+        "store_is_a_file",
+        "logger=mlflow logger.store='postgresql://u:p@h/d'",
+        "logger.store: postgresql://u:p@h/d: an address, and the store is one SQLite file",
+        "logger=mlflow logger.store=x.db",
+    ),
     ("checkpoint_missing", "eval", "ckpt: null: nothing to evaluate", "eval ckpt=x"),
     (
         "split_of_a_run",

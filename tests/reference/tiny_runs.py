@@ -38,7 +38,7 @@ MEASURE = (
     "evaluation.bootstrap=50", "evaluation.control.lrs=[0.1]", "evaluation.control.steps=[1,2]",
     "evaluation.control.users=20",
 )  # fmt: skip
-SHOWN = ("logger=quiet", "logger.plots=false", "logger.every=1")
+SHOWN = ("logger.console=quiet", "logger.plots=false", "logger.every=1")
 TINY = (*WORLD, *MODEL, *PRETRAIN, *OUTER, *MEASURE, *SHOWN)
 
 _FORKS = multiprocessing.get_context("forkserver")

@@ -143,7 +143,16 @@ def test_gains_count_every_user_once() -> None:
     picture = figures.gains(of, against, ("fewshot", "control"), "mrr")
     assert picture.caption == "better for 2 users (40 %), equal for 1 (20 %), worse for 2 (40 %)"
     titles = [title.text or "" for title in parsed(picture.svg).iter(f"{NS}title")][1:]
-    assert sum(int(title.split()[0]) for title in titles) == 5
+    counts = [int(title.split()[0]) for title in titles]
+    assert sum(counts) == 5
+    bars = list(parsed(picture.svg).iter(f"{NS}rect"))
+    heights = [float(bar.attrib["height"]) for bar in bars]
+    assert heights == pytest.approx([max(heights) / max(counts) * count for count in counts], abs=0.2)
+    zero = svg.LEFT + (svg.WIDTH - svg.RIGHT - svg.LEFT) / 2
+    for bar in bars:
+        middle = float(bar.attrib["x"]) + float(bar.attrib["width"]) / 2
+        expected = "s7" if abs(middle - zero) < 1 else "s0" if middle > zero else "s1"
+        assert bar.attrib["class"] == f"bar {expected}"
     nothing = figures.gains(against, against, ("fewshot", "control"), "mrr")
     assert "equal for 5 (100 %)" in nothing.caption
 

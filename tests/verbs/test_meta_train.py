@@ -44,7 +44,7 @@ WORDS = (
     "dataset=omniglot", "dataset.images.n_way=3", "dataset.images.n_query=2", "dataset.images.n_val=3",
     "dataset.images.n_test=5", f"model.filters={FILTERS}", "hardware=cpu", "hardware.threads=1",
     "hardware.precision=float64", "evaluation.bootstrap=20", "evaluation.control.lrs=[0.1]", "evaluation.control.steps=[1]",
-    "evaluation.control.users=2", "train.meta_batch_size=3", "logger=quiet", "logger.plots=false", "logger.every=1",
+    "evaluation.control.users=2", "train.meta_batch_size=3", "logger.console=quiet", "logger.plots=false", "logger.every=1",
 )  # fmt: skip
 SHORT = ("train.steps=4", "train.eval_every=2", "train.patience=0", "train.checkpoint_every=1", "optimizer.lr=0.01")
 

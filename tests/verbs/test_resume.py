@@ -155,7 +155,7 @@ def test_a_signal_while_pretraining_keeps_what_a_resume_needs(work: Work) -> Non
 def test_a_signal_during_preparation_ends_at_once(work: Work) -> None:
     """No loop asks for the signal there."""
     cold = Work(work.root, work.root / "cold")
-    process = cold.start(*cold.words("train", "dataset.world.n_users=50000", "logger=quiet"))
+    process = cold.start(*cold.words("train", "dataset.world.n_users=50000", "logger.console=quiet"))
     wait_for(lambda: any((cold.cache / "prepared").glob(".tmp-*")), process)
     begin = time.monotonic()
     process.terminate()

@@ -277,7 +277,7 @@ def test_a_study_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time_and_no_more_trials_once_test_was_seen(work: Work) -> None:
     search = asked(
-        work.root / "study.sqlite", "optimizer.lr=1e-3,1e-2,1e-1", "hydra.sweeper.n_trials=2", "logger=quiet"
+        work.root / "study.sqlite", "optimizer.lr=1e-3,1e-2,1e-1", "hydra.sweeper.n_trials=2", "logger.console=quiet"
     )
     study = Study(work.root / "study.sqlite", search)
     with hold(work.root), pytest.raises(EnvironmentFault, match="another process is writing this run"):

@@ -138,7 +138,9 @@ def test_a_path_that_is_not_there_is_refused(work: Work) -> None:
 def test_pretraining_happens_once(
     work: Work, finished: Path, no_pretraining: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = work.train("residual=off", "train.meta_batch_size=3", "logger=plain")  # what pretraining does not depend on
+    run = work.train(
+        "residual=off", "train.meta_batch_size=3", "logger.console=plain"
+    )  # what pretraining does not depend on
     assert "pretrained weights from the cache" in capsys.readouterr().out
     kept = [metrics(path)["training"]["warm_start"] for path in (run, finished)]
     assert kept[0] == kept[1]
@@ -191,5 +193,5 @@ def test_a_damaged_cache_entry_is_made_again(name: str | None, work: Work, capsy
     capsys.readouterr()
     assert same_bits(tensors(own.train(), "last"), before)
     assert "damaged and made again" in capsys.readouterr().out
-    own.train("logger=plain")
+    own.train("logger.console=plain")
     assert "from the cache" in capsys.readouterr().out
