@@ -61,9 +61,6 @@ def run_search(search: Search) -> int:
     else:
         study = Study(Path(options.storage), search)
         directory = _directory_of(study, search) or new_directory(search.config.output_dir, "train").resolve()
-    study.note("directory", str(directory))
-    study.note("asked", document(search))
-    write_search(directory, search)
     return _go_on(directory, study, search)
 
 
@@ -110,6 +107,9 @@ def _go_on(directory: Path, study: Study, search: Search) -> int:
                 what = "the search is finished and its best setting was measured on test: more trials would come after"
                 raise ConfigError(f"{OPTIONS}.n_trials", search.n_trials, what, "start a new search")
             return trials.summarise()
+        write_search(directory, search)
+        study.note("asked", document(search))
+        study.note("directory", str(directory))
         trials.say(f"search directory {directory}: {search.n_trials} trials, sampler {search.options.sampler}")
         if line := too_many(search.config.hardware.threads, search.options.n_jobs):
             print(line, file=sys.stderr, flush=True)
