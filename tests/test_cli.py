@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -116,13 +117,15 @@ def test_examples_of_the_help_pass_the_check() -> None:
     commands = [line for path in conf_dir().rglob("*.yaml") for line in examples(path)]
     assert len(commands) > 40
     for command in commands:
-        _, verb, *words = command.split("  ")[0].split()
+        _, verb, *words = shlex.split(command.split("  ")[0])
         if "--cfg" in words:
             continue
         words = [word.replace("=FILE", "=/f.csv").replace("=DIR", "=/d") for word in words]
         multirun = "-m" in words
         words = [word for word in words if word != "-m"]
-        if verb in ("train", "prepare", "compare") and not any(word.startswith("data_dir=") for word in words):
+        if verb in ("train", "prepare", "compare") and not any(
+            word.startswith(("data_dir=", "resume=")) for word in words
+        ):
             words.append("data_dir=/data")
         check_words(verb, words, multirun=multirun)
 
