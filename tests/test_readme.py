@@ -18,6 +18,7 @@ import pytest
 from reference.tiny_runs import tiny
 
 from metarec.config.overrides import check_words
+from metarec.config.reading import parse_reading, reads_runs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,6 +60,9 @@ def test_a_command_composes(line: str) -> None:
     _, verb, *words = shlex.split(line)
     if any(word.startswith("-") and word != "-m" for word in words) or any(w.startswith("resume=") for w in words):
         pytest.skip("nothing to compose")
+    if reads_runs(verb, words):
+        assert parse_reading(verb, words)[0]
+        return
     jobs = check_words(verb, [w for w in words if w != "-m"], multirun="-m" in words, rules=False).jobs
     assert jobs
 
