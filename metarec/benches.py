@@ -250,7 +250,7 @@ def _identity(prepared: Prepared | Omniglot, candidates: str) -> dict[str, Any]:
     return {
         "candidates": candidates,
         "n_items": prepared.n_items,
-        "data_fingerprint": prepared.fingerprint,
+        "data_sha256": prepared.contents,
         "vocabulary_sha256": prepared.vocabulary_sha256,
     }
 

@@ -106,6 +106,15 @@ class Prepared:
         return _read_ids(self.root / "items.parquet")
 
     @cached_property
+    def contents(self) -> str:
+        """SHA-256 of what the arrays and the vocabulary hold, wherever the log lay and whatever it was called."""
+        listed = _read_json(self.root / MANIFEST)["files"]
+        digest = hashlib.sha256(self.vocabulary_sha256.encode())
+        for name in ARRAYS:
+            digest.update(f" {name} {listed[f'{name}.npy']['sha256']}".encode())
+        return digest.hexdigest()
+
+    @cached_property
     def funnel(self) -> list[dict[str, Any]]:
         """Steps {step, rows, users, items, sessions, dropped, why}: what is left after each, dropped counts rows."""
         steps: list[dict[str, Any]] = _read_json(self.root / "funnel.json")["steps"]

@@ -29,25 +29,28 @@ REASONS = {
     "n_query": "other targets",
     "ties": "tied items are ranked by another rule",
     "candidates": "targets are ranked among other items",
-    "n_items": "targets are ranked among other items",
     "max_len": "prefixes are cut at another length, so the methods read other histories",
 }
 FOLLOWS = {
+    "n_items": "targets are ranked among other items",
     "vocabulary_sha256": "the candidates are other items",
     "episodes_sha256": "the episodes are others",
-    "data_fingerprint": "the data were prepared from another log, or otherwise",
+    "data_sha256": "the data were prepared from another log, or otherwise",
 }
 # words for a reader; what `max_len` is judged by; what a method reads, not what it is asked
 NO_MATTER = {"split_note", "longest_prefix", "history"}
 # options of the data that move no question asked: places, memory, and how often training users are windowed
 DATA_NO_MATTER = ("path", "in_data_dir", "memory_limit", "episodes.stride", "history")
-TOLD = {"split.by": "split_by", "episodes.n_support": "n_support", "episodes.n_query": "n_query", "name": "dataset"}
+TOLD = {"split.by": "split_by", "episodes.n_support": "n_support", "episodes.n_query": "n_query"}
 FIX = "compare runs of one protocol"
 
 
 def refusals(runs: Sequence[Run]) -> list[ConfigError]:
     """One error for each key in which the runs may not differ and do; empty where they may be paired."""
-    causes = [*_named(runs), *_protocol(runs), *_data(runs)]
+    contents = {run.document["protocol"].get("data_sha256") for run in runs}
+    same = len(contents) == 1 and None not in contents  # then names and options of the data tell nothing more
+    named = [] if same else [*_named(runs)]
+    causes = [*named, *_protocol(runs), *([] if same or named else _data(runs))]
     return causes or [*_follows(runs)] or [*_users(runs)]
 
 
@@ -80,12 +83,9 @@ def _cut(runs: Sequence[Run]) -> bool:
 
 
 def _data(runs: Sequence[Run]) -> Iterator[ConfigError]:
-    """Options of the data, where the prepared data are not known to be the same."""
-    prints = {run.document["protocol"].get("data_fingerprint") for run in runs}
-    if len(prints) == 1 and None not in prints:
-        return
+    """Options of the data that differ and that the protocol has not named already."""
     options = [(run, _options(run)) for run in runs]
-    said = {error.where for error in [*_named(runs), *_protocol(runs)]}
+    said = {error.where for error in _protocol(runs)}
     for key in dict.fromkeys(key for _, one in options for key in one):
         if TOLD.get(key) not in said:
             values = [(run, one.get(key)) for run, one in options]
@@ -103,15 +103,8 @@ def _options(run: Run) -> dict[str, Any]:
 
 def _follows(runs: Sequence[Run]) -> Iterator[ConfigError]:
     for key, what in FOLLOWS.items():
-        if key == "data_fingerprint" and _only_stride(runs):
-            continue
         values = [(run, run.document["protocol"].get(key)) for run in runs]
         yield from _differing(key, [(run, str(value)[:12]) for run, value in values if value is not None], what)
-
-
-def _only_stride(runs: Sequence[Run]) -> bool:
-    """Another stride windows the training users otherwise, and so has another fingerprint, over the same questions."""
-    return len({run.document["config"]["dataset"]["episodes"]["stride"] for run in runs}) > 1
 
 
 def _users(runs: Sequence[Run]) -> Iterator[ConfigError]:

@@ -88,7 +88,7 @@ def protocol(run: Run) -> Section | None:
         ("intervals", f"{100 * drawn['confidence']:g} %, {drawn['n_resamples']:,} draws of {people(run)}"),
         ("episodes", str(given["episodes_sha256"])[:16]),
         ("vocabulary", str(given["vocabulary_sha256"])[:16] if given.get("vocabulary_sha256") else None),
-        ("data", str(given["data_fingerprint"])[:16] if given.get("data_fingerprint") else None),
+        ("data", str(given["data_sha256"])[:16] if given.get("data_sha256") else None),
     ]  # fmt: skip
     known = [(name, cells.number(value)) for name, value in pairs if value not in (None, cells.NOTHING)]
     return section("Protocol", Card(known, frozenset({"leaks through time"} if given["leaky"] else ())))

@@ -258,14 +258,14 @@ def test_properties_1_to_7_find_planted_faults(monkeypatch: pytest.MonkeyPatch, 
     by = "user_time" if fault == "no cut" else "user_disjoint"
     if fault == "two splits":
         episodes = store.episodes_of
-        monkeypatch.setattr(store, "episodes_of", lambda p, split: episodes(p, "val" if split == "test" else split))
+        monkeypatch.setattr(store, "episodes_of", lambda p, split, k: episodes(p, "val" if split == "test" else split, k))
     if fault == "no cut":
         monkeypatch.setattr(sql, "in_time", lambda table, columns, *cuts: f"SELECT {columns}, s FROM {table}")
     if fault == "vocabulary of all":
         index_items = pipeline.index_items
 
-        def index_all(root: Path, codes: Path, n_codes: int) -> np.ndarray:
-            index_items(root, codes, n_codes)
+        def index_all(root: Path, codes: Path, n_codes: int, whole: bool) -> np.ndarray:
+            index_items(root, codes, n_codes, whole)
             return np.arange(n_codes)
 
         monkeypatch.setattr(pipeline, "index_items", index_all)

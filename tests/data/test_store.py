@@ -63,6 +63,21 @@ def test_arrays_are_maps_that_cannot_be_written(prepared: Prepared) -> None:
         prepared.item_ids[0] = "x"
 
 
+def test_contents_are_those_of_the_log_whatever_it_is_called(prepared: Prepared, copy: Path, tmp_path: Path) -> None:
+    """The fingerprint holds the file's name, contents do not; one other item and they are others."""
+    log = Path(shutil.copy(prepared.root.parents[1] / "log.parquet", tmp_path / "moved.parquet"))
+    moved = prepare(shape(by="leave_one_out", path=str(log)), data_dir=None, cache_dir=tmp_path)
+    assert moved.contents == prepared.contents
+    assert moved.fingerprint != prepared.fingerprint
+    manifest = json.loads((copy / "manifest.json").read_text())
+    item = np.load(copy / "item.npy")
+    item[3] = item[3] % 5 + 1
+    store.write_arrays(copy, {"item": item})
+    manifest["files"]["item.npy"] = store.measure(copy / "item.npy")
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert open_prepared(copy).contents != prepared.contents
+
+
 def test_opened_again_is_the_same(prepared: Prepared) -> None:
     again = open_prepared(prepared.root)
     for name in store.ARRAYS:

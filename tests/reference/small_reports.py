@@ -67,7 +67,7 @@ def write_run(
             "split": "test", "split_by": "user_time", "leaky": False, "split_note": "global time cut", "n_support": 5,
             "n_query": Q, "ties": "conservative", "episodes_sha256": "e" * 64, "max_len": 50, "longest_prefix": 12,
             "candidates": "the catalogue",
-            "n_items": N_ITEMS, "data_fingerprint": "d" * 32, "vocabulary_sha256": "f" * 64, **(protocol or {}),
+            "n_items": N_ITEMS, "data_sha256": "d" * 64, "vocabulary_sha256": "f" * 64, **(protocol or {}),
         },
         "seeds": {"run": seed, "split": 20260107},
         "training": {"best_step": 20, "steps": 40, "stopped_early": False, "val_ndcg@10": 0.3, "warm_start": {}},

@@ -40,7 +40,7 @@ def test_equal_protocols_are_paired(tmp_path: Path) -> None:
         ("max_len", 10, "50 in a; 10 in b"),  # the longest prefix has 12 events
         ("vocabulary_sha256", "0" * 64, f"{'f' * 12} in a; {'0' * 12} in b"),
         ("episodes_sha256", "0" * 64, f"{'e' * 12} in a; {'0' * 12} in b"),
-        ("data_fingerprint", "0" * 32, f"{'d' * 12} in a; {'0' * 12} in b"),
+        ("data_sha256", "0" * 64, f"{'d' * 12} in a; {'0' * 12} in b"),
     ],
 )
 def test_each_key_is_named_with_its_values_and_runs(key: str, value: Any, shown: str, tmp_path: Path) -> None:
@@ -76,28 +76,32 @@ def test_max_len_matters_only_where_it_cuts_a_prefix(tmp_path: Path) -> None:
      ("dataset.core.min_item_events", 5, "dataset.core.min_item_events")],
 )  # fmt: skip
 def test_other_data_are_named_by_the_option_that_differs(option: str, value: Any, key: str, tmp_path: Path) -> None:
-    runs = pair(tmp_path, config={option: value}, protocol={"data_fingerprint": "0" * 32, "episodes_sha256": "0" * 64})
+    runs = pair(tmp_path, config={option: value}, protocol={"data_sha256": "0" * 64, "episodes_sha256": "0" * 64})
     (error,) = refusals(runs)  # what follows from it, other episodes, is not told beside it
     assert error.where == key
     assert f"{value} in b" in error.value
 
 
-def test_options_are_compared_where_no_fingerprint_is_recorded(tmp_path: Path) -> None:
+def test_options_are_compared_where_no_contents_are_recorded(tmp_path: Path) -> None:
     runs = pair(tmp_path, config={"dataset.split.seed": 7})
-    assert refusals(runs) == []  # the same data under the same fingerprint, whatever the options say
+    assert refusals(runs) == []  # the same data with the same contents, whatever the options say
     for run in runs:
-        del run.document["protocol"]["data_fingerprint"]
+        del run.document["protocol"]["data_sha256"]
     assert [error.where for error in refusals(runs)] == ["dataset.split.seed"]
 
 
 def test_another_place_or_stride_of_the_same_data_is_paired(tmp_path: Path) -> None:
     assert refusals(pair(tmp_path / "1", config={"dataset.path": "elsewhere.csv"})) == []
-    stride = {"dataset.episodes.stride": 5}
-    assert refusals(pair(tmp_path / "2", config=stride, protocol={"data_fingerprint": "0" * 32})) == []
+    runs = pair(tmp_path / "2", config={"dataset.episodes.stride": 5, "dataset.path": "elsewhere.csv"})
+    for run in runs:
+        del run.document["protocol"]["data_sha256"]
+    assert refusals(runs) == []
 
 
 def test_another_dataset_is_told_once(tmp_path: Path) -> None:
-    runs = pair(tmp_path, dataset="other", protocol={"data_fingerprint": "0" * 32, "vocabulary_sha256": "0" * 64})
+    changed = {"data_sha256": "0" * 64, "vocabulary_sha256": "0" * 64, "n_items": 9}
+    runs = pair(tmp_path / "1", dataset="other", protocol=changed, config={"dataset.split.seed": 7})
+    assert refusals(pair(tmp_path / "2", dataset="the same log by another name")) == []
     assert [(e.where, e.value) for e in refusals(runs)] == [("dataset", "synthetic in a; other in b")]
 
 

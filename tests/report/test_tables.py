@@ -56,7 +56,7 @@ def test_the_whole_panel_stands_in_its_groups() -> None:
     assert "…" not in text
     first = [lines.index(line_of(text, LABELS[m])) for m in PANEL]
     assert first == sorted(first)  # PANEL is in the order of the table
-    for after in ("v_sknn", "in_context_user", "scratch", "fewshot"):
+    for after in ("leaky_popularity", "in_context_user", "scratch", "fewshot"):
         below = lines[lines.index(line_of(text, LABELS[after])) + 1]
         assert set(below) <= {"─", " "}, after  # a rule between groups
     for method in PANEL:

@@ -47,15 +47,22 @@ def test_all_rows_are_tuned_with_one_budget_on_the_same_users(full: Path) -> Non
         assert {**record["chosen"], "ndcg@10": record["value"]} in record["tried"]
 
 
-def test_what_was_tuned_is_not_tuned_again_and_a_damaged_record_is(work: Work, full: Path, cache: Path) -> None:
-    before = {path: path.read_text() for path in (cache / "panel").glob("*.json")}
-    again = metrics(work.train(*FULL))
-    assert again["tuning"] == metrics(full)["tuning"]
-    assert {path: path.read_text() for path in (cache / "panel").glob("*.json")} == before
+def test_what_was_tuned_is_not_tuned_again_and_a_damaged_record_is(tmp_path: Path) -> None:
+    work = Work(tmp_path, tmp_path / "cache")
+    words = ("evaluation.panel=[markov,v_sknn,head_only]", "evaluation.control.lrs=[0.01,0.1]")
+
+    def kept() -> dict[Path, tuple[str, int]]:
+        return {path: (path.read_text(), path.stat().st_ino) for path in (work.cache / "panel").glob("*.json")}
+
+    first = metrics(work.train(*words))
+    before = kept()
+    assert len(before) == 3
+    assert metrics(work.train(*words))["tuning"] == first["tuning"]
+    assert kept() == before  # the same files, not written again
     for path in before:
         path.write_text("{")
-    assert metrics(work.train(*FULL))["metrics"] == again["metrics"]
-    assert {path: path.read_text() for path in (cache / "panel").glob("*.json")} == before
+    assert metrics(work.train(*words))["metrics"] == first["metrics"]
+    assert {path: text for path, (text, _) in kept().items()} == {path: text for path, (text, _) in before.items()}
 
 
 def test_rows_of_chance_are_at_chance(full: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_real_run_is_reported_with_its_own_figures(finished: Path, work: Work)
             assert f"{value:.4f}".removeprefix("0") in page
     for title in ("Funnel", "Protocol", "Results", "Differences", "Learning curves", "Tuning", "Cost", "Environment"):
         assert f"<h2>{title}</h2>" in page
-    assert document["protocol"]["data_fingerprint"][:16] in page
+    assert document["protocol"]["data_sha256"][:16] in page
     assert document["protocol"]["longest_prefix"] >= 1
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from reference.tiny_runs import TINY, Work
 
+from metarec import cli
 from metarec.config.overrides import check_words
 from metarec.config.schema import CompareConfig
 from metarec.errors import ConfigError
@@ -107,15 +108,14 @@ def test_the_page_is_the_mean_of_the_runs_and_ours_is_chosen_on_validation(done:
     assert f"**{ours[1]}, {ours[0]}**" in page
 
 
-def test_what_is_there_is_not_run_again(done: Path, cache: Path) -> None:
-    work = Work(done.parents[2], cache)
+def test_what_is_there_is_not_run_again(done: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in done.glob("jobs/*/metrics.json")}
     document = json.loads((done / "survey.json").read_text())
     (done / "manifest.json").unlink()
     (done / "survey.json").unlink()
     gone = next(path for path in done.glob("jobs/*_seed2"))
     (gone / "manifest.json").unlink()
-    assert work.main("compare", f"resume={done}") == 0
+    assert cli.main(["compare", f"resume={done}"]) == 0
     after = {path: path.stat().st_mtime_ns for path in done.glob("jobs/*/metrics.json")}
     assert {path for path in before if before[path] != after[path]} == {gone / "metrics.json"}
     again = json.loads((done / "survey.json").read_text())
