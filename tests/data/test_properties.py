@@ -258,7 +258,9 @@ def test_properties_1_to_7_find_planted_faults(monkeypatch: pytest.MonkeyPatch, 
     by = "user_time" if fault == "no cut" else "user_disjoint"
     if fault == "two splits":
         episodes = store.episodes_of
-        monkeypatch.setattr(store, "episodes_of", lambda p, split, k: episodes(p, "val" if split == "test" else split, k))
+        monkeypatch.setattr(
+            store, "episodes_of", lambda p, split, k: episodes(p, "val" if split == "test" else split, k)
+        )
     if fault == "no cut":
         monkeypatch.setattr(sql, "in_time", lambda table, columns, *cuts: f"SELECT {columns}, s FROM {table}")
     if fault == "vocabulary of all":
