@@ -136,7 +136,7 @@ def main() -> None:
         print(f"{name:20s}{true[name]:8.4f}" + "".join(f"{share:>18s}" for share in shares))
     seeds = {
         f"{n_seeds} seeds, ratio {ratio:g}": seed_coverage(n_seeds, ratio, options.seed_logs)
-        for n_seeds in (3, 5) for ratio in (0.0, 1.0, 3.0) if options.seed_logs
+        for n_seeds in (3, 5) for ratio in (0.0, 1.0, 3.0, 30.0) if options.seed_logs
     }  # fmt: skip
     for name, own in seeds.items():
         print(f"{name}: {100 * own['coverage']:.1f}, users alone {100 * own['users_alone']:.1f}")

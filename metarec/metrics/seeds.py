@@ -1,21 +1,19 @@
 """One method, or the difference of two, over several seeds on the same users and targets.
 
-What is drawn:
+    1 or 2 seeds    users are drawn, each with all his seeds: the interval is about other users, with these very seeds
+    3 or more       seeds count beside users (crossed: every seed has judged every user). The distance of each end from the
+                    mean is
 
-    1 or 2 seeds    whole users, each with all his seeds: the interval is about other users, with these very seeds
-    3 or more       whole users, and beside them seeds, independently (users and seeds are crossed: every seed has judged
-                    every user). All U of U users, and S - 1 of S seeds, which makes the draws vary by exactly the
-                    variance that a mean of S seeds has; all S would leave out a third of it at S = 3
+                        t[df] * sqrt((d / t[U-1])**2 + s**2 / S)
 
-With few seeds a normal tail is too light by far (t[2] = 4.3 against 1.96), so the percentiles are expanded
-(`metrics.student`) with Satterthwaite's degrees of freedom: S - 1 where seeds make the spread, U - 1 where users do. Such
-intervals hold the truth in 94 to 98 % of simulated comparisons, those over users alone in 68 to 96 %, by how much seeds
-differ (benchmarks/coverage.py).
+                    d that of the interval over users alone, s the standard deviation of the seeds' figures, df
+                    Satterthwaite's: S - 1 where seeds make the spread, U - 1 where users do. Drawing seeds as well would
+                    not do: a draw of three seeds never leaves their range, which holds the truth three times in four
 
 The p-value of a difference flips whole users after the mean over seeds, so it speaks of these seeds; the interval is the
-one to claim by.
+one to claim by. Coverage measured: benchmarks/coverage.py.
 
-Source: Owen 2007, The pigeonhole bootstrap; Rao & Wu 1988 (S - 1 of S); Satterthwaite 1946.
+Source: Zou & Donner 2008 (ends of a sum from the ends of its parts); Satterthwaite 1946; Owen 2007 (users x seeds).
 Shapes: S seeds, U users, R resamples.
 """
 
@@ -28,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metarec.metrics import intervals as iv
-from metarec.metrics.student import expanded_tail
+from metarec.metrics.student import expanded_tail, t_quantile, z_quantile
 
 Array = npt.NDArray[np.float64]
 ENOUGH_SEEDS = 3
@@ -71,8 +69,7 @@ def over_seeds(
     With ``targets`` the mean over targets, as in metrics.json; without, the mean over users.
     """
     table, weight = _checked(values, targets)
-    of_seeds, draws, tail = _draws(table, weight, n_resamples=n_resamples, confidence=confidence, seed=seed)
-    return _level(table, of_seeds, draws, tail)
+    return _level(table, weight, _draws(table, weight, n_resamples=n_resamples, seed=seed), confidence)
 
 
 def difference_over_seeds(
@@ -89,15 +86,18 @@ def difference_over_seeds(
     if left.shape != right.shape:
         raise ValueError(f"{left.shape} and {right.shape}: a paired difference is over the same seeds and users")
     table, weight = _checked(left - right, targets)
-    of_seeds, draws, tail = _draws(table, weight, n_resamples=n_resamples, confidence=confidence, seed=seed)
-    level = _level(table, of_seeds, draws, tail)
+    draws = _draws(table, weight, n_resamples=n_resamples, seed=seed)
+    level = _level(table, weight, draws, confidence)
     by_user = table.mean(axis=0)[:, None]
     n_users = table.shape[1]
     return SeedDifference(
         **asdict(level),
         p_value=float(iv.sign_flip_p_values(by_user * weight[:, None], n_resamples=n_resamples, seed=seed)[0]),
         effect_size=float(iv.effect_size(by_user)[0]),
-        detectable=float(iv.detectable(draws[:, None], confidence, n_users)[0]),
+        detectable=math.hypot(
+            float(iv.detectable(draws[:, None], confidence, n_users)[0]),
+            (z_quantile((1.0 + confidence) / 2.0) + z_quantile(0.8)) * math.sqrt(_seed_variance(table, weight)),
+        ),
         verdict=iv.verdict(level.low, level.high),
     )
 
@@ -112,38 +112,47 @@ def _checked(values: npt.ArrayLike, targets: npt.ArrayLike | None) -> tuple[Arra
     return table, weight
 
 
-def _draws(
-    table: Array, weight: Array, *, n_resamples: int, confidence: float, seed: int
-) -> tuple[Array, Array, float]:
-    """(figure of each seed [S], draws of the mean over seeds [R], share of the draws beyond each end of the interval)."""
-    n_seeds, n_users = table.shape
-    summed = np.column_stack([(table * weight).T, weight])
-    means = iv.bootstrap_replicates(summed, np.arange(n_users), n_resamples=n_resamples, seed=seed)
-    of_seeds = table @ weight / weight.sum()
-    by_seed = means[:, :-1] / means[:, -1:]  # [R, S]: mean of the users' sums over mean of their targets
-    users_only = by_seed.mean(axis=1)
+def _draws(table: Array, weight: Array, *, n_resamples: int, seed: int) -> Array:
+    """Draws of users [R]: of the mean over seeds and targets."""
+    summed = np.column_stack([(table.mean(axis=0) * weight), weight])
+    means = iv.bootstrap_replicates(summed, np.arange(table.shape[1]), n_resamples=n_resamples, seed=seed)
+    draws: Array = means[:, 0] / means[:, 1]  # mean of the users' sums over mean of their targets
+    return draws
+
+
+def _seed_variance(table: Array, weight: Array) -> float:
+    """Of the mean over seeds, by what the seeds' figures differ; 0 for too few of them to tell."""
+    n_seeds = len(table)
+    return 0.0 if n_seeds < ENOUGH_SEEDS else float((table @ weight / weight.sum()).var(ddof=1)) / n_seeds
+
+
+def _ends(mean: float, draws: Array, of_seeds: float, n_seeds: int, n_users: int, confidence: float) -> list[float]:
+    """Low and high; `of_seeds`: the variance of the mean by seeds."""
     if n_users < 2:
-        return of_seeds, users_only, math.nan
-    shrinkage = 1.0 - 1.0 / n_users
-    if n_seeds < ENOUGH_SEEDS:
-        return of_seeds, users_only, expanded_tail(confidence, n_users - 1, shrinkage)
-    rng = np.random.default_rng([seed, 2])  # a stream of its own beside the users' and the flips'
-    picked = rng.integers(0, n_seeds, size=(n_resamples, n_seeds - 1))
-    draws: Array = np.take_along_axis(by_seed, picked, axis=1).mean(axis=1)
-    of_users, of_seed = float(users_only.var()) / shrinkage, float(of_seeds.var(ddof=1)) / n_seeds
-    if of_users + of_seed == 0.0:  # every user and seed alike: the ends are the mean at any share
-        return of_seeds, draws, expanded_tail(confidence, n_users - 1, shrinkage)
-    df = (of_users + of_seed) ** 2 / (of_users**2 / (n_users - 1) + of_seed**2 / (n_seeds - 1))
-    return of_seeds, draws, expanded_tail(confidence, max(1, math.floor(df)))
+        return [math.nan, math.nan]
+    tail = expanded_tail(confidence, n_users - 1, 1.0 - 1.0 / n_users)
+    alone = [float(end) for end in np.quantile(draws, [tail, 1.0 - tail])]
+    if of_seeds == 0.0:
+        return alone
+    p = (1.0 + confidence) / 2.0
+    out = []
+    for end in alone:
+        of_users = ((end - mean) / t_quantile(p, n_users - 1)) ** 2
+        both = of_users + of_seeds
+        df = both**2 / (of_users**2 / (n_users - 1) + of_seeds**2 / (n_seeds - 1))
+        out.append(t_quantile(p, max(1, math.floor(df))) * math.sqrt(both))
+    return [mean - out[0], mean + out[1]]
 
 
-def _level(table: Array, of_seeds: Array, draws: Array, tail: float) -> OverSeeds:
+def _level(table: Array, weight: Array, draws: Array, confidence: float) -> OverSeeds:
     n_seeds, n_users = table.shape
-    low, high = (math.nan, math.nan) if math.isnan(tail) else np.quantile(draws, [tail, 1.0 - tail])
+    of_seeds = table @ weight / weight.sum()
+    mean = float(of_seeds.mean())
+    low, high = _ends(mean, draws, _seed_variance(table, weight), n_seeds, n_users, confidence)
     return OverSeeds(
-        mean=float(of_seeds.mean()),
-        low=float(low),
-        high=float(high),
+        mean=mean,
+        low=low,
+        high=high,
         sd_seeds=float(of_seeds.std(ddof=1)) if n_seeds > 1 else math.nan,
         sd_users=float(table.mean(axis=0).std(ddof=1)) if n_users > 1 else math.nan,
         n_seeds=n_seeds,

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from metarec.metrics import seeds as module
 from metarec.metrics.intervals import cluster_bootstrap, paired_difference
 from metarec.metrics.seeds import difference_over_seeds, over_seeds
 
@@ -47,23 +46,32 @@ def test_two_seeds_are_their_mean_user_by_user() -> None:
     assert both.sd_users == pytest.approx(np.std(values.mean(axis=0), ddof=1))
 
 
-def test_three_seeds_against_drawing_users_and_seeds_one_by_one() -> None:
-    values, targets = table(3, 12, 1.0), np.random.default_rng(1).integers(1, 5, 12)
-    _, draws, _ = module._draws(values, targets.astype(float), n_resamples=40, confidence=0.95, seed=6)
-    users = np.random.default_rng([6, 0]).integers(0, 12, size=(40, 12))
-    seeds = np.random.default_rng([6, 2]).integers(0, 3, size=(40, 2))  # two of three
-    for own_users, own_seeds, found in zip(users, seeds, draws, strict=True):
-        each = [(values[s, own_users] * targets[own_users]).sum() / targets[own_users].sum() for s in own_seeds]
-        assert found == pytest.approx(np.mean(each), rel=1e-12)
-
-
 @pytest.mark.parametrize("n_seeds", [3, 5])
-def test_draws_vary_as_the_mean_does(n_seeds: int) -> None:
-    """Only seeds differ: the variance of the draws is s**2 / S, which all S of S would miss by 1 / S."""
-    values = np.repeat(np.random.default_rng(4).normal(size=(n_seeds, 1)), 50, axis=1)
-    _, draws, tail = module._draws(values, np.ones(50), n_resamples=40_000, confidence=0.95, seed=0)
-    assert draws.var() == pytest.approx(values[:, 0].var(ddof=1) / n_seeds, rel=0.03)
-    assert tail == pytest.approx(scipy.stats.norm.cdf(-scipy.stats.t.ppf(0.975, n_seeds - 1)), rel=1e-3)
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_where_only_seeds_differ_it_is_students_interval(n_seeds: int, confidence: float) -> None:
+    of_seeds = np.random.default_rng(4).normal(size=n_seeds)
+    found = over_seeds(np.repeat(of_seeds[:, None], 50, axis=1), confidence=confidence)
+    wanted = scipy.stats.t.interval(confidence, n_seeds - 1, of_seeds.mean(), scipy.stats.sem(of_seeds))
+    assert (found.low, found.high) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_where_seeds_agree_it_is_the_interval_over_users() -> None:
+    users, targets = table(1, 40, 0.0), np.random.default_rng(1).integers(1, 5, 40)
+    one, three = over_seeds(users, targets), over_seeds(np.repeat(users, 3, axis=0), targets)
+    assert (three.low, three.high) == pytest.approx((one.low, one.high), rel=1e-12)
+    assert (one.resampled, three.resampled) == ("users", "users and seeds")
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 30.0])
+def test_the_interval_holds_the_truth_however_much_seeds_differ(ratio: float) -> None:
+    """Three seeds, 60 users; `ratio`: of the spread that seeds make to that of users. 95 % wanted, 3 deviations allowed."""
+    rng, n, hits = np.random.default_rng(int(ratio)), 300, 0
+    for number in range(n):
+        spread = math.sqrt(ratio * 3 / 60)
+        values = rng.normal(size=60) + spread * rng.normal(size=(3, 1)) + rng.normal(size=(3, 60))
+        found = over_seeds(values, n_resamples=300, seed=number)
+        hits += found.low <= 0 <= found.high
+    assert 0.912 < hits / n <= 1.0
 
 
 def test_seeds_that_differ_make_no_claim() -> None:

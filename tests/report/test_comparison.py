@@ -170,8 +170,26 @@ def test_a_true_difference_of_the_detectable_size_is_found_in_four_of_five_draws
     draws = rng.normal(size, sd, size=(2000, n))
     found = np.abs(draws.mean(1) / (draws.std(1, ddof=1) / n**0.5)) > stats.norm.ppf(0.975)
     assert found.mean() == pytest.approx(0.8, abs=0.03)
-    replicates = rng.normal(0.0, sd / n**0.5, size=20000)
-    assert paired.detectable(replicates, 0.95, n) == pytest.approx(size, rel=0.02)
+    sample = rng.normal(0.0, sd, size=(1, n))
+    (entry,) = paired.differences([(sample, np.zeros_like(sample))], np.ones(n), paired.Draws(4000, 0.95))
+    assert entry["detectable"] == pytest.approx(size * sample.std(ddof=1) / sd, rel=0.04)
+
+
+def test_from_three_seeds_on_seeds_are_drawn_too() -> None:
+    """Seeds that disagree widen the interval by their own spread; of two seeds only users are drawn."""
+    rng = np.random.default_rng(2)
+    users = rng.normal(0.3, 0.05, size=(1, 400))
+    apart = users + np.array([[-0.1], [0.0], [0.1]])
+    (alike, differing, two) = paired.figures(
+        [np.repeat(users, 3, 0), apart, apart[:2]], np.ones(400), paired.Draws(2000, 0.95)
+    )
+    assert (alike["resampled"], two["resampled"]) == ("users and seeds", "users")
+    wide = differing["high"] - differing["low"]
+    assert wide > 10 * (alike["high"] - alike["low"])
+    assert wide == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, rel=0.01)  # t[2] standard errors of a mean of three
+    (entry,) = paired.differences([(apart, users)], np.ones(400), paired.Draws(200, 0.95))
+    assert entry["resampled"] == "users"
+    assert entry["mean"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_nothing_is_said_of_one_user_or_of_no_spread() -> None:
@@ -179,8 +197,11 @@ def test_nothing_is_said_of_one_user_or_of_no_spread() -> None:
     (one,) = paired.differences([pair], np.array([4.0]), paired.Draws(50, 0.95))
     assert (one["low"], one["high"], one["effect_size"], one["detectable"]) == (None, None, None, None)
     assert one["verdict"] == "no difference shown"
-    assert paired.effect_size(np.full(9, 0.1)) is None
-    assert paired.spread(np.array([0.5])) is None
+    alike = np.full((1, 9), 0.1)
+    (same,) = paired.differences([(alike, np.zeros_like(alike))], np.ones(9), paired.Draws(50, 0.95))
+    assert same["effect_size"] is None
+    (row,) = paired.figures([np.array([[0.5]])], np.array([4.0]), paired.Draws(50, 0.95))
+    assert (row["sd_users"], row["sd_seeds"]) == (None, None)
 
 
 def test_the_interval_is_wider_where_users_differ_more(tmp_path: Path) -> None:
