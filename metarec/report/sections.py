@@ -12,6 +12,7 @@ from metarec.report import cells, figures
 from metarec.report.blocks import Block, Card, Folded, Picture, Section, Text, section
 from metarec.report.comparison_text import DIFFERENCE, HOW, POWER, brief, difference_cells, label
 from metarec.report.finished import Run
+from metarec.report.labels import groups
 from metarec.report.sheet import Cell, Sheet
 
 Json = dict[str, Any]
@@ -118,15 +119,27 @@ def funnel(run: Run) -> Section | None:
 def results(run: Run) -> Section | None:
     """Every method and metric with its interval."""
     document, metrics = run.document, shown_metrics(run)
-    rows: list[list[Cell]] = [
-        [label(method), *[figure_of(document, method, m) for m in metrics]] for method in document["metrics"]
-    ]
-    strong = frozenset(number for number, method in enumerate(document["metrics"]) if method == "fewshot")
+    methods = [method for group in groups(document["metrics"]) for method in group]  # in the order of every table
+    rows: list[list[Cell]] = [[label(method), *[figure_of(document, method, m) for m in metrics]] for method in methods]
+    strong = frozenset(number for number, method in enumerate(methods) if method == "fewshot")
     confidence = 100 * document["bootstrap"]["confidence"]
     note = f"means over targets; {confidence:g} % intervals, {people(run)} drawn with all their targets"
     columns = ["method", *[cells.heading(m, classification(run)) for m in metrics]]
     sheet = Sheet(f"Results on the {document['protocol']['split']} split", columns, rows, strong=strong, notes=[note])
-    return section("Results", sheet, _gap(document, metrics), _beyond(document))
+    return section("Results", sheet, _reported(document, metrics), _gap(document, metrics), _beyond(document))
+
+
+def _reported(document: Json, metrics: tuple[str, ...]) -> Sheet | None:
+    """What others have printed, where the run was asked to show it (`report.reported`)."""
+    found = document.get("reported")
+    if not found:
+        return None
+    rows: list[list[Cell]] = [
+        [name, *[cells.share(of[m]) if m in of else "" for m in metrics]] for name, of in found["rows"].items()
+    ]
+    return Sheet(
+        "Reported by others, not measured here", ["", *map(cells.heading, metrics)], rows, notes=[found["source"]]
+    )
 
 
 def _gap(document: Json, metrics: tuple[str, ...]) -> Sheet | None:
@@ -135,10 +148,10 @@ def _gap(document: Json, metrics: tuple[str, ...]) -> Sheet | None:
     if not shares:
         return None
     rows: list[list[Cell]] = []
-    for method, row in shares.items():
+    for method in (method for group in groups(shares) for method in group):
         found: list[Cell] = [label(method)]
         for metric in metrics:
-            entry = row[metric]
+            entry = shares[method][metric]
             ends = "" if entry["low"] is None else f"[{100 * entry['low']:.0f}, {100 * entry['high']:.0f}]"
             found.append(("no gap" if entry["share"] is None else cells.per_cent(entry["share"]), ends))
         rows.append(found)

@@ -18,6 +18,7 @@ from metarec.config.fields import group_schema
 from metarec.report.finished import Run, read_run
 from metarec.report.html import POLICY
 from metarec.report.pages import Report
+from metarec.report.reported import plain
 from metarec.report.style import DARK, LIGHT
 
 EVERY = ("Funnel", "Protocol", "Results", "Differences", "Learning curves", "Support pairs, step size and steps", "Slices",
@@ -272,3 +273,13 @@ def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_reported_figures_stand_beside_with_their_source(tmp_path: Path) -> None:
+    run = one(tmp_path / "run")
+    assert "Reported by others" not in page(run)
+    run.document["reported"] = plain("s3rec_lastfm")
+    text = page(run)
+    assert "Reported by others, not measured here" in text
+    for figure in (".0688", ".0390", "arXiv:2008.07873"):
+        assert figure in text
