@@ -93,7 +93,14 @@ class _Rows:
     def _depends_on(self, name: str) -> list[Any]:
         evaluation, prepared = self.config.evaluation, self.bench.prepared
         how = [evaluation.monitor, evaluation.ties, evaluation.candidates, asdict(evaluation.control)]
-        return [name, prepared.fingerprint, prepared.episodes("val").sha256, how, self.config.seed]
+        return [
+            name,
+            prepared.fingerprint,
+            self.config.dataset.history,
+            prepared.episodes("val").sha256,
+            how,
+            self.config.seed,
+        ]
 
     def _baseline(self, name: str) -> Row:
         assert isinstance(self.bench, SequenceBench)

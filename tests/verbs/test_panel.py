@@ -139,6 +139,16 @@ def test_a_model_of_whole_histories_trains_adapts_and_is_evaluated_again(work: W
     assert work.eval(run)["metrics"] == found["metrics"]
 
 
+def test_what_was_tuned_on_sessions_is_not_taken_for_histories(tmp_path: Path) -> None:
+    """A network from random weights has no pretrained key that would tell the two apart."""
+    words = ("evaluation.panel=[scratch]", "evaluation.control.lrs=[0.1,1.0]")
+    shared, fresh = (Work(tmp_path, tmp_path / name) for name in ("shared", "fresh"))
+    sessions = metrics(shared.train(*words))["tuning"]["scratch"]
+    after = metrics(shared.train(*words, "dataset.history=user"))["tuning"]["scratch"]
+    alone = metrics(fresh.train(*words, "dataset.history=user"))["tuning"]["scratch"]
+    assert after == alone != sessions
+
+
 def test_the_row_in_context_user_is_the_pretrained_row_of_a_run_on_histories(work: Work, full: Path) -> None:
     """One code path: a model pretrained on histories, its support in front."""
     own = metrics(work.train("dataset.history=user"))
