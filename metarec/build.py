@@ -372,5 +372,6 @@ def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: Prepared 
         reliability_of(prepared) if inner is not None and inner.support_weights == "reliability" else None,
         on.device,
         Stream.of(prepared) if config.dataset.history == "user" else None,
+        prepared.n_read,
     )
     return SequenceBench(prepared, batcher, made, cost, on, evaluation)

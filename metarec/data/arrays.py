@@ -90,8 +90,9 @@ def session_blocks(offsets: np.ndarray, size: int = 500_000) -> Iterator[np.ndar
         yield np.array(offsets[first : first + size + 1])
 
 
-def index_items(root: Path, codes: Path, n_codes: int, whole: bool = False) -> np.ndarray:
-    """Write item.npy from the item codes; returns the codes in the vocabulary, in order: entry i has index i + 1.
+def index_items(root: Path, codes: Path, n_codes: int, whole: bool = False) -> tuple[np.ndarray, int]:
+    """Write item.npy from the item codes; returns the codes in the vocabulary, in order (entry i has index i + 1), and how
+    many of them training events hold.
 
     The vocabulary is the items of the training events, by rising code; every other item becomes -1, or with `whole` stands
     behind them, in the order in which the stored log first has them.
@@ -104,19 +105,20 @@ def index_items(root: Path, codes: Path, n_codes: int, whole: bool = False) -> n
         seen[part[training_mask(first, first + len(part), user_events, train_end)]] = True
     index = np.where(seen, np.cumsum(seen), -1).astype(np.int32)
     vocabulary = np.flatnonzero(seen)
+    n_trained = len(vocabulary)
     if whole:
         first_place = np.full(n_codes, len(code), dtype=np.int64)
         for first, part in blocks(code):
             np.minimum.at(first_place, part, first + np.arange(len(part)))
         others = np.flatnonzero(~seen & (first_place < len(code)))
         others = others[np.argsort(first_place[others], kind="stable")]
-        index[others] = len(vocabulary) + 1 + np.arange(len(others))
+        index[others] = n_trained + 1 + np.arange(len(others))
         vocabulary = np.concatenate([vocabulary, others])
     writer = ArrayWriter(root / "item.npy", ARRAYS["item"])
     for _, part in blocks(code):
         writer.append(index[part])
     writer.close()
-    return vocabulary
+    return vocabulary, n_trained
 
 
 def _running(counts: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Event ranges -> packed batches of pairs (`core.batch`, `data.packing`), out of the arrays on disk or on a GPU.
 
 A prefix is item[begin:event], its latest `max_len` events. As a target, an item outside the vocabulary (-1) stays, to count
-as a miss.
+as a miss; so does one that no training user has (`dataset.vocabulary=all`), to be found or missed, but a model does not read
+it: of that input it has learned nothing.
 
 Shapes: T tasks, N pairs a task.
 """
@@ -33,7 +34,8 @@ class Batcher:
     `device`: where batches are made. On a GPU the three arrays are copied there once, and a batch is gathered from them; on
     the CPU they stay what they are, memory maps where the log is large. `reliability`: pairs [T, N] -> what each may count
     (`data.reliability`); without it, batches carry none. `stream`: prefixes reach back over the user's history
-    (`data.history`): in episodes over the support, else over all earlier sessions.
+    (`data.history`): in episodes over the support, else over all earlier sessions. `n_read`: items numbered above it are
+    left out of prefixes (None: none is).
     """
 
     item: NDArray[np.int32]
@@ -43,6 +45,7 @@ class Batcher:
     reliability: Callable[[Ints], NDArray[np.float64]] | None = None
     device: torch.device = CPU
     stream: Stream | None = None
+    n_read: int | None = None
 
     @cached_property
     def _resident(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,11 +68,11 @@ class Batcher:
             target = np.asarray(self.pair_event[pairs.ravel()], dtype=np.int64)
             place = self.stream.at(target)
             first = np.maximum(self.stream.user_begin(target), place - self.max_len)
-            return pack(self._tokens_at, n_tasks, task, self._placed(first), self._placed(place))
+            return pack(self._tokens_at, n_tasks, task, self._placed(first), self._placed(place), self.n_read)
         asked = self._placed(pairs.ravel())
         _, begin, event = self._resident
         at = event[asked].long()
-        return pack(self._items_at, n_tasks, task, begin[asked].long().maximum(at - self.max_len), at)
+        return pack(self._items_at, n_tasks, task, begin[asked].long().maximum(at - self.max_len), at, self.n_read)
 
     def _tokens_at(self, places: Tensor) -> Tensor:
         return self._stream[places].long()
@@ -91,7 +94,8 @@ class Batcher:
             return torch.where(events == BREAK, 0, self._items_at(events.clamp(min=0)))
 
         task = torch.arange(n_tasks, device=self.device).repeat_interleave(n_pairs)
-        return pack(items_at, n_tasks, task, self._placed(laid.begin.ravel()), self._placed(laid.at.ravel()))
+        begin, at = self._placed(laid.begin.ravel()), self._placed(laid.at.ravel())
+        return pack(items_at, n_tasks, task, begin, at, self.n_read)
 
     def _placed(self, numbers: Ints) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64)).to(self.device)
@@ -122,7 +126,7 @@ class Batcher:
         counts = last - first
         event = self._placed(ranges(first, counts))
         at = self._items_at if self.stream is None else self._tokens_at
-        return pack(at, 1, torch.zeros_like(event), self._placed(np.repeat(start, counts)), event)
+        return pack(at, 1, torch.zeros_like(event), self._placed(np.repeat(start, counts)), event, self.n_read)
 
 
 def _shared(part: NDArray[np.int32] | Ints) -> Tensor:

@@ -1,8 +1,8 @@
 """Pairs given by event ranges -> one packed batch (`core.batch`), by index arithmetic alone, on any device.
 
 A prefix is item[begin:event]. Neighbouring pairs of a task whose prefixes start at one event share one sequence, and
-neighbouring sequences that overlap read one stretch of events. Items outside the vocabulary (-1) are left out of a prefix;
-a break between sessions (0, `data.history`) is read.
+neighbouring sequences that overlap read one stretch of events. Items outside the vocabulary (-1), and those numbered above
+`n_read`, are left out of a prefix; a break between sessions (0, `data.history`) is read.
 
 Where the events live on a GPU, they are gathered there, and everything here runs there: only sizes come back to the host.
 
@@ -19,8 +19,18 @@ from torch import Tensor
 from metarec.core.batch import PairBatch, Sequences
 
 
-def pack(items_at: Callable[[Tensor], Tensor], n_tasks: int, task: Tensor, begin: Tensor, event: Tensor) -> PairBatch:
-    """task, begin, event int64 [P], grouped by task, as many of each; items_at: events [n] -> their items, int64 [n]."""
+def pack(
+    items_at: Callable[[Tensor], Tensor],
+    n_tasks: int,
+    task: Tensor,
+    begin: Tensor,
+    event: Tensor,
+    n_read: int | None = None,
+) -> PairBatch:
+    """task, begin, event int64 [P], grouped by task, as many of each; items_at: events [n] -> their items, int64 [n].
+
+    Targets are whatever `items_at` says; prefixes hold items up to `n_read` (None: all).
+    """
     device = task.device
     new = torch.ones_like(task, dtype=torch.bool)
     new[1:] = (begin[1:] != begin[:-1]) | (task[1:] != task[:-1])
@@ -34,7 +44,7 @@ def pack(items_at: Callable[[Tensor], Tensor], n_tasks: int, task: Tensor, begin
     stretch_begin = row_begin[opens]
     spans = row_end[_last_of(opens)] - stretch_begin
     tokens = items_at(ranges(stretch_begin, spans))
-    seen = tokens >= 0
+    seen = tokens >= 0 if n_read is None else (tokens >= 0) & (tokens <= n_read)
     known = torch.cat([tokens.new_zeros(1), seen.cumsum(0)])  # how many known items stand ahead of a token
     row_at = (spans.cumsum(0) - spans - stretch_begin)[stretch] + row_begin  # the row's first token
     lengths = known[row_at + row_end - row_begin] - known[row_at]

@@ -101,7 +101,7 @@ class LogPipeline:
         self.report("pairs and vocabulary")
         write_users_and_pairs(self.work, writer.sessions[self.kept_users], split, split_by)
         whole = self.spec.vocabulary == "all"
-        vocabulary = index_items(self.work, self.engine_files / "codes.npy", self.n_items, whole)
+        vocabulary, n_trained = index_items(self.work, self.engine_files / "codes.npy", self.n_items, whole)
         users, items = self._ids("user_code", self.kept_users), self._ids("item_code", vocabulary)
         store.write_ids(self.work, users, items)
         shape, one = self.spec.episodes, split_by == "leave_one_out"
@@ -112,6 +112,7 @@ class LogPipeline:
             n_support=shape.n_support, n_query=n_query, stride=shape.stride,
             vocabulary_sha256=store.vocabulary_hash(items.to_pylist()), time_cuts=cuts,
             repeated_events=self.spec.duplicates == "keep", given_vocabulary=whole,
+            n_read=n_trained if whole else None,
         )  # fmt: skip
         return meta, self.funnel
 

@@ -6,11 +6,11 @@ over the events from the first of the session to the target of the pair: a later
 at. p95: the 95th percentile over the whole training sessions, of the number of events and of the duration each; a p95
 of 0 makes its term 1 for all. A log that has an order and no clock has no duration: the mean of the two other terms.
 
-Events are those that a model can read: of an item outside the vocabulary (-1) none is counted, timed or told apart, so
-leaving such events out of the log changes no score. They are not cut to `max_len`: that a session is long says the same
-whatever a model reads of it. The variety of no event at all (its pair has no loss to weigh: the target is unknown too)
-is 1, so every score is in (0, 1]. In `dataset=episode_tables` a session's first event has the time of its first label,
-which is no later than that of any target.
+Events are those that a model can read: of an item outside the vocabulary (-1), or one that no training user has, none is
+counted, timed or told apart, so leaving such events out of the log changes no score. They are not cut to `max_len`: that a
+session is long says the same whatever a model reads of it. The variety of no event at all is 1, so every score is in
+(0, 1]. In `dataset=episode_tables` a session's first event has the time of its first label, which is no later than that of
+any target.
 
 Source: session reliability score (SRS), an extra of residual warm-start MAML; here of a session as far as its target.
 Shapes: T tasks, N pairs a task, P parts (event ranges), E events.
@@ -57,6 +57,8 @@ class Reliability:
 def reliability_of(prepared: Prepared) -> Reliability:
     """One pass over the training sessions, a piece at a time."""
     item, time = np.asarray(prepared.item), np.asarray(prepared.time) if prepared.has_clock else None
+    if prepared.n_read is not None:
+        item = np.where(item > prepared.n_read, -1, item)
     begin, end = train_sessions(prepared)
     piece = np.cumsum(end - begin) // EVENTS_AT_ONCE
     pieces = np.split(np.arange(len(begin)), np.flatnonzero(np.diff(piece)) + 1)

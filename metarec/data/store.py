@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from metarec.data.episodes import EpisodeRanges, last_pairs, sliding_windows
 from metarec.errors import ConfigError, DataError, nearest
 
-FORMAT = 1  # of the directory; part of the fingerprint, so that another format is another directory
+FORMAT = 2  # of the directory; part of the fingerprint, so that another format is another directory
 SPLITS = ("train", "val", "test")
 ARRAYS = {
     "item": "<i4",  # [E] events: users contiguous, inside a user in the total order
@@ -62,6 +62,7 @@ class Meta:
     time_cuts: tuple[int, int] | None  # T1, T2 of split_by=user_time
     repeated_events: bool  # duplicates=keep: a (user, time, item) may stand twice
     given_vocabulary: bool = False  # by episode tables or vocabulary=all: it may hold items that no training user has
+    n_read: int | None = None  # vocabulary=all: items above it are in no training event; models do not read them
     format: int = FORMAT
 
 
@@ -85,6 +86,7 @@ class Prepared:
     time_cuts: tuple[int, int] | None
     repeated_events: bool
     given_vocabulary: bool
+    n_read: int | None
     item: np.ndarray
     time: np.ndarray
     session_offsets: np.ndarray

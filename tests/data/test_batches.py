@@ -152,6 +152,29 @@ def test_the_earliest_events_kept_are_seen() -> None:
     assert read_back(replace(log.batcher, max_len=50).pairs(pairs)) != log.expand(pairs.ravel())
 
 
+@given(st.integers(0, 10_000), st.integers(0, 11), st.sampled_from([3, 50]))
+@settings(max_examples=60, deadline=None)
+def test_what_is_not_read_is_a_target_and_no_input(seed: int, n_read: int, max_len: int) -> None:
+    """As if its events were unknown, but for the targets: on every way into a batch."""
+    log = small_log(seed, longest=12, n_pairs=12, max_len=max_len)
+    n_read = min(n_read, int(log.batcher.item.max()))
+    unread = replace(log.batcher, n_read=n_read)
+    unknown = replace(log.batcher, item=np.where(log.batcher.item > n_read, -1, log.batcher.item).astype(np.int32))
+    pairs = np.arange(log.n_users * log.n_pairs).reshape(log.n_users, log.n_pairs)
+    begin, end = np.array(log.sessions).T
+    for make in (
+        lambda batcher: batcher.pairs(pairs),
+        lambda batcher: batcher.behind(pairs[:, :5], pairs[:, 5:], breaks=True)[0],
+        lambda batcher: batcher.behind(pairs[:, :5], pairs[:, 5:], breaks=False)[1],
+        lambda batcher: batcher.sessions(begin, end),
+    ):
+        one, other, whole = make(unread), make(unknown), make(log.batcher)
+        assert torch.equal(one.target, whole.target)
+        assert torch.equal(one.at, other.at)
+        for name in ("items", "starts", "lengths"):
+            assert torch.equal(getattr(one.sequences, name), getattr(other.sequences, name))
+
+
 @pytest.mark.gpu
 def test_a_batch_made_on_a_gpu_is_the_same() -> None:
     log = small_log(5, longest=12, n_pairs=12, max_len=4, unknown=0.2)

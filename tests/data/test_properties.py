@@ -266,9 +266,9 @@ def test_properties_1_to_7_find_planted_faults(monkeypatch: pytest.MonkeyPatch, 
     if fault == "vocabulary of all":
         index_items = pipeline.index_items
 
-        def index_all(root: Path, codes: Path, n_codes: int, whole: bool) -> np.ndarray:
+        def index_all(root: Path, codes: Path, n_codes: int, whole: bool) -> tuple[np.ndarray, int]:
             index_items(root, codes, n_codes, whole)
-            return np.arange(n_codes)
+            return np.arange(n_codes), n_codes
 
         monkeypatch.setattr(pipeline, "index_items", index_all)
     if fault == "uncounted drop":

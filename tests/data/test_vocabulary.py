@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from metarec.data.batches import Batcher
 from metarec.data.prepare import prepare
+from metarec.data.reliability import reliability_of
 from metarec.data.spec import DatasetSpec, EpisodeShape, Sessions, Split
 from metarec.data.store import Prepared, train_sessions
 
@@ -41,6 +44,8 @@ def test_training_items_keep_their_numbers_and_the_others_follow_as_they_first_s
     assert training.fingerprint != whole.fingerprint
     assert (np.asarray(training.item) == -1).any()
     assert whole.given_vocabulary
+    assert whole.n_read == training.n_items
+    assert training.n_read is None
     assert not training.given_vocabulary
     known = np.asarray(training.item) > 0
     assert np.array_equal(whole.item[known], training.item[known])
@@ -57,3 +62,25 @@ def test_training_looks_at_the_same_events(both: tuple[Prepared, Prepared]) -> N
         assert training.episodes(split).sha256 == whole.episodes(split).sha256
     assert whole.counts["unknown_target_share"]["test"] == 0
     assert training.counts["unknown_target_share"]["test"] > 0
+
+
+def test_a_model_reads_the_same_and_is_asked_for_more(both: tuple[Prepared, Prepared]) -> None:
+    """Prefixes and reliability of one are those of the other; targets outside the vocabulary have numbers."""
+    training, _ = both
+    batches = []
+    for prepared in both:
+        reliability = reliability_of(prepared)
+        batcher = Batcher(
+            np.asarray(prepared.item), np.asarray(prepared.pair_begin), np.asarray(prepared.pair_event), 50,
+            reliability, n_read=prepared.n_read,
+        )  # fmt: skip
+        ranges = prepared.episodes("test")
+        batches.append(batcher.episodes(ranges.user, ranges.first_pair, 2, 3))
+    one, other = batches
+    assert torch.equal(one.reliability, other.reliability)
+    for part in ("support", "query"):
+        known, every = getattr(one, part), getattr(other, part)
+        assert torch.equal(known.sequences.items, every.sequences.items)
+        assert torch.equal(known.at, every.at)
+        assert torch.equal(known.target, torch.where(every.target > training.n_items, -1, every.target))
+    assert (other.query.target > training.n_items).any()
