@@ -142,3 +142,17 @@ def gains(of: Array, against: Array, names: tuple[str, str], metric: str, who: s
             f"({cells.per_cent(n_equal / total)}), worse for {n_worse:,} ({cells.per_cent(n_worse / total)})")  # fmt: skip
     layers = [svg.bars(x, y, found), svg.rule(x, y, 0.0, ""), svg.bars(x, y, [middle])]
     return Picture(svg.chart("Gain by user", said, x, y, layers), said, [("worse", 1), ("equal", 7), ("better", 0)])
+
+
+def forest(found: Sequence[tuple[str, Json]], what: str, metric: str) -> Picture:
+    """One difference for each name, with its interval: {mean, low, high, verdict}."""
+    styled = {"better": 0, "worse": 1}
+    rows = [
+        (name, one["mean"], one["low"], one["high"], styled.get(one["verdict"], 7),
+         f"{name}: {cells.share(one['mean'], sign=True)} {cells.ends(one['low'], one['high'], sign=True)}, {one['verdict']}")
+        for name, one in found
+    ]  # fmt: skip
+    heading = f"{what}, {cells.heading(metric)}"
+    legend = [("better", 0), ("no difference shown", 7), ("worse", 1)]
+    picture = svg.forest(what, "; ".join(row[-1] for row in rows), rows, heading)
+    return Picture(picture, f"{what}: intervals over users with all their seeds", legend)

@@ -154,6 +154,9 @@ def _places(word: str) -> list[Path]:
 
 def _below(path: Path, depth: int) -> list[Path]:
     """The run directories in ``path``, itself where it is one."""
+    if (path / "survey.json").exists():
+        what = "a survey: its runs are of several data sets and splits, and its page is there already"
+        raise ConfigError("RUN", path, what, f"open {path / 'survey.html'}, or name runs such as {path}/jobs/*_seed1")
     if (path / "jobs").is_dir():
         path = path / "jobs"
     elif any((path / mark).exists() for mark in _MARKS):

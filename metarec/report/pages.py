@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from metarec.errors import ConfigError
@@ -23,28 +24,12 @@ FOOTER = (
 TOLD = 6  # differences in the opening paragraph
 
 
-class Report:
-    """Title and sections of `runs`; the first section is the head of the page."""
+@dataclass(frozen=True)
+class Page:
+    """Title and sections; the first section is the head of the page."""
 
-    def __init__(
-        self, runs: Sequence[Run], *, defaults: Defaults, metric: str | None = None, methods: Sequence[str] | None = None,
-        against: str | None = None,
-    ) -> None:  # fmt: skip
-        if len(runs) == 1:
-            (run,) = runs
-            own = metric or run.monitor
-            self.title = _title(run)
-            self.sections = [Section("Summary", sections.summary(run, own)), *_of_run(run, own)]
-            return
-        head, compared = _compared(runs, defaults, metric, methods, against)
-        self.title = head.title
-        each = []
-        for one in configurations(runs, defaults):
-            for run in one.runs:
-                own = metric or run.monitor
-                opening = [*sections.summary(run, own), Text(str(run.path))]
-                each.append(Section(f"{one.name}, seed {run.seed}", opening, _of_run(run, own)))
-        self.sections = [head, *compared, *each]
+    title: str
+    sections: Sequence[Section]
 
     def html(self) -> str:
         return page(self.title, self.sections, FOOTER)
@@ -61,6 +46,25 @@ class Report:
         """The tables; needs the package booktabs."""
         found = [sheet for one in self.sections for sheet in _sheets(one)]
         return "% needs \\usepackage{booktabs}\n" + "\n".join(latex(sheet) for sheet in found)
+
+
+def report(
+    runs: Sequence[Run], *, defaults: Defaults, metric: str | None = None, methods: Sequence[str] | None = None,
+    against: str | None = None,
+) -> Page:  # fmt: skip
+    """The page of one run, or of several with what sets them apart."""
+    if len(runs) == 1:
+        (run,) = runs
+        own = metric or run.monitor
+        return Page(_title(run), [Section("Summary", sections.summary(run, own)), *_of_run(run, own)])
+    head, compared = _compared(runs, defaults, metric, methods, against)
+    each = []
+    for one in configurations(runs, defaults):
+        for run in one.runs:
+            own = metric or run.monitor
+            opening = [*sections.summary(run, own), Text(str(run.path))]
+            each.append(Section(f"{one.name}, seed {run.seed}", opening, _of_run(run, own)))
+    return Page(head.title, [head, *compared, *each])
 
 
 def _title(run: Run) -> str:

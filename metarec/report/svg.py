@@ -165,6 +165,30 @@ def heat_map(
     return _svg(title, desc, top + tall * len(rows) + 6, [*parts, *best])
 
 
+def forest(title: str, desc: str, rows: Sequence[tuple[str, float, float, float, int, str]], label: str) -> Markup:
+    """A row for each (name, mean, low, high, style, what is shown when pointed at): its mean on its interval, beside 0."""
+    left, top, tall = 128, 12, 26
+    bottom = top + tall * len(rows)
+    x = linear([0.0, *(value for _, _, low, high, _, _ in rows for value in (low, high))], label)
+
+    def at(value: float) -> float:
+        return x.at(value, left, WIDTH - RIGHT)
+
+    parts: list[Child] = []
+    for value, text in x.ticks:
+        name = "rule" if abs(value) < 1e-12 else "grid"
+        parts.append(el("line", x1=_n(at(value)), x2=_n(at(value)), y1=top, y2=bottom, class_=name))
+        parts.append(el("text", text, x=_n(at(value)), y=bottom + 17, class_="tick", text_anchor="middle"))
+    for number, (name, mean, low, high, style, said) in enumerate(rows):
+        y = top + tall * (number + 0.5)
+        drawn = el("line", x1=_n(at(low)), x2=_n(at(high)), y1=_n(y), y2=_n(y), class_=f"line s{style % STYLES}")
+        parts.append(el("g", el("title", said), drawn, marker(at(mean), y, style)))
+        parts.append(el("text", name, x=left - 8, y=_n(y + 4), class_="tick", text_anchor="end"))
+    middle = _n((left + WIDTH - RIGHT) / 2)
+    parts.append(el("text", label, x=middle, y=bottom + 40, class_="label", text_anchor="middle"))
+    return _svg(title, desc, bottom + 48, parts)
+
+
 def _shade(share: float) -> tuple[str, str]:
     """Fill from pale to dark blue, and the class of the text upon it; the same on a dark page and in grey print."""
     pale, dark = (0xE8, 0xF1, 0xFA), (0x00, 0x4C, 0x7F)

@@ -8,7 +8,7 @@ from pathlib import Path
 from metarec.config.reading import Report as Options
 from metarec.errors import EnvironmentFault
 from metarec.report.finished import read_runs
-from metarec.report.pages import Report
+from metarec.report.pages import report as page_of
 from metarec.runs import atomic
 from metarec.verbs.compare_runs import own_directory, usual
 
@@ -16,7 +16,7 @@ from metarec.verbs.compare_runs import own_directory, usual
 def run_report(words: Sequence[str], options: Options, overrides: Sequence[str]) -> Path:
     """Write the page (and its Markdown and LaTeX, as asked) and return the path of the first of them."""
     runs = read_runs(words)
-    report = Report(runs, defaults=usual, metric=options.metric, methods=options.methods, against=options.against)
+    report = page_of(runs, defaults=usual, metric=options.metric, methods=options.methods, against=options.against)
     made = {"html": report.html, "md": report.markdown, "tex": report.latex}
     texts = {form: made[form]() for form in dict.fromkeys(options.formats)}
     if options.output is None:

@@ -19,7 +19,8 @@ from metarec.config.compose import config_to_yaml
 from metarec.config.schema import CompareConfig, TrainConfig
 from metarec.errors import Stopped
 from metarec.report.finished import Run, read_run
-from metarec.report.survey import markdown, survey, survey_table
+from metarec.report.survey import survey
+from metarec.report.survey_text import survey_page, survey_table
 from metarec.report.tables import show
 from metarec.runs import atomic, rundir
 from metarec.runs.lock import hold
@@ -28,7 +29,7 @@ from metarec.verbs.jobs import Failed, run_job, stop_jobs
 
 
 def run_survey(config: CompareConfig, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
-    """Run every cell, `parallel` at once, then write survey.json, survey.md and print the table."""
+    """Run every cell, `parallel` at once, then print the table and write it: survey.json, .html, .md, .tex."""
     every = cells(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     with hold(run_dir):
@@ -51,17 +52,20 @@ def run_survey(config: CompareConfig, run_dir: Path, resume: bool, overrides: Se
         if not blocks:
             code, line = next(iter(work.failures.values()))
             raise Failed("compare", len(work.failures), "every cell failed", line, code)
+        named = {block: [(cell.names[2:], runs) for cell, runs in found] for block, found in blocks.items()}
         document = survey(
-            {block: [(cell.names[2:], runs) for cell, runs in found] for block, found in blocks.items()},
+            named,
             tuned=work.tuned, failures={name: line for name, (_, line) in work.failures.items()}, config=asdict(config),
         )  # fmt: skip
         atomic.write_json(run_dir / "survey.json", document)
-        atomic.write_text(run_dir / "survey.md", markdown(document))
+        page = survey_page(document, named)
+        for form, text in (("html", page.html()), ("md", page.markdown()), ("tex", page.latex())):
+            atomic.write_text(run_dir / f"survey.{form}", text)
         if not work.failures:
             rundir.seal(run_dir)
     if config.logger.console != "quiet":
         show(survey_table(document))
-        print(f"survey in {run_dir}: survey.json, survey.md", flush=True)
+        print(f"survey in {run_dir}: survey.html, survey.md, survey.tex, survey.json", flush=True)
     if work.failures:
         code, line = next(iter(work.failures.values()))
         raise Failed("compare", f"{len(work.failures)} of {len(every)} cells", "failed", line, code)

@@ -19,7 +19,7 @@ import pytest
 from reference.small_reports import HOSTILE, everything, write_run
 
 from metarec.report.finished import read_run
-from metarec.report.pages import Report
+from metarec.report.pages import report
 from metarec.report.style import DARK, LIGHT
 
 # the page in a frame as wide as a phone (a window of chromium's is never narrower than 500), measured from outside
@@ -52,7 +52,7 @@ def chromium() -> str:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
     run = write_run(root / "run", extra=everything(), dataset=HOSTILE, user=HOSTILE, protocol={"leaky": True})
-    (root / "report.html").write_text(Report([read_run(run, "run")], defaults=lambda g, n: {}).html(), encoding="utf-8")
+    (root / "report.html").write_text(report([read_run(run, "run")], defaults=lambda g, n: {}).html(), encoding="utf-8")
     return root / "report.html"
 
 

@@ -17,7 +17,7 @@ from reference.small_reports import everything as all_blocks
 from metarec.config.fields import group_schema
 from metarec.report.finished import Run, read_run
 from metarec.report.html import POLICY
-from metarec.report.pages import Report
+from metarec.report.pages import report
 from metarec.report.reported import plain
 from metarec.report.style import DARK, LIGHT
 
@@ -67,7 +67,7 @@ def one(path: Path, **options: Any) -> Run:
 
 
 def page(*runs: Run, **options: Any) -> str:
-    return Report(runs, defaults=usual, **options).html()
+    return report(runs, defaults=usual, **options).html()
 
 
 def read(text: str) -> Reader:
@@ -230,8 +230,8 @@ def test_a_classification_shows_accuracy(tmp_path: Path) -> None:
 
 
 def test_markdown_and_latex_hold_the_same_tables(tmp_path: Path) -> None:
-    report = Report([one(tmp_path / "run", extra=all_blocks(), dataset=HOSTILE)], defaults=usual)
-    page_md, page_tex, page_html = report.markdown(), report.latex(), report.html()
+    made = report([one(tmp_path / "run", extra=all_blocks(), dataset=HOSTILE)], defaults=usual)
+    page_md, page_tex, page_html = made.markdown(), made.latex(), made.html()
     for title in EVERY:
         if title != EVERY[5]:  # pictures only
             assert f"## {title}" in page_md

@@ -129,6 +129,24 @@ def test_every_picture_is_well_formed_and_says_what_it_shows(number: int) -> Non
         assert 0 <= float(text.attrib["y"]) <= height
 
 
+def test_a_forest_has_each_interval_where_it_lies_and_0_marked() -> None:
+    """Ticks from -.1 to .2 between 128 and 466: a unit of .1 is (466 - 128) / 3 wide."""
+    rows = [("mars", 0.1, 0.05, 0.2, 0, "a"), (HOSTILE, -0.05, -0.1, 0.0, 1, "b")]
+    root = parsed(svg.forest("t", "d", rows, "gain"))
+    zero = 128 + (466 - 128) / 3
+    (rule,) = (one for one in root.iter(f"{NS}line") if one.attrib["class"] == "rule")
+    assert float(rule.attrib["x1"]) == pytest.approx(zero, abs=0.05)
+    drawn = [one for one in root.iter(f"{NS}line") if one.attrib["class"].startswith("line")]
+    unit = (466 - 128) / 0.3
+    for one, (_, _, low, high, style, _) in zip(drawn, rows, strict=True):
+        assert float(one.attrib["x1"]) == pytest.approx(zero + low * unit, abs=0.06)
+        assert float(one.attrib["x2"]) == pytest.approx(zero + high * unit, abs=0.06)
+        assert one.attrib["class"] == f"line s{style}"
+    (circle,) = root.iter(f"{NS}circle")
+    assert float(circle.attrib["cx"]) == pytest.approx(zero + 0.1 * unit, abs=0.06)
+    assert HOSTILE in [text.text for text in root.iter(f"{NS}text")]
+
+
 def test_a_long_curve_is_thinned_to_means() -> None:
     history = [{"step": s, "kind": "train", "loss": float(s)} for s in range(1000)]
     (picture,) = figures.learning_curves(history, "mrr", "training", 1)

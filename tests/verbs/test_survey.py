@@ -88,7 +88,7 @@ def test_trials_never_see_the_test_split_and_the_best_setting_is_run(done: Path)
             assert (run["config"]["seed"], run["protocol"]["split"]) == (seed, "test")
 
 
-def test_the_page_is_the_mean_of_the_runs_and_ours_is_chosen_on_validation(done: Path) -> None:
+def test_figures_are_the_mean_of_the_runs_and_ours_is_chosen_on_validation(done: Path) -> None:
     (block,) = json.loads((done / "survey.json").read_text())["blocks"]
     means, values = {}, {}
     for row in block["adapted"]:
@@ -103,9 +103,37 @@ def test_the_page_is_the_mean_of_the_runs_and_ours_is_chosen_on_validation(done:
     gain = next(entry for entry in block["differences"] if entry["against"] == "markov")
     markov = next(row for row in block["rows"] if row["method"] == "markov")
     assert gain["mean"] == pytest.approx(means[ours] - markov["mean"], abs=1e-12)
-    page = (done / "survey.md").read_text()
-    assert "Markov, first order" in page
-    assert f"**{ours[1]}, {ours[0]}**" in page
+    for row in block["adapted"]:
+        control = next(own for own in block["rows"] if own["method"] == "control")
+        assert row["gains"]["control"]["mean"] == pytest.approx(row["mean"] - control["mean"], abs=1e-12)
+        assert "in_context" not in row["gains"]  # the panel has no such row
+    assert block["comparisons"] == len(block["differences"]) + 2
+
+
+def test_the_page_says_what_the_document_says(done: Path) -> None:
+    document = json.loads((done / "survey.json").read_text())
+    (block,) = document["blocks"]
+    words = {entry["against"]: entry["verdict"] for entry in block["differences"]}
+    best = max(block["rows"], key=lambda row: row["mean"])["method"]
+    for reference, method in (("control", "control"), ("pretrained", "pretrained"), ("strongest", best)):
+        counts = document["shown"][reference]
+        assert sum(counts.values()) == 1
+        assert counts[words[method] if words[method] in counts else "none"] == 1
+    assert sum(document["shown"]["in_context"].values()) == 0
+    html, page, tex = ((done / f"survey.{form}").read_text() for form in ("html", "md", "tex"))
+    for text in (html, page, tex):
+        assert "Markov, first order" in text
+        assert f"{block['ours']['algorithm']}, {block['ours']['residual']}" in text
+    assert html.count("<svg") >= 6  # what ours gains, over users, learning curves, tuning
+    assert "Content-Security-Policy" in html
+    assert "<script" not in html
+    assert f"Over the fine-tune control: better in {document['shown']['control']['better']} of 1" in page
+
+
+@pytest.mark.parametrize("verb", ["report", "compare"])
+def test_a_survey_is_no_run(done: Path, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, str(done)]) == 2
+    assert f"open {done / 'survey.html'}" in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_run_again(done: Path) -> None:
