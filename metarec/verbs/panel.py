@@ -6,6 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
 from metarec.baselines import BASELINES
@@ -25,6 +27,7 @@ from metarec.verbs.warm_start import warm_start
 
 WHY_NO_CLOCK = "the log has an order and no clock, so nothing is recent"
 WHY_IMAGES = "an image has no history"
+WHY_ONE = "every user is one sequence, so a prefix holds the support already"
 WHY_HISTORY = "dataset.history=user: every row reads the support in front of the prefix already"
 
 
@@ -60,8 +63,11 @@ def _why_not(name: str, bench: AnyBench) -> str | None:
         return None if name in ("head_only", "scratch") else WHY_IMAGES
     if name in BASELINES and BASELINES[name].needs_clock and not bench.prepared.has_clock:
         return WHY_NO_CLOCK
-    if name in ("in_context", "in_context_user") and bench.batcher.stream is not None:
-        return WHY_HISTORY
+    if name in ("in_context", "in_context_user"):
+        if bench.batcher.stream is not None:
+            return WHY_HISTORY
+        if (np.diff(bench.prepared.user_sessions) <= 1).all():
+            return WHY_ONE
     return None
 
 

@@ -175,6 +175,21 @@ def test_what_is_not_read_is_a_target_and_no_input(seed: int, n_read: int, max_l
             assert torch.equal(getattr(one.sequences, name), getattr(other.sequences, name))
 
 
+@given(st.integers(0, 10_000), st.sampled_from([3, 50]), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_support_in_front_adds_nothing_where_a_user_is_one_sequence(seed: int, max_len: int, breaks: bool) -> None:
+    """Why the in-context rows are left out there: they read what the plain prefix reads."""
+    rng = np.random.default_rng(seed)
+    n_users, length = 3, 13
+    item = rng.integers(1, 9, n_users * length).astype(np.int32)
+    event = np.arange(n_users * length).reshape(n_users, length)[:, 1:]
+    batcher = Batcher(item, np.repeat(event[:, 0] - 1, length - 1), event.ravel(), max_len)
+    pairs = np.arange(n_users * (length - 1)).reshape(n_users, -1)
+    plain = batcher.pairs(pairs[:, 5:])
+    behind = batcher.behind(pairs[:, :5], pairs[:, 5:], breaks=breaks)[1]
+    assert read_back(behind) == read_back(plain)
+
+
 @pytest.mark.gpu
 def test_a_batch_made_on_a_gpu_is_the_same() -> None:
     log = small_log(5, longest=12, n_pairs=12, max_len=4, unknown=0.2)

@@ -128,6 +128,17 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(
     assert work.directories("train") == [] or not any(work.directories("train")[-1].iterdir())
 
 
+def test_in_context_is_left_out_where_every_user_is_one_sequence(tmp_path: Path, work: Work) -> None:
+    rows = [f"u{user},i{(user * n + n) % 17},{n}" for user in range(60) for n in range(20)]
+    log = tmp_path / "log.csv"
+    log.write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    words = ("dataset=events", f"dataset.path={log}", "dataset.time_unit=order")
+    found = metrics(work.train(*words))["left_out"]
+    assert found == {"in_context": "every user is one sequence, so a prefix holds the support already"}
+    with pytest.raises(ConfigError, match="in_context_user: every user is one sequence"):
+        work.train(*words, "evaluation.panel=[in_context_user]")
+
+
 def test_a_model_of_whole_histories_trains_adapts_and_is_evaluated_again(work: Work) -> None:
     run = work.train("dataset.history=user", "evaluation.ks=[0,5]", "evaluation.panel=quick")
     found = metrics(run)
