@@ -14,6 +14,7 @@ from metarec.report.finished import Array
 from metarec.report.plots import series
 
 Json = dict[str, Any]
+BANDS = 4  # more of them hide one another: then those of what is argued about
 MOST = 120  # points of a curve; a longer one is shown as means of so many blocks
 # a method keeps its style in every picture; whoever is not listed takes the next free one
 STYLE = {"fewshot": 0, "zeroshot": 1, "control": 2, "pretrained": 3, "in_context": 4, "train": 3}
@@ -82,16 +83,19 @@ def k_curve(curve: Json, metric: str) -> Picture:
     x = svg.places(ks, "support pairs of a user (K)")
     y = svg.linear([value for value in values if value is not None], cells.heading(metric))
     styled = styles(list(rows))
+    banded = list(rows) if len(rows) <= BANDS else [name for name in ("fewshot", "control") if name in rows]
     bands, lines, ends = [], [], []
     for name, row in rows.items():
         style, known = styled[name], brief(name)
-        if all(point["low"] is not None for point in row):
+        if name in banded and all(point["low"] is not None for point in row):
             bands.append(svg.band(x, y, [(i, p["low"], p["high"]) for i, p in enumerate(row)], style))
         said = [f"{known}, K={k}: {_with_ends(point)}" for k, point in zip(ks, row, strict=True)]
         lines.append(svg.line(x, y, [(i, point["mean"]) for i, point in enumerate(row)], style, said))
         ends.append(f"{known} from {_with_ends(row[0])} at K={ks[0]} to {_with_ends(row[-1])} at K={ks[-1]}")
     who = f"{curve['users']:,} {curve.get('split', 'test')} users, {curve['targets']:,} targets"
     caption = f"{cells.heading(metric)} over K, {who}, the same at every K; bands: intervals over users"
+    if len(banded) < len(rows):
+        caption += f" of {' and '.join(brief(name) for name in banded)}"
     legend = [(brief(name), style) for name, style in styled.items()]
     return Picture(svg.chart("K-curve", "; ".join(ends), x, y, [*bands, *lines]), caption, legend)
 

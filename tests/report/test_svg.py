@@ -129,6 +129,19 @@ def test_every_picture_is_well_formed_and_says_what_it_shows(number: int) -> Non
         assert 0 <= float(text.attrib["y"]) <= height
 
 
+def test_a_crowded_k_curve_keeps_the_bands_that_are_argued_about() -> None:
+    curve = everything()["k_curve"]
+    own = curve["methods"]
+    few = figures.k_curve(curve, "ndcg@10")
+    many = figures.k_curve(
+        {**curve, "methods": {**own, "scratch": own["control"], "markov": own["control"]}}, "ndcg@10"
+    )
+    assert (few.svg.count('class="band'), many.svg.count('class="band')) == (4, 2)
+    assert few.caption.endswith("intervals over users")
+    assert many.caption.endswith("intervals over users of few-shot and control")
+    assert many.svg.count("<polyline") == 6
+
+
 def test_a_forest_has_each_interval_where_it_lies_and_0_marked() -> None:
     """Ticks from -.1 to .2 between 128 and 466: a unit of .1 is (466 - 128) / 3 wide."""
     rows = [("mars", 0.1, 0.05, 0.2, 0, "a"), (HOSTILE, -0.05, -0.1, 0.0, 1, "b")]
