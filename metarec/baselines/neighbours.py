@@ -70,12 +70,19 @@ class SessionIndex:
             start = start[:sample_size]
         return Found(session[start], start, both & ((1 << bits) - 1))
 
-    def votes(self, sessions: Ints, weight: Floats, of_item: Floats | None = None) -> tuple[Ints, Floats]:
-        """Every neighbour votes for all of its items with its weight (times what the item counts): items, levels."""
+    def votes(
+        self, sessions: Ints, weight: Floats, of_item: Floats | None = None, without: Ints | None = None
+    ) -> tuple[Ints, Floats]:
+        """Every neighbour votes for all of its items with its weight (times what the item counts): items, levels.
+
+        The items `without` get no vote.
+        """
         items = self.items.gather(sessions)
         total: Floats = np.bincount(items, weights=np.repeat(weight, self.items.sizes[sessions])).astype(np.float64)
         if of_item is not None:
             total *= of_item[: len(total)]
+        if without is not None:
+            total[without[without < len(total)]] = 0.0
         voted = np.flatnonzero(total > 0)
         return voted, levels(total[voted])
 

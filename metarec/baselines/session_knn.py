@@ -4,7 +4,8 @@
     cosine   |s and n| / sqrt(|s| |n|)          jaccard   |s and n| / |s or n|          of the sets of items
 
 Neighbours are looked for among the `sample_size` newest sessions that share an item; of equally similar ones the newer is
-nearer. Items without votes stand below, by popularity, which also decides between equal votes.
+nearer. Items without votes stand below, by popularity, which also decides between equal votes. Neighbours hold the items of
+the session itself, and so vote for them first; where nobody has an item twice, `repeats=False` takes these votes away.
 
 Source: Jannach & Ludewig 2017; Ludewig & Jannach 2018, arXiv:1803.09587, sec. 3.2 (SKNN); options and grid: session-rec. Its
 cosine divides by sqrt(|s|) and *multiplies* by sqrt(|n|); here it is the cosine of the paper.
@@ -28,8 +29,8 @@ SIMILARITIES: dict[str, Callable[[Ints, int, Ints], Floats]] = {
 }
 
 
-def fit(log: TrainingLog, *, k: int, sample_size: int, similarity: str, support: bool) -> Scorer:
-    """`support`: put the user's support in front of the session."""
+def fit(log: TrainingLog, *, k: int, sample_size: int, similarity: str, support: bool, repeats: bool) -> Scorer:
+    """`support`: put the user's support in front of the session. `repeats`: its own items may be voted for."""
     index, measure = SessionIndex.of(log), SIMILARITIES[similarity]
     size = index.items.sizes
 
@@ -38,19 +39,20 @@ def fit(log: TrainingLog, *, k: int, sample_size: int, similarity: str, support:
         found = index.find(items, sample_size)
         similar = measure(found.common, len(items), size[found.session])
         near = most_similar(similar, k)
-        return index.votes(found.session[near], similar[near])
+        return index.votes(found.session[near], similar[near], without=None if repeats else items)
 
     return lambda asked: scored(asked, log.below_one, asked.histories(support), votes)
 
 
 SESSION_KNN = Baseline(
     fit,
-    default={"k": 100, "sample_size": 1000, "similarity": "cosine", "support": False},
+    default={"k": 100, "sample_size": 1000, "similarity": "cosine", "support": False, "repeats": True},
     space={
         "k": (50, 100, 500, 1000, 1500),
         "sample_size": (500, 1000, 2500, 5000, 10000),
         "similarity": ("cosine", "jaccard"),
         "support": (False, True),
+        "repeats": (True, False),
     },
     uses_support=True,
 )

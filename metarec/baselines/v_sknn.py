@@ -15,7 +15,7 @@ An item that occurs more than once in s has the age of its last event: 0 for the
 | log | 1 / log10(age + 1.7) | 1 / log10(age + 2.7) |
 | quadratic | ((L - age) / L)^2 | 1 / (age + 1)^2 |
 
-Sampling, ties and what stands below as in `session_knn`; a session of similarity 0 is no neighbour.
+Sampling, ties, `repeats` and what stands below as in `session_knn`; a session of similarity 0 is no neighbour.
 
 Source: Ludewig & Jannach 2018, arXiv:1803.09587, sec. 3.2 (V-SKNN); weights, options and grid: session-rec. Three things are
 not as in that code: its linear decay goes below 0 from the 11th item on, its linear weight is 0 from the 11th event of the
@@ -52,9 +52,9 @@ DECAYS: dict[str, Callable[[Ints], Floats]] = {
 
 def fit(
     log: TrainingLog, *, k: int, sample_size: int, weighting: str, weighting_score: str, idf_weighting: float,
-    support: bool,
+    support: bool, repeats: bool,
 ) -> Scorer:  # fmt: skip
-    """`support`: put the user's support in front of the session."""
+    """`support`: put the user's support in front of the session. `repeats`: its own items may be voted for."""
     index, weight_of, decay_of = SessionIndex.of(log), WEIGHTS[weighting], DECAYS[weighting_score]
     holding = np.maximum(index.sessions.sizes, 1)
     rare = 1 + idf_weighting * np.log(max(len(index.items), 1) / holding)
@@ -67,7 +67,7 @@ def fit(
         similar = np.add.reduceat(weight_of(age, len(history))[found.hit], found.start)
         near = most_similar(similar, k)
         latest = age[found.hit[found.start[near]]]  # the first common item is the latest
-        return index.votes(found.session[near], similar[near] * decay_of(latest), rare)
+        return index.votes(found.session[near], similar[near] * decay_of(latest), rare, None if repeats else items)
 
     return lambda asked: scored(asked, log.below_one, asked.histories(support), votes)
 
@@ -76,6 +76,7 @@ V_SKNN = Baseline(
     fit,
     default={
         "k": 100, "sample_size": 1000, "weighting": "div", "weighting_score": "div", "idf_weighting": 0, "support": False,
+        "repeats": True,
     },
     space={
         "k": (50, 100, 500, 1000, 1500),
@@ -84,6 +85,7 @@ V_SKNN = Baseline(
         "weighting_score": ("same", "linear", "div", "log", "quadratic"),
         "idf_weighting": (0, 1, 2, 5, 10),
         "support": (False, True),
+        "repeats": (True, False),
     },
     uses_support=True,
 )  # fmt: skip

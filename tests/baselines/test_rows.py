@@ -14,7 +14,8 @@ from reference.small_logs import quick
 
 from metarec.baselines import BASELINES
 
-KNN: dict[str, Any] = {"k": (1, 2, 3, 100), "sample_size": (1, 2, 4, 1000), "support": (False, True)}
+KNN: dict[str, Any] = {"k": (1, 2, 3, 100), "sample_size": (1, 2, 4, 1000), "support": (False, True),
+                       "repeats": (False, True)}  # fmt: skip
 WEIGHTS = ("same", "linear", "div", "log", "quadratic")
 OPTIONS: dict[str, dict[str, Any]] = {
     "popularity": {},

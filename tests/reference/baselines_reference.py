@@ -211,7 +211,8 @@ def newest(s: Small) -> list[set[int]]:
     return [items for _, _, items in sorted(rows, key=lambda row: row[:2], reverse=True)]
 
 
-def session_knn(s: Small, q: Question, k: int, sample_size: int, similarity: str, support: bool) -> list[Any]:
+def session_knn(s: Small, q: Question, k: int, sample_size: int, similarity: str, support: bool,
+                repeats: bool) -> list[Any]:  # fmt: skip
     own = set(s.items(list({*q.prefix, *q.support} if support else q.prefix)))
     near = []
     for other in [other for other in newest(s) if own & other][:sample_size]:
@@ -222,12 +223,12 @@ def session_knn(s: Small, q: Question, k: int, sample_size: int, similarity: str
     votes: dict[int, float] = {}
     for similar, other in near[:k]:
         for item in other:
-            votes[item] = votes.get(item, 0.0) + similar
+            votes[item] = votes.get(item, 0.0) + similar * (repeats or item not in own)
     return over_popularity(s, votes)
 
 
 def v_sknn(s: Small, q: Question, k: int, sample_size: int, weighting: str, weighting_score: str, idf_weighting: float,
-           support: bool) -> list[Any]:  # fmt: skip
+           support: bool, repeats: bool) -> list[Any]:  # fmt: skip
     history = s.items(list({*q.prefix, *q.support} if support else q.prefix))
     n, every = len(history), newest(s)
 
@@ -253,7 +254,9 @@ def v_sknn(s: Small, q: Question, k: int, sample_size: int, weighting: str, weig
     for similar, step, other in near[:k]:
         for item in other:
             idf = math.log(len(every) / sum(item in session for session in every))
-            votes[item] = votes.get(item, 0.0) + similar * decay(step) * (1 + idf_weighting * idf)
+            votes[item] = votes.get(item, 0.0) + similar * decay(step) * (1 + idf_weighting * idf) * (
+                repeats or item not in steps
+            )
     return over_popularity(s, votes)
 
 
