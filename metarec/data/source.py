@@ -266,7 +266,9 @@ def _csv(path: Path, spec: DatasetSpec, zipped: bool) -> tuple[list[Column], str
     # By place, not by name: the engine folds case in names. Everything is text, so NA, 007, 1e5 and 2^60 stay what
     # they are.
     types = ", ".join(f"'c{at}': 'VARCHAR'" for at in range(len(names)))
-    kept = ", ".join(f"'c{c.at}'" for c in columns)
+    # Of every column, mapped or not: DuckDB 2.0 counts this list among the columns that a query reads, not those of the
+    # file, so behind an unmapped column an empty cell would be NULL in one query and '' in the next.
+    kept = ", ".join(f"'c{at}'" for at in range(len(names)))
     options = "header=true, auto_detect=false, strict_mode=true, null_padding=false, ignore_errors=false"
     options += f", columns={{{types}}}, force_not_null=[{kept}], delim={_literal(delimiter)}, quote='\"', escape='\"'"
     options += f", compression='{'gzip' if zipped else 'none'}', hive_partitioning=false"
