@@ -23,7 +23,7 @@ SHIPPED = {
     "algorithm": 8,
     "dataset": 27,
     "evaluation": 3,
-    "experiment": 10,
+    "experiment": 11,
     "hardware": 4,
     "logger": 4,
     "model": 3,

@@ -24,6 +24,7 @@ from reference.small_logs import (
     write_log,
 )
 
+from metarec.config.overrides import check_words
 from metarec.data import guards, pipeline, splits, sql, store
 from metarec.data.cache import fingerprint
 from metarec.data.prepare import prepare
@@ -289,3 +290,20 @@ def test_the_reference_finds_faults_without_the_guard(monkeypatch: pytest.Monkey
     with pytest.raises((AssertionError, DataError)) as caught:
         assert_as_reference(prepare_or_none(rows, spec), rows, spec, "gap", "column")
     assert "guard" not in str(caught.value)
+
+
+# --- published -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_diginetica_has_the_published_pairs(data_dir: Path, tmp_path: Path) -> None:
+    """719,470 and 60,858 pairs, as the published preprocessing expands its training and its test sessions."""
+    (job,) = check_words("train", ["experiment=diginetica_published", f"data_dir={data_dir}"]).jobs
+    prepared = prepare(job.config.dataset, data_dir=data_dir, cache_dir=tmp_path)  # type: ignore[union-attr]
+    pairs = prepared.counts["pairs"]
+    assert (pairs["train"] + pairs["val"], pairs["test"]) == (719_470, 60_858)
+    assert (prepared.n_items, prepared.n_read) == (43_097, 43_092)
+    users = prepared.counts["users"]
+    assert (users["val"], users["train"] + users["val"]) == (int(0.02 * 186_670), 186_670)
+    assert (prepared.counts["episodes"]["test"], users["test"]) == (11_446, 15_963)
+    assert not prepared.leaky
