@@ -35,7 +35,7 @@ DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.sessions.min_events": {"min": 2},
     "dataset.core.min_user_events": {"min": 0},
     "dataset.core.min_item_events": {"min": 0},
-    "dataset.split.by": {"choices": ("auto", "user_time", "user_disjoint", "leave_one_out")},
+    "dataset.split.by": {"choices": ("auto", "user_time", "user_disjoint", "leave_one_out", "column")},
     "dataset.split.fractions": {"min": 0, "max": 1, "exclusive": {"min", "max"}, "length": 3},
     "dataset.split.time_quantiles": {"min": 0, "max": 1, "exclusive": {"min", "max"}, "length": 2},
     "dataset.split.seed": {"min": 0, "max": SEED_MAX},
@@ -60,7 +60,7 @@ DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.images.n_test": {"min": 2},
     "dataset.images.seed": {"min": 0, "max": SEED_MAX},
     "dataset.world.seed": {"min": 0, "max": SEED_MAX},
-    **{f"dataset.columns.{f}": {"filled": True} for f in ("user", "item", "time", "session", "order")},
+    **{f"dataset.columns.{f}": {"filled": True} for f in ("user", "item", "time", "session", "order", "split")},
 }
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 EXPECTED = {

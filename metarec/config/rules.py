@@ -14,7 +14,7 @@ from metarec.config import rules_evaluation as ev
 from metarec.config.schema import SCHEMAS
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
-from metarec.data.spec import DatasetSpec, WorldSpec
+from metarec.data.spec import DatasetSpec, WorldSpec, split_column
 from metarec.errors import ConfigError
 
 # Training
@@ -314,7 +314,14 @@ def clock_needed(seen: Seen) -> Iterator[Refusal]:
 
 def column_missing(seen: Seen) -> Iterator[Refusal]:
     spec: DatasetSpec | None = seen.get("dataset")
-    if spec is None or spec.source != "log":
+    if spec is None:
+        return
+    if spec.split.by == "column" and split_column(spec) is None:
+        fix = "use dataset.split.by=user_disjoint"
+        if spec.source == "log":
+            fix = f"add dataset.columns.split=NAME, or {fix}"
+        yield "dataset.split.by", "column needs a log with a column that holds the split", fix
+    if spec.source != "log":
         return
     if spec.ties == "order" and spec.columns.order is None:
         fix = "add dataset.columns.order=NAME, or use dataset.ties=item"
@@ -338,8 +345,15 @@ def split_shape(seen: Seen) -> Iterator[Refusal]:
 
 
 def split_unused(seen: Seen) -> Iterator[Refusal]:
-    by = seen.get("dataset.split.by")
-    if by in ("user_disjoint", "leave_one_out"):
+    spec: DatasetSpec | None = seen.get("dataset")
+    if spec is None:
+        return
+    by = "column" if split_column(spec) is not None else spec.split.by
+    if spec.columns.split is not None and by != "column":
+        for key in seen.asked("dataset.columns.split"):
+            what = f"dataset.split.by={by}" if spec.source == "log" else f"dataset={spec.name} has no columns"
+            yield key, f"does nothing: {what}", "drop it, or use dataset.split.by=column with a log"
+    if by in ("user_disjoint", "leave_one_out", "column"):
         for key in seen.asked("dataset.split.time_quantiles"):
             fix = "drop it, or use dataset.split.by=user_time"
             yield key, f"does nothing: dataset.split.by={by} has no time cut", fix

@@ -36,6 +36,8 @@ def fingerprint(spec: DatasetSpec, source: dict[str, Any]) -> str:
     options = {key: value for key, value in asdict(spec).items() if key not in _NO_MATTER}
     if spec.source != "synthetic":
         options.pop("world")
+    if spec.columns.split is None:  # a log without one keeps the cache that it had before there were split columns
+        options["columns"].pop("split")
     whole = {"format": store.FORMAT, "recipe": RECIPE, "source": source, "options": options}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_LENGTH]

@@ -4,7 +4,8 @@ Nothing here is shared with the code that makes the arrays. A guard that fails r
 
     layout    sessions inside users, pairs inside their session, every range rising and whole
     time      never falls within a user; no (user, time, item) twice unless duplicates=keep
-    split     a user stands once, hence in one split; training before T1, validation in [T1, T2), test from T2 on
+    split     a user stands once, hence in one split; training before T1, validation in [T1, T2), test from T2 on;
+              split.by=column: where the log puts him, except that training users validate if the log has nobody do it
     episodes  K + Q pairs of one user of that split; support strictly before query; no event in two roles
     items     the vocabulary is exactly the items of the training events, so none first seen after T1; no index 0.
               (Episode tables bring a vocabulary of their own, which may hold more: there only the first half is asked
@@ -32,6 +33,7 @@ def check(prepared: Prepared) -> None:
     check_pairs(prepared)
     check_time(prepared)
     check_split(prepared)
+    check_given_split(prepared)
     check_items(prepared)
     for split in SPLITS:
         check_episodes(prepared, split, prepared.episodes(split))
@@ -210,6 +212,29 @@ def check_split(prepared: Prepared) -> None:
         raise _fault(prepared, "time cut", f"user {prepared.user_ids[some[row]]}",
                      f"of split {SPLITS[which[row]]} has events from {earliest[row]} to {latest[row]}; "
                      f"the cuts are {first_cut} and {second_cut}")  # fmt: skip
+
+
+def check_given_split(prepared: Prepared) -> None:
+    """split.by=column: every user stands in the split that the log names; drawn validation comes from training only."""
+    if prepared.given_split is None:
+        return
+    ids, words = prepared.given_split
+    order = np.argsort(ids)
+    place = np.minimum(np.searchsorted(ids[order], prepared.user_ids), len(ids) - 1)
+    missing = np.flatnonzero(ids[order][place] != prepared.user_ids)
+    if len(missing):
+        raise _fault(
+            prepared, "split", f"user {prepared.user_ids[missing[0]]}", "the log's split column does not know him"
+        )
+    word = words[order][place]
+    given = np.select([word == "train", word == "test"], [0, 2], 1)
+    split = np.asarray(prepared.user_split)
+    drawn = (given == 0) & (split == 1) & bool(np.isin(words, ("train", "test")).all())
+    wrong = np.flatnonzero((split != given) & (split != -1) & ~drawn)
+    if len(wrong):
+        user = wrong[0]
+        what = f"stands in split {SPLITS[split[user]]}, and the log's column says {word[user]}"
+        raise _fault(prepared, "split", f"user {prepared.user_ids[user]}", what)
 
 
 def check_items(prepared: Prepared) -> None:

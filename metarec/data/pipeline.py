@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from metarec.data import source, splits, sql, store, synthetic
 from metarec.data.arrays import EventWriter, index_items, write_users_and_pairs
@@ -56,6 +57,7 @@ class LogPipeline:
         self.spec, self.data_dir, self.work, self.name, self.report = spec, data_dir, work, name, report
         self.where = spec.path or spec.name
         self.funnel = Funnel()
+        self.split_note = ""  # what a reader of the split must know besides the rule
         self.engine_files = work / "engine"  # removed at the end; inside the directory in progress, so on its disk
 
     def run(self) -> tuple[Meta, Funnel]:
@@ -108,7 +110,7 @@ class LogPipeline:
         n_query = {"train": shape.n_query, "val": 1 if one else shape.n_query, "test": 1 if one else shape.n_query}
         meta = Meta(
             fingerprint=self.name, name=self.spec.name, n_items=len(vocabulary), n_users=len(self.kept_users),
-            has_clock=has_clock, split_by=split_by, leaky=False, split_note="",
+            has_clock=has_clock, split_by=split_by, leaky=False, split_note=self.split_note,
             n_support=shape.n_support, n_query=n_query, stride=shape.stride,
             vocabulary_sha256=store.vocabulary_hash(items.to_pylist()), time_cuts=cuts,
             repeated_events=self.spec.duplicates == "keep", given_vocabulary=whole,
@@ -258,6 +260,8 @@ class LogPipeline:
         rules = self.spec.split
         if split_by == "leave_one_out":
             return np.zeros(len(self.kept_users), dtype=np.int8), None
+        if split_by == "column":
+            return self._given_split(), None
         split = splits.assign_users(len(self.kept_users), list(rules.fractions), rules.seed)
         if split_by != "user_time":
             return split, None
@@ -269,6 +273,19 @@ class LogPipeline:
             for quantile in rules.time_quantiles
         )
         return split, (first, second)
+
+    def _given_split(self) -> np.ndarray:
+        """Split of every kept user as the log's column says, int8 [U]; the column goes beside the arrays for the guard."""
+        self._table("split_word", sql.split_words())
+        words = self.con.sql("SELECT CAST(id AS VARCHAR) AS id, split FROM split_word ORDER BY id").to_arrow_table()
+        pq.write_table(words, self.work / store.GIVEN_SPLIT)
+        given = self._column(sql.split_codes(), "split").astype(np.int8)
+        split: np.ndarray = given[self.kept_users]
+        if (given == 1).any():  # of the whole log: validation users that a filter dropped are not made up for
+            return split
+        split = splits.with_validation(split, self.spec.split.fractions[1], self.spec.split.seed)
+        self.split_note = f"; validation: {int((split == 1).sum()):,} of its training users, drawn"
+        return split
 
     def _cut_parts(self, cuts: tuple[int, int] | None) -> Iterator[str]:
         """For each part the name of the table with its final events."""

@@ -66,7 +66,7 @@ def finish(work: Path, meta: Meta, steps: Funnel, report: Report) -> None:
     splits.require_episodes(draft, f"; {steps.last_drop()}")
     n_late = late_training_events(draft) if meta.has_clock and meta.split_by != "user_time" else 0
     leaky, note = splits.describe(meta.split_by, meta.has_clock, meta.time_cuts, n_late)
-    meta = replace(meta, leaky=leaky, split_note=note)
+    meta = replace(meta, leaky=leaky, split_note=note + meta.split_note)
     report("checking every event, pair and episode")
     guards.check(store.assemble(work, meta))
     store.seal(work, meta, {"steps": steps.plain(), "counts": split_counts(draft)})

@@ -1,6 +1,6 @@
 """Every row of an opened log checked in one pass: ids that are there and unambiguous, times that can be read.
 
-Works on the view `log_file` (columns u, i, t, maybe s and o, and row) that `metarec.data.source` leaves in the
+Works on the view `log_file` (columns u, i, t, maybe s, o and p, and row) that `metarec.data.source` leaves in the
 engine. Counts of each fault are aggregates of one query; only when one is not zero is the first row at fault looked
 up and named.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import duckdb
 
-from metarec.data import timestamps
+from metarec.data import splits, timestamps
 from metarec.errors import DataError
 
 FILE_SHIFT = 40  # row = file number << 40 | row in the file, both from 0
@@ -25,10 +25,10 @@ _EXACT = 2**53  # whole numbers up to here are exact in a double
 class Column:
     """One mapped column: its role in `log`, the user's name for it, its class, and its place in a CSV file."""
 
-    role: str  # u, i, t, s, o: user, item, time, session, order
+    role: str  # u, i, t, s, o, p: user, item, time, session, order, split
     name: str
     kind: str  # integer | text | big | float (parquet_check.id_class); for the time parquet_check.time_class
-    key: str  # of the configuration: user, item, time, session, order
+    key: str  # of the configuration: user, item, time, session, order, split
     at: int = -1
 
     @property
@@ -45,9 +45,12 @@ class Column:
 
     def faults(self) -> dict[str, tuple[str, str, str]]:
         """name -> (SQL predicate of a row at fault, what is wrong, how to mend it)."""
-        c, noun = self.role, {"u": "user id", "i": "item id", "s": "session id", "o": "position"}[self.role]
+        nouns = {"u": "user id", "i": "item id", "s": "session id", "o": "position", "p": "split"}
+        c, noun = self.role, nouns[self.role]
         found = {"null": (f"{c} IS NULL", f"the {noun} is missing", "fill it in or remove the row")}
-        if self.role == "o":
+        if self.role == "p":
+            found["word"] = (f"p NOT IN {splits.WORDS}", "no such split", f"write {', '.join(splits.WORDS)}")
+        elif self.role == "o":
             whole = "contains(o, '.')" if self.kind == "text" else "o <> trunc(o)" if self.kind == "float" else "false"
             found["null"] = (
                 f"{self.order_sql} IS NULL OR {whole}",
@@ -94,7 +97,7 @@ class RowCheck:
         for column in self.ids:
             for name, (predicate, _, _) in column.faults().items():
                 aggregates[f"{column.role}_{name}"] = f"count(*) FILTER (WHERE {predicate})"
-            if column.kind == "text" and column.role != "o":
+            if column.kind == "text" and column.role not in ("o", "p"):
                 aggregates[f"{column.role}_wide"] = (
                     f"count(*) FILTER (WHERE strlen({column.role}) <> length({column.role}))"
                 )
@@ -105,6 +108,8 @@ class RowCheck:
                     raise self._fault(column, predicate, what + _others(number), fix)
             if counts.get(f"{column.role}_wide"):
                 self._one_form(column)
+        if "p" in self.by_role:
+            self._check_split(self.by_role["p"])
         if sizes := timestamps.size_aggregates(time.kind, how, counts):
             counts |= self._aggregate(sizes)
         try:
@@ -124,12 +129,46 @@ class RowCheck:
     def _fault(self, column: Column, predicate: str, what: str, fix: str) -> DataError:
         """The DataError of the first row for which ``predicate`` holds."""
         c = column.role
-        found = self._one(f"SELECT row, {c}::VARCHAR FROM log_file WHERE {predicate} ORDER BY row LIMIT 1")
+        found = self._one(f"SELECT row, {c}::VARCHAR, u::VARCHAR FROM log_file WHERE {predicate} ORDER BY row LIMIT 1")
         if found is None:
             # A filter trusts the column statistics of a Parquet file, an aggregate reads the rows: the two disagree.
             what += "; the row is not found again, so the file is damaged (statistics against rows) or being changed"
             return DataError(self.files[0], column.name, what, "get a fresh copy and leave it alone while it is read")
+        if c == "p":
+            what = f"user {_shown(found[2])}: {what}"
         return DataError(f"{self._place(found[0])}: column {column.name}", _shown(found[1]), what, fix)
+
+    def _check_split(self, column: Column) -> None:
+        """Refuse a user whose rows name two splits, and a column that leaves nobody to train or to test."""
+        way_out = "or let metarec split the users: dataset.split.by=user_disjoint"
+        code = "CASE p WHEN 'train' THEN 0 WHEN 'test' THEN 2 ELSE 1 END"
+        torn = f"SELECT u FROM log_file GROUP BY u HAVING min({code}) <> max({code})"
+        (number,) = self._one(f"SELECT count(*) FROM ({torn})") or (0,)
+        if number:
+            found = self._one(
+                f"SELECT row, p, u::VARCHAR, first_row, first_p FROM (SELECT row, p, u, {code} AS code, "
+                f"first_value(row) OVER w AS first_row, first_value(p) OVER w AS first_p, first_value({code}) OVER w "
+                f"AS first_code FROM log_file WHERE u IN ({torn}) WINDOW w AS (PARTITION BY u ORDER BY row)) "
+                "WHERE code <> first_code ORDER BY row LIMIT 1"
+            )
+            assert found is not None
+            row, word, user, first_row, first_word = found
+            first = self._place(first_row)
+            if row >> FILE_SHIFT == first_row >> FILE_SHIFT:
+                first = first.removeprefix(f"{self.files[row >> FILE_SHIFT]}: ")
+            others = "" if number == 1 else f" (so are {number - 1:,} more users)"
+            raise DataError(
+                f"{self._place(row)}: column {column.name}",
+                word,
+                f"user {_shown(user)} is in two splits: {first_word} in {first}{others}",
+                f"give all rows of a user one split, {way_out}",
+            )
+        words = [word for (word,) in self.con.execute("SELECT DISTINCT p FROM log_file ORDER BY p").fetchall()]
+        for needed in ("train", "test"):
+            if needed not in words:
+                place = self.files[0] if len(self.files) == 1 else self.files[0].parent
+                fix = f"write {needed} in the rows of the users who {needed}, {way_out}"
+                raise DataError(f"{place}: column {column.name}", ", ".join(words), f"no user is {needed}", fix)
 
     def _place(self, row: int) -> str:
         return f"{self.files[row >> FILE_SHIFT]}: row {(row & ((1 << FILE_SHIFT) - 1)) + 1}"

@@ -17,7 +17,7 @@ import duckdb
 from metarec.data import csv_check, parquet_check
 from metarec.data.faults import engine_faults
 from metarec.data.row_check import FILE_SHIFT, Column, RowCheck
-from metarec.data.spec import DatasetSpec
+from metarec.data.spec import DatasetSpec, split_column
 from metarec.errors import DataError, nearest
 
 _SUFFIXES = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet"}
@@ -35,12 +35,13 @@ class SourceInfo:
 
 
 def open_log(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, data_dir: Path | None) -> SourceInfo:
-    """Create the view `log` (user_id, item_id, t, row, ord, session) in ``con`` and check every row of it.
+    """Create the view `log` (user_id, item_id, t, row, ord, session, split) in ``con`` and check every row of it.
 
     user_id, item_id, session: BIGINT where the file's column is of whole numbers, else VARCHAR (session NULL when not
     mapped). t: BIGINT, microseconds since 1970-01-01 UTC, or the position where the log has no clock. row: BIGINT,
     the place in the file and over files in the order of their names. ord: BIGINT, the column that breaks ties when
-    ties=order, else NULL. Sets the connection's time zone to UTC. Raises DataError with file, row and column.
+    ties=order, else NULL. split: VARCHAR, the word of the column that splits the users, else NULL. Sets the
+    connection's time zone to UTC. Raises DataError with file, row and column.
     """
     files, form, zipped = resolve(spec, data_dir)
     where = files[0] if len(files) == 1 else files[0].parent
@@ -54,10 +55,11 @@ def open_log(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, data_dir: Path |
         by_role = {c.role: c for c in columns}
         session = by_role["s"].id_sql if "s" in by_role else "NULL::VARCHAR"
         order = by_role["o"].order_sql if "o" in by_role else "NULL::BIGINT"
+        split = "p" if "p" in by_role else "NULL::VARCHAR"
         columns_sql = f"{by_role['u'].id_sql} AS user_id, {by_role['i'].id_sql} AS item_id, {plan.sql} AS t, row"
         con.execute(
             f"CREATE OR REPLACE TEMP VIEW log AS "
-            f"SELECT {columns_sql}, {order} AS ord, {session} AS session FROM log_file"
+            f"SELECT {columns_sql}, {order} AS ord, {session} AS session, {split} AS split FROM log_file"
         )
     return SourceInfo(plan.has_clock, n_rows, f"{by_role['t'].name}: {plan.note}", tuple(files))
 
@@ -238,6 +240,8 @@ def _mapped(spec: DatasetSpec, names: list[str], path: Path, hint: str = "") -> 
                 "say dataset.columns.order=NAME, or dataset.ties=item|row",
             )
         wanted.append(("o", spec.columns.order, "order"))
+    if (split := split_column(spec)) is not None:
+        wanted.append(("p", split, "split"))
     for _, name, key in wanted:
         if name not in names:
             near = nearest(name, names)
@@ -266,7 +270,9 @@ def _csv(path: Path, spec: DatasetSpec, zipped: bool) -> tuple[list[Column], str
     # By place, not by name: the engine folds case in names. Everything is text, so NA, 007, 1e5 and 2^60 stay what
     # they are.
     types = ", ".join(f"'c{at}': 'VARCHAR'" for at in range(len(names)))
-    kept = ", ".join(f"'c{c.at}'" for c in columns)
+    # Of every column, mapped or not: DuckDB 2.0 counts this list among the columns that a query reads, not those of the
+    # file, so behind an unmapped column an empty cell would be NULL in one query and '' in the next.
+    kept = ", ".join(f"'c{at}'" for at in range(len(names)))
     options = "header=true, auto_detect=false, strict_mode=true, null_padding=false, ignore_errors=false"
     options += f", columns={{{types}}}, force_not_null=[{kept}], delim={_literal(delimiter)}, quote='\"', escape='\"'"
     options += f", compression='{'gzip' if zipped else 'none'}', hive_partitioning=false"
@@ -282,8 +288,12 @@ def _parquet(con: duckdb.DuckDBPyConnection, files: list[Path], spec: DatasetSpe
         for role, name, key in mapped:
             kind = footer.types[name]
             what = (parquet_check.time_class if role == "t" else parquet_check.id_class)(kind)
+            if role == "p" and what != "text":
+                what = None
             if what is None:
-                need = "a time (timestamp, date, int, double or ISO text)" if role == "t" else "whole numbers or text"
+                need = {"t": "a time (timestamp, date, int, double or ISO text)", "p": "the words of a split"}.get(
+                    role, "whole numbers or text"
+                )
                 raise DataError(
                     f"{footer.path}: column {name}",
                     str(kind),

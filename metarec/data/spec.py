@@ -17,6 +17,7 @@ class Columns:
     time: str = "timestamp"
     session: str | None = None  # a ready-made session id
     order: str | None = None  # breaks ties in time when ties=order
+    split: str | None = None  # a published split: train, val (valid, validation) or test, alike in all rows of a user
 
 
 @dataclass
@@ -39,10 +40,12 @@ class Core:
 
 @dataclass
 class Split:
-    by: str = (
-        "auto"  # auto | user_time | user_disjoint | leave_one_out; auto: user_time with a clock, else user_disjoint
-    )
-    fractions: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])  # users: train, validation, test
+    # auto | user_time | user_disjoint | leave_one_out | column; auto: column if mapped, else user_time with a clock, else
+    # user_disjoint
+    by: str = "auto"
+    # users: train, validation, test; of by=column only the second is read, and only where the column has no validation:
+    # it is then the share of the training users that validate instead
+    fractions: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])
     time_quantiles: list[float] = field(default_factory=lambda: [0.7, 0.8])  # of all event times: T1, T2 (user_time)
     seed: int = 20260107  # of numpy.random.RandomState, which shuffles the sorted user ids
 
@@ -106,3 +109,8 @@ class DatasetSpec:
     world: WorldSpec = field(default_factory=WorldSpec)  # read when source=synthetic
     images: ImageSpec = field(default_factory=ImageSpec)  # read when source=omniglot
     memory_limit: str = "1500MB"  # of the preparation engine; beyond it, it works on disk
+
+
+def split_column(spec: DatasetSpec) -> str | None:
+    """The column that splits the users; None where another rule does, and then the column is not read."""
+    return spec.columns.split if spec.source == "log" and spec.split.by in ("auto", "column") else None

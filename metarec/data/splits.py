@@ -4,6 +4,9 @@
                    [T1, T2), test users' from T2 on; T1, T2 are quantiles of the times of all kept events. No leak.
     user_disjoint  user-disjoint only (the published MOOC protocol); training may see later events than the test.
     leave_one_out  every user trains, on all but the last two events: the validation and the test target.
+    column         user-disjoint as the log's own column says (a published split). Where it names no validation users,
+                   the second of split.fractions is the share of its training users that validate and do not train.
+                   What the publishers cut at is not in the log: only a clock can show a leak.
 
 Users are split by shuffling the sorted ids with numpy.random.RandomState(seed), a stream that numpy keeps frozen.
 Flaws of splits that ignore time: Hidasi & Czapp 2023, arXiv:2307.14951; Ji et al. 2020, arXiv:2010.11060.
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metarec.data.spec import DatasetSpec
+from metarec.data.spec import DatasetSpec, split_column
 from metarec.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -31,8 +34,9 @@ RULES = {
     "history": ("sessions", "user"),
     "vocabulary": ("training", "all"),
     "sessions.by": ("auto", "gap", "user", "column"),
-    "split.by": ("auto", "user_time", "user_disjoint", "leave_one_out"),
+    "split.by": ("auto", "user_time", "user_disjoint", "leave_one_out", "column"),
 }
+WORDS = ("train", "val", "valid", "validation", "test")  # of the split column; the middle three are one split
 
 
 def spec_problems(spec: DatasetSpec) -> list[ConfigError]:
@@ -79,6 +83,8 @@ def spec_problems(spec: DatasetSpec) -> list[ConfigError]:
     has_column = spec.columns.session is not None or spec.source == "synthetic"
     need(has_column or sessions.by != "column", "sessions.by", "column",
          "no session column is named", "say dataset.columns.session=NAME, or dataset.sessions.by=gap|user")  # fmt: skip
+    need(split_column(spec) is not None or split.by != "column", "split.by", "column", "no split column is named",
+         "say dataset.columns.split=NAME, or dataset.split.by=user_disjoint|user_time|leave_one_out")  # fmt: skip
     return found
 
 
@@ -95,7 +101,9 @@ def session_rule(spec: DatasetSpec, has_clock: bool) -> str:
 
 
 def split_rule(spec: DatasetSpec, has_clock: bool) -> str:
-    """``user_time``, ``user_disjoint`` or ``leave_one_out``; ConfigError for a time cut in a log without a clock."""
+    """``user_time``, ``user_disjoint``, ``leave_one_out`` or ``column``; ConfigError for a time cut without a clock."""
+    if split_column(spec) is not None:
+        return "column"
     if spec.split.by == "auto":
         return "user_time" if has_clock else "user_disjoint"
     if spec.split.by == "user_time" and not has_clock:
@@ -113,6 +121,15 @@ def assign_users(n_users: int, fractions: list[float], seed: int) -> np.ndarray:
     split[order[:n_train]] = 0
     split[order[n_train : n_train + n_val]] = 1
     return split
+
+
+def with_validation(split: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """``split`` int8 [U] of sorted ids, with ``share`` of its training users (rounded down) validating instead."""
+    training = np.flatnonzero(split == 0).tolist()
+    np.random.RandomState(seed).shuffle(training)
+    drawn = split.copy()
+    drawn[training[: int(share * len(training))]] = 1
+    return drawn
 
 
 def quantile_position(quantile: float, n_events: int) -> int:
@@ -143,9 +160,13 @@ def describe(split_by: str, has_clock: bool, time_cuts: tuple[int, int] | None, 
     if split_by == "user_time" and time_cuts is not None:
         first, second = map(date, time_cuts)
         return False, f"user-disjoint and cut in time: training before {first}, validation before {second}, test after"
-    kind = "user-disjoint" if split_by == "user_disjoint" else "leave-one-out"
+    kind = {"user_disjoint": "user-disjoint", "column": "user-disjoint by the log's own column"}.get(
+        split_by, "leave-one-out"
+    )
     if not has_clock:
-        return False, f"{kind}; order only: no time cut possible"
+        # a published split may well be one in time, but nothing here can show it
+        unknown = "whether the test is later than the training is not known"
+        return False, f"{kind}; order only: {unknown if split_by == 'column' else 'no time cut possible'}"
     if split_by == "leave_one_out" or n_late:
         return True, f"{kind}, leaky: {n_late:,} training events are later than the earliest test target"
     return False, f"{kind}; no training event is later than the earliest test target"
@@ -172,10 +193,12 @@ def require_episodes(prepared: Prepared, why: str) -> None:
         longest = int(pairs.max(initial=0))
         k, q = ranges.n_support, ranges.n_query
         if longest == 0:
-            held, fix = (
-                "no user with a pair is left there",
-                "change dataset.split.fractions or time_quantiles, or give a longer log",
-            )
+            held = "no user with a pair is left there"
+            fix = "change dataset.split.fractions or time_quantiles, or give a longer log"
+            if prepared.split_by == "column":
+                fix = "name more of them in the split column, or relax the filter that dropped them"
+                if name == "val":
+                    fix += "; where the column names none, raise the second of dataset.split.fractions"
         else:
             user = prepared.user_ids[users[int(pairs.argmax())]]
             held = f"the longest of {len(users)} users there has {longest} (user {user})"

@@ -7,6 +7,7 @@ them in this order. Column names, throughout:
     user_id, item_id   as in the file                 u, i   their codes: rank of the id among the sorted ids, from 0
     t                  microseconds, or the order     tie    file row (ties=row) or order column (ties=order)
     label              code of the session column     s      number of the session inside its user, from 1
+    split              the log's word for the user's split (split.by=column); 0, 1, 2 once it is a code
 
 Everything after the codes concerns one user at a time, hence one range of users at a time (a *part*): the window
 operators then sort a few million rows in memory instead of the whole log on disk, and the answer is the same.
@@ -42,6 +43,18 @@ def codes(table: str, *, as_integers: bool) -> str:
                    CASE WHEN id LIKE '-%' THEN '' ELSE id END,
                    CASE WHEN id LIKE '-%' THEN id ELSE '' END DESC"""
     return f"SELECT id, CAST(ROW_NUMBER() OVER (ORDER BY {order}) - 1 AS INTEGER) AS code, n FROM {table}"
+
+
+def split_words() -> str:
+    """(id, split): each user and what the log's column calls his split; rows that say val and valid mean one split."""
+    return "SELECT user_id AS id, MIN(split) AS split FROM log GROUP BY user_id"
+
+
+def split_codes() -> str:
+    """(split) of every user code in turn: 0 training, 1 validation, 2 test."""
+    return """
+        SELECT CASE split_word.split WHEN 'train' THEN 0 WHEN 'test' THEN 2 ELSE 1 END AS split
+        FROM user_code JOIN split_word ON user_code.id = split_word.id ORDER BY user_code.code"""
 
 
 def coded(*, tie: str | None, label: bool) -> str:

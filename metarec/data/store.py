@@ -40,6 +40,7 @@ ARRAYS = {
     "train_event_end": "<i8",  # [U] the user's events before it are for training; its first event if none is
 }
 MANIFEST = "manifest.json"
+GIVEN_SPLIT = "given_split.parquet"  # split_by=column: (id, split) of every user of the log, for the guard
 FIX = "run `metarec prepare` again, or remove the directory"
 
 
@@ -106,6 +107,13 @@ class Prepared:
     def item_ids(self) -> np.ndarray:
         """Ids in the log, str [n_items], sorted: entry i is the item of index i + 1."""
         return _read_ids(self.root / "items.parquet")
+
+    @cached_property
+    def given_split(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(user ids, words), str [all users of the log] each, as the log's column has them; None unless split_by=column."""
+        if self.split_by != "column":
+            return None
+        return _read_ids(self.root / GIVEN_SPLIT), _read_ids(self.root / GIVEN_SPLIT, "split")
 
     @cached_property
     def contents(self) -> str:
@@ -323,8 +331,8 @@ def _read_json(path: Path) -> Any:
         raise DataError(path, "not JSON", "the file is damaged", FIX) from None
 
 
-def _read_ids(path: Path) -> np.ndarray:
-    ids = np.array(pq.read_table(path).column("id").to_pylist(), dtype=np.str_)
+def _read_ids(path: Path, column: str = "id") -> np.ndarray:
+    ids = np.array(pq.read_table(path).column(column).to_pylist(), dtype=np.str_)
     ids.flags.writeable = False
     return ids
 

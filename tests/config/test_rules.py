@@ -144,6 +144,18 @@ CASES = [
         "dataset.columns.session=NAME",
         f"{EVENTS} dataset.sessions.by=user",
     ),
+    (
+        "column_missing",
+        f"{EVENTS} dataset.split.by=column",
+        "dataset.columns.split=NAME",
+        f"{EVENTS} dataset.split.by=column dataset.columns.split=fold",
+    ),
+    (
+        "column_missing",
+        "dataset.split.by=column dataset.columns.split=fold",
+        "needs a log with a column",
+        f"{EVENTS} dataset.columns.split=fold",
+    ),
     ("split_shape", "dataset.split.fractions=[0.5,0.4,0.2]", "add up to 1.1", "dataset.split.fractions=[0.5,0.3,0.2]"),
     (
         "split_shape",
@@ -162,6 +174,24 @@ CASES = [
         "dataset.split.by=user_disjoint dataset.split.time_quantiles=[0.5,0.6]",
         "no time cut",
         "dataset.split.seed=3",
+    ),
+    (
+        "split_unused",
+        f"{EVENTS} dataset.columns.split=fold dataset.split.time_quantiles=[0.5,0.6]",
+        "dataset.split.by=column has no time cut",
+        f"{EVENTS} dataset.columns.split=fold dataset.split.fractions=[0.7,0.2,0.1]",
+    ),
+    (
+        "split_unused",
+        f"{EVENTS} dataset.columns.split=fold dataset.split.by=user_time",
+        "dataset.columns.split: fold: does nothing",
+        f"{EVENTS} dataset.columns.split=fold dataset.split.by=column",
+    ),
+    (
+        "split_unused",
+        "dataset.columns.split=fold",
+        "does nothing: dataset=synthetic has no columns",
+        f"{EVENTS} dataset.columns.split=fold",
     ),
     (
         "gap_unused",

@@ -23,7 +23,7 @@ SHIPPED = {
     "algorithm": 8,
     "dataset": 27,
     "evaluation": 3,
-    "experiment": 10,
+    "experiment": 11,
     "hardware": 4,
     "logger": 4,
     "model": 3,
@@ -174,7 +174,7 @@ def test_command_line_options_are_frozen() -> None:
         f"dataset.{key}"
         for key in """
         name source path in_data_dir format delimiter
-        columns.user columns.item columns.time columns.session columns.order
+        columns.user columns.item columns.time columns.session columns.order columns.split
         time_unit ties duplicates vocabulary history
         sessions.by sessions.gap_minutes sessions.min_events sessions.drop_repeats
         core.min_user_events core.min_item_events

@@ -290,6 +290,7 @@ def test_any_damage_of_parquet_is_one_line_or_harmless(tmp_path: Path) -> None:
         (HEAD.replace(",", ", ") + "a,b,1\n", ["did you mean item_id?"]),
         ("1,2,3\n1,2,4\n", ["is there a header line?", "dataset.columns.user=NAME"]),
         ("user_id\n1\n", ["item_id: no such column"]),
+        ("user_id,note,item_id,timestamp\nu,,a,1\nu,,,2\n", ["row 2: column item_id: '': the item id is empty"]),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])

@@ -11,24 +11,22 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference.prepare_reference import Row, prepare_reference
+from reference.prepare_reference import Row
 from reference.small_logs import (
+    SPLIT,
+    assert_as_reference,
     columns_of_log,
     example_log,
-    item_name,
     logs,
-    pair,
     prepare_or_none,
     quick,
     shape,
-    windows,
     write_log,
 )
 
 from metarec.data import pipeline, sql, store
 from metarec.data.prepare import prepare
 from metarec.data.spec import Core, DatasetSpec, EpisodeShape, Sessions, Split, WorldSpec
-from metarec.data.store import Prepared
 from metarec.errors import ConfigError, DataError
 
 
@@ -36,7 +34,7 @@ from metarec.errors import ConfigError, DataError
 def specs(draw: st.DrawFn) -> tuple[DatasetSpec, str, str]:
     """(spec, session rule, split rule)."""
     rule = draw(st.sampled_from(["gap", "user", "column"]))
-    by = draw(st.sampled_from(["user_time", "user_disjoint", "leave_one_out"]))
+    by = draw(st.sampled_from(["user_time", "user_disjoint", "leave_one_out", "column"]))
     spec = shape(
         draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 2)), by=by,
         sessions=Sessions(by=rule, min_events=draw(st.integers(2, 3)), drop_repeats=draw(st.booleans())),
@@ -44,48 +42,6 @@ def specs(draw: st.DrawFn) -> tuple[DatasetSpec, str, str]:
         columns=columns_of_log(), core=draw(st.sampled_from([Core(), Core(5, 0), Core(0, 8), Core(6, 9)])),
     )  # fmt: skip
     return spec, rule, by
-
-
-def assert_as_reference(prepared: Prepared | None, rows: list[Row], spec: DatasetSpec, rule: str, by: str) -> None:
-    """Every event, session, split, pair, episode, item and count as the reference has it."""
-    expected = prepare_reference(rows, spec, rule=rule, split_by=by)
-    if prepared is None:
-        assert not all(expected.episodes.values())
-        return
-    assert prepared.user_ids.tolist() == [str(u) for u in expected.pairs]
-    assert prepared.item_ids.tolist() == [str(item) for item in expected.vocabulary]
-    assert prepared.time_cuts == expected.cuts
-    steps = {step["step"]: step["rows"] for step in prepared.funnel}
-    assert {name: rows for name, rows in expected.steps.items() if name in steps} == {
-        name: rows for name, rows in steps.items() if name in expected.steps
-    }
-    known = {str(item) for item in expected.vocabulary}
-
-    def named(item: object) -> str | None:
-        return str(item) if str(item) in known else None
-
-    for number, user in enumerate(expected.pairs):
-        first, last = prepared.user_sessions[number], prepared.user_sessions[number + 1]
-        sessions = [
-            [
-                (item_name(prepared, prepared.item[e]), int(prepared.time[e]))
-                for e in range(*prepared.session_offsets[[s, s + 1]])
-            ]
-            for s in range(first, last)
-        ]
-        assert sessions == [[(named(r.item), r.time) for r in s] for s in expected.sessions[user] if s]
-        some = bool(sessions)
-        code = {"train": 0, "val": 1, "test": 2}[expected.split[user]] if some else -1
-        assert prepared.user_split[number] == code
-        pairs = [pair(prepared, p) for p in range(*prepared.user_pairs[[number, number + 1]])]
-        assert pairs == [(tuple(map(named, x)), named(y), t) for _, x, y, t in expected.pairs[user]]
-        begin = prepared.session_offsets[first]
-        assert prepared.train_event_end[number] - begin == len(expected.training_events[user])
-        assert prepared.train_pairs[1][number] - prepared.train_pairs[0][number] == expected.n_train_pairs[user]
-    for split, episodes in expected.episodes.items():
-        flat = [episode for of_user in windows(prepared, split).values() for episode in of_user]
-        assert flat == [[(tuple(map(named, x)), named(y), t) for _, x, y, t in episode] for episode in episodes]
-        assert prepared.counts["episodes"][split] == len(episodes)
 
 
 @quick
@@ -96,7 +52,7 @@ def test_as_the_slow_reference(rows: list[Row], options: tuple[DatasetSpec, str,
 
 
 def test_one_user_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    for by in ("user_time", "user_disjoint"):
+    for by in ("user_time", "user_disjoint", "column"):
         spec = shape(by=by, core=Core(2, 2))
         whole = prepare_or_none(example_log(), spec)
         monkeypatch.setattr(pipeline, "PART_ROWS", 1)
@@ -121,6 +77,8 @@ def test_one_user_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None
         ("in_time", "split = 0 AND part.t <", "split = 0 AND part.t <="),
         ("event_time_at", "n_up_to >", "n_up_to > 1 +"),
         ("numbered", "ORDER BY t", "ORDER BY -t"),
+        ("split_codes", "WHEN 'test' THEN 2", "WHEN 'test' THEN 0"),
+        ("split_codes", "ORDER BY user_code.code", "ORDER BY user_code.code DESC"),
     ],
 )
 def test_reference_finds_faults_planted_in_the_sql(
@@ -140,15 +98,15 @@ def test_reference_finds_faults_planted_in_the_sql(
 
 def fault_shows() -> None:
     """Logs in which each planted fault must show."""
-    for by, shift in (("user_disjoint", 0), ("user_time", 0), ("user_time", 600)):
+    for by, shift in (("user_disjoint", 0), ("user_time", 0), ("user_time", 600), ("column", 0)):
         rows = example_log()
         for user in range(9):  # a gap of exactly 30 minutes, the same item on both sides of a long pause, a duplicate
             last = max(row.time for row in rows if row.user == user)
             later = [(1, 1_800), (3, 1_801), (3, 60), (2, 60), (2, 1_900), (1, 60)]
             for item, gap in later:
                 last += gap * 1_000_000
-                rows.append(Row(user, item, last))
-            rows.append(Row(user, 1, last))
+                rows.append(Row(user, item, last, split=SPLIT[user]))
+            rows.append(Row(user, 1, last, split=SPLIT[user]))
         for place, row in enumerate(rows):
             row.place = place
             row.time -= row.user * shift * 1_000_000  # 600: all users at the same times, so some train at the cut
@@ -216,6 +174,10 @@ def test_split_left_empty(tmp_path: Path) -> None:
         (DatasetSpec(sessions=Sessions(min_events=1)), "dataset.sessions.min_events: 1"),
         (DatasetSpec(sessions=Sessions(gap_minutes=0)), "dataset.sessions.gap_minutes: 0"),
         (DatasetSpec(sessions=Sessions(by="column")), "dataset.columns.session=NAME"),
+        (
+            DatasetSpec(split=Split(by="column")),
+            "dataset.split.by: column: no split column is named -- say dataset.columns",
+        ),
         (DatasetSpec(core=Core(-1, 0)), "dataset.core.min_user_events: -1"),
         (DatasetSpec(duplicates="dorp"), "did you mean drop?"),
         (DatasetSpec(memory_limit="much"), "dataset.memory_limit: much"),

@@ -6,7 +6,7 @@ Property 12 (the sampler has no memory) is in test_splits.py. Where a property n
 
     9   any relabelling of items if the times of a user are distinct; with ties, one that keeps the order of ids, since
         the tie rule goes by them. Users: one that keeps their order, since the split shuffles the sorted ids; any
-        under leave_one_out, which assigns nobody.
+        under leave_one_out, which assigns nobody, and under column, which assigns by name, if it names validation users.
     10  removing a user shuffles the others anew and takes items out of the vocabulary, so it is stated of what an
         episode is made of: the times and, where both vocabularies know them, the items of every user who stays in the
         split. Not of user_time, whose cuts are quantiles of all events.
@@ -27,13 +27,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from reference.prepare_reference import Row
-from reference.small_logs import logs, prepare_or_none, quick, shape, windows
+from reference.small_logs import SPLIT, logs, prepare_or_none, quick, shape, windows
 
 from metarec.data import guards, pipeline, splits, sql, store
 from metarec.data.episodes import EpisodeRanges
 from metarec.data.store import Prepared
 
-SPLIT_RULES = ["user_time", "user_disjoint", "leave_one_out"]
+SPLIT_RULES = ["user_time", "user_disjoint", "leave_one_out", "column"]
 Change = Callable[[Any], Any]
 
 
@@ -146,7 +146,7 @@ def test_9_any_relabelling_of_items_at_distinct_times(rows: list[Row], by: str, 
     one = prepare_or_none(rows, shape(by=by))
     assume(one is not None)
     users = {user: user for user in {row.user for row in rows}}
-    if by == "leave_one_out":
+    if by == "leave_one_out" or (by == "column" and {row.split for row in rows} - {"train", "test"}):
         users = dict(zip(sorted(users), sorted(users, key=lambda user: user * 7 % 13), strict=True))
     two = prepare_or_none(relabelled(rows, lambda u: users[u], lambda i: to[i // 5 - 1]), shape(by=by))
     assert one is not None
@@ -179,15 +179,18 @@ def same_where_both_know(one: Any, two: Any) -> bool:
 
 
 @quick
-@given(logs(), st.sampled_from(["user_disjoint", "leave_one_out"]), st.data())
+@given(logs(), st.sampled_from(["user_disjoint", "leave_one_out", "column"]), st.data())
 def test_10_removing_a_user(rows: list[Row], by: str, data: st.DataObject) -> None:
     one = prepare_or_none(rows, shape(1, 1, by=by))
     assume(one is not None)
     assert one is not None
     gone = data.draw(st.sampled_from(one.user_ids.tolist()))
-    two = prepare_or_none([row for row in rows if str(row.user) != gone], shape(1, 1, by=by))
+    others = [row for row in rows if str(row.user) != gone]
+    two = prepare_or_none(others, shape(1, 1, by=by))
     assume(two is not None)
     assert two is not None
+    # where nobody is drawn, nobody moves
+    all_stay = by == "leave_one_out" or (by == "column" and any((row.split or "").startswith("val") for row in others))
     compared = 0
     for split in store.SPLITS:
         before, after = windows(one, split), windows(two, split)
@@ -195,9 +198,9 @@ def test_10_removing_a_user(rows: list[Row], by: str, data: st.DataObject) -> No
             compared += 1
             assert len(before[user]) == len(after[user])
             assert all(same_where_both_know(*both) for both in zip(before[user], after[user], strict=True))
-        if by == "leave_one_out":
+        if all_stay:
             assert before.keys() - {gone} == after.keys()
-    assert compared or by != "leave_one_out"
+    assert compared or not all_stay
 
 
 @quick
@@ -237,7 +240,8 @@ def fixed_log() -> list[Row]:
     for user in range(9):
         for n in range(24):
             time = 1_600_000_000 + (n - (n % 4 == 2)) * 60 + (n // 4) * 1_801
-            rows.append(Row(user, (n * (user % 3 + 1)) % 5 * 5 + 5, time * 1_000_000, n, n // 4, len(rows)))
+            item = (n * (user % 3 + 1)) % 5 * 5 + 5
+            rows.append(Row(user, item, time * 1_000_000, n, n // 4, len(rows), SPLIT[user]))
     return rows
 
 

@@ -36,6 +36,11 @@ def test_auto_rules() -> None:
     assert splits.split_rule(DatasetSpec(), True) == "user_time"
     assert splits.split_rule(DatasetSpec(), False) == "user_disjoint"
     assert splits.split_rule(DatasetSpec(split=Split(by="leave_one_out")), False) == "leave_one_out"
+    assert splits.split_rule(DatasetSpec(columns=Columns(split="fold")), True) == "column"
+    assert (
+        splits.split_rule(DatasetSpec(columns=Columns(split="fold"), split=Split(by="user_time")), True) == "user_time"
+    )
+    assert splits.split_rule(DatasetSpec(columns=Columns(split="fold"), source="synthetic"), False) == "user_disjoint"
 
 
 def test_all_problems_are_found_together() -> None:

@@ -24,6 +24,7 @@ class Row:
     order: int = 0
     session: Any = None
     place: int = 0  # row of the file
+    split: str | None = None  # of the split column
 
 
 @dataclass
@@ -51,7 +52,8 @@ def in_id_order(ids: set[Any]) -> list[Any]:
 
 
 def prepare_reference(rows: list[Row], spec: DatasetSpec, *, rule: str, split_by: str) -> Expected:
-    """``rule``: gap, user or column; ``split_by``: user_time, user_disjoint or leave_one_out."""
+    """``rule``: gap, user or column; ``split_by``: user_time, user_disjoint, leave_one_out or column."""
+    given = {row.user: {"valid": "val", "validation": "val"}.get(row.split or "", row.split) for row in rows}
     found = Expected()
     found.steps["input"] = len(rows)
     item_rank = {item: n for n, item in enumerate(in_id_order({row.item for row in rows}))}
@@ -97,6 +99,13 @@ def prepare_reference(rows: list[Row], spec: DatasetSpec, *, rule: str, split_by
     users = [user for user in users if user in found.sessions]
     if split_by == "leave_one_out":
         found.split = dict.fromkeys(users, "train")
+    elif split_by == "column":
+        found.split = {user: str(given[user]) for user in users}
+        if "val" not in given.values():
+            training = [user for user in users if given[user] == "train"]
+            np.random.RandomState(spec.split.seed).shuffle(training)
+            for user in training[: int(spec.split.fractions[1] * len(training))]:
+                found.split[user] = "val"
     else:
         shuffled = list(users)
         np.random.RandomState(spec.split.seed).shuffle(shuffled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from reference.prepare_reference import Row
+from reference.prepare_reference import Row, prepare_reference
 
 from metarec.data import store
 from metarec.data.prepare import prepare
@@ -21,6 +22,7 @@ from metarec.data.store import Prepared
 from metarec.errors import DataError
 
 START = 1_600_000_000  # seconds
+SPLIT = ["train", "test", "train", "train", "val", "train", "test", "valid", "train"]  # of nine users
 MINUTE = 60
 EXAMPLES = int(os.environ.get("METAREC_PROPERTY_EXAMPLES", "25"))
 quick = settings(
@@ -36,19 +38,24 @@ quick = settings(
 def logs(draw: st.DrawFn, *, ties: bool = True, text_ids: bool | None = None) -> list[Row]:
     """5-9 users of 6-14 events in about 3 hours, 6 items: sessions, repeats, ties and duplicates all occur.
 
+    Their split column has users to train and to test; in half of the logs some validate, under any of the three words.
     Without ``ties`` the times of a user are distinct.
     """
     as_text = draw(st.booleans()) if text_ids is None else text_ids
     names = draw(st.sampled_from([[3, 20, 100, 7, 55, -4, 0, 12, 9], [10, 2, 33, 4, 500, 6, 71, 8, 90]]))
     zeros = draw(st.booleans())  # leading zeros make ids text that sorts as text
     rows = []
-    for user in names[: draw(st.integers(5, 9))]:
+    words = draw(st.sampled_from([["train", "test"], ["train", "val", "test"]]))
+    for number, user in enumerate(names[: draw(st.integers(5, 9))]):
+        word = words[number % len(words)] if number < 3 else draw(st.sampled_from(words))
         steps = draw(st.lists(st.integers(0 if ties else 1, 4), min_size=6, max_size=14))
         time = START + draw(st.integers(0, 60)) * MINUTE
         for step in steps:
             time += [0, 1, 7 * MINUTE, 30 * MINUTE, 30 * MINUTE + 1][step]
             item = draw(st.integers(1, 6)) * 5
-            rows.append(Row(user, item, time * 1_000_000, draw(st.integers(0, 3)), draw(st.integers(1, 2))))
+            said = draw(st.sampled_from(["val", "valid", "validation"])) if word == "val" else word
+            order, session = draw(st.integers(0, 3)), draw(st.integers(1, 2))
+            rows.append(Row(user, item, time * 1_000_000, order, session, split=said))
     rows = draw(st.permutations(rows))
     for place, row in enumerate(rows):
         row.place = place
@@ -64,17 +71,20 @@ def example_log() -> list[Row]:
         time = 1_600_000_000 + user * 600
         for n in range(24):
             time += 1801 if n % 4 == 0 else 60
-            rows.append(Row(user, (n * (user % 3 + 1)) % 5, time * 1_000_000, n, n // 4, len(rows)))
+            rows.append(Row(user, (n * (user % 3 + 1)) % 5, time * 1_000_000, n, n // 4, len(rows), SPLIT[user]))
     return rows
 
 
 def shape(k: int = 2, q: int = 1, stride: int = 1, **options: Any) -> DatasetSpec:
     """Options that leave small logs some episodes."""
     split = Split(by=options.pop("by", "user_disjoint"), fractions=[0.4, 0.3, 0.3], time_quantiles=[0.4, 0.6])
+    columns = options.pop("columns", Columns())
+    if split.by == "column":
+        columns = replace(columns, split="split")
     sessions = options.pop("sessions", Sessions())
     return DatasetSpec(
         duplicates=options.pop("duplicates", "drop"), episodes=EpisodeShape(k, q, stride), split=split,
-        sessions=sessions, **options,
+        sessions=sessions, columns=columns, **options,
     )  # fmt: skip
 
 
@@ -85,6 +95,7 @@ def write_log(rows: list[Row], path: Path) -> None:
         "timestamp": [row.time // 1_000_000 for row in rows],
         "order": [row.order for row in rows],
         "session": [row.session for row in rows],
+        "split": pa.array([row.split for row in rows], pa.string()),
     }
     pq.write_table(pa.table(columns), path)
 
@@ -103,11 +114,11 @@ def prepare_rows(rows: list[Row], spec: DatasetSpec) -> Prepared:
 
 
 def prepare_or_none(rows: list[Row], spec: DatasetSpec) -> Prepared | None:
-    """None if a filter leaves too little; every other failure is raised."""
+    """None if a filter leaves too little, or the column nobody to train or test; every other failure is raised."""
     try:
         return prepare_rows(rows, spec)
     except DataError as error:
-        if "0 events left" in str(error) or "dataset.episodes.n_support" in str(error):
+        if any(said in str(error) for said in ("0 events left", "dataset.episodes.n_support", "no user is t")):
             return None
         raise
 
@@ -138,3 +149,45 @@ def windows(prepared: Prepared, split: str) -> dict[str, list[list[tuple[tuple[s
 def columns_of_log() -> Columns:
     """The columns that `write_log` writes, with order and session mapped."""
     return Columns(order="order", session="session")
+
+
+def assert_as_reference(prepared: Prepared | None, rows: list[Row], spec: DatasetSpec, rule: str, by: str) -> None:
+    """Every event, session, split, pair, episode, item and count as the reference has it."""
+    expected = prepare_reference(rows, spec, rule=rule, split_by=by)
+    if prepared is None:
+        assert not all(expected.episodes.values())
+        return
+    assert prepared.user_ids.tolist() == [str(u) for u in expected.pairs]
+    assert prepared.item_ids.tolist() == [str(item) for item in expected.vocabulary]
+    assert prepared.time_cuts == expected.cuts
+    steps = {step["step"]: step["rows"] for step in prepared.funnel}
+    assert {name: rows for name, rows in expected.steps.items() if name in steps} == {
+        name: rows for name, rows in steps.items() if name in expected.steps
+    }
+    known = {str(item) for item in expected.vocabulary}
+
+    def named(item: object) -> str | None:
+        return str(item) if str(item) in known else None
+
+    for number, user in enumerate(expected.pairs):
+        first, last = prepared.user_sessions[number], prepared.user_sessions[number + 1]
+        sessions = [
+            [
+                (item_name(prepared, prepared.item[e]), int(prepared.time[e]))
+                for e in range(*prepared.session_offsets[[s, s + 1]])
+            ]
+            for s in range(first, last)
+        ]
+        assert sessions == [[(named(r.item), r.time) for r in s] for s in expected.sessions[user] if s]
+        some = bool(sessions)
+        code = {"train": 0, "val": 1, "test": 2}[expected.split[user]] if some else -1
+        assert prepared.user_split[number] == code
+        pairs = [pair(prepared, p) for p in range(*prepared.user_pairs[[number, number + 1]])]
+        assert pairs == [(tuple(map(named, x)), named(y), t) for _, x, y, t in expected.pairs[user]]
+        begin = prepared.session_offsets[first]
+        assert prepared.train_event_end[number] - begin == len(expected.training_events[user])
+        assert prepared.train_pairs[1][number] - prepared.train_pairs[0][number] == expected.n_train_pairs[user]
+    for split, episodes in expected.episodes.items():
+        flat = [episode for of_user in windows(prepared, split).values() for episode in of_user]
+        assert flat == [[(tuple(map(named, x)), named(y), t) for _, x, y, t in episode] for episode in episodes]
+        assert prepared.counts["episodes"][split] == len(episodes)
