@@ -167,12 +167,12 @@ def heat_map(
 
 def forest(title: str, desc: str, rows: Sequence[tuple[str, float, float, float, int, str]], label: str) -> Markup:
     """A row for each (name, mean, low, high, style, what is shown when pointed at): its mean on its interval, beside 0."""
-    left, top, tall = 128, 12, 26
+    left, right, top, tall = 128, WIDTH - 24, 12, 26  # half of the last tick's text stands right of it
     bottom = top + tall * len(rows)
     x = linear([0.0, *(value for _, _, low, high, _, _ in rows for value in (low, high))], label)
 
     def at(value: float) -> float:
-        return x.at(value, left, WIDTH - RIGHT)
+        return x.at(value, left, right)
 
     parts: list[Child] = []
     for value, text in x.ticks:
@@ -184,7 +184,7 @@ def forest(title: str, desc: str, rows: Sequence[tuple[str, float, float, float,
         drawn = el("line", x1=_n(at(low)), x2=_n(at(high)), y1=_n(y), y2=_n(y), class_=f"line s{style % STYLES}")
         parts.append(el("g", el("title", said), drawn, marker(at(mean), y, style)))
         parts.append(el("text", name, x=left - 8, y=_n(y + 4), class_="tick", text_anchor="end"))
-    middle = _n((left + WIDTH - RIGHT) / 2)
+    middle = _n((left + right) / 2)
     parts.append(el("text", label, x=middle, y=bottom + 40, class_="label", text_anchor="middle"))
     return _svg(title, desc, bottom + 48, parts)
 

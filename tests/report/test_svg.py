@@ -143,14 +143,14 @@ def test_a_crowded_k_curve_keeps_the_bands_that_are_argued_about() -> None:
 
 
 def test_a_forest_has_each_interval_where_it_lies_and_0_marked() -> None:
-    """Ticks from -.1 to .2 between 128 and 466: a unit of .1 is (466 - 128) / 3 wide."""
+    """Ticks from -.1 to .2 between 128 and 456: a unit of .1 is (456 - 128) / 3 wide."""
     rows = [("mars", 0.1, 0.05, 0.2, 0, "a"), (HOSTILE, -0.05, -0.1, 0.0, 1, "b")]
     root = parsed(svg.forest("t", "d", rows, "gain"))
-    zero = 128 + (466 - 128) / 3
+    zero = 128 + (456 - 128) / 3
     (rule,) = (one for one in root.iter(f"{NS}line") if one.attrib["class"] == "rule")
     assert float(rule.attrib["x1"]) == pytest.approx(zero, abs=0.05)
     drawn = [one for one in root.iter(f"{NS}line") if one.attrib["class"].startswith("line")]
-    unit = (466 - 128) / 0.3
+    unit = (456 - 128) / 0.3
     for one, (_, _, low, high, style, _) in zip(drawn, rows, strict=True):
         assert float(one.attrib["x1"]) == pytest.approx(zero + low * unit, abs=0.06)
         assert float(one.attrib["x2"]) == pytest.approx(zero + high * unit, abs=0.06)
