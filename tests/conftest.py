@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Tiny tensors: a second thread only spins, and pytest -n has the cores at work already. Before torch is imported.
@@ -22,6 +24,17 @@ def data_dir() -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    """Hydra's --info, called in this process, leaves the root logger at DEBUG with the captured stderr of a test that is
+    over, which a later test would find in its own."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = [handler for handler in root.handlers if handler in handlers]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
