@@ -1,6 +1,6 @@
 """Claim: 95 % intervals of HR@10, NDCG@10 and MRR, and of differences, hold the truth in 94 to 96 % of logs of 300 users.
 
-    python benchmarks/coverage.py                     # 8,000 logs of 300 users, and of 50 and 20
+    python benchmarks/coverage.py                     # 8,000 logs of 300 users, and of 50 and 20; 3 minutes
     python benchmarks/coverage.py --logs 1000 --users 300 --seed-logs 0
 
 A simulated log has users who differ: with ability a ~ N(0, 1) the rank of a target under method m is
@@ -14,8 +14,9 @@ integrated out by Gauss-Hermite quadrature. Two methods; of the second, and of i
     hr@10, ndcg@10, mrr, hr@1      mean over targets, the interval of `intervals.cluster_bootstrap`
     macro.<metric>                 mean over users
 
-`plain`: the percentile interval that is not expanded. Over seeds (`metrics.seeds`): normal users and seeds whose spread is
-`ratio` times that of the mean over users; users alone beside users and seeds. The last line is one JSON object.
+`expanded`: the same without BCa's correction; `plain`: percentiles, neither corrected nor expanded. Over seeds
+(`metrics.seeds`): normal users and seeds whose spread is `ratio` times that of the mean over users; users alone beside
+users and seeds. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from statistics import NormalDist
 import numpy as np
 from machine import finish, machine, peak_rss_bytes
 
-from metarec.metrics.intervals import bootstrap_replicates, percentile_interval
+from metarec.metrics.bootstrap import of_sums
 from metarec.metrics.ranking import METRICS
 from metarec.metrics.seeds import over_seeds
+from metarec.metrics.student import expanded_z
 
 MU = (2.9, 2.7)
 ABILITY, OWN, TARGET, BOTH = 0.9, 0.5, 1.0, 0.7
@@ -77,30 +79,40 @@ def logs(rng: np.random.Generator, n_users: int, n_logs: int) -> tuple[Array, di
 
 
 def coverage(n_users: int, n_logs: int, block: int, n_resamples: int) -> dict[str, dict[str, float]]:
-    """figure -> shares of logs whose interval holds the truth, expanded and plain."""
-    wanted, rows = truth(), np.arange(n_users)
-    hits: dict[str, Array] = {name: np.zeros(2) for name in wanted}
+    """figure -> shares of logs whose interval holds the truth, and of those where it lies below or above."""
+    wanted = truth()
+    hits: dict[str, Array] = {name: np.zeros((3, 2)) for name in wanted}
     done = 0
     while done < n_logs:
         size = min(block, n_logs - done)
         rng = np.random.default_rng([n_users, done])
         count, sums = logs(rng, n_users, size)
-        # of logs drawn together: mean of sums over mean of counts, user by user the same draws
-        counts = bootstrap_replicates(count, rows, n_resamples=n_resamples, seed=done)
+        # logs drawn together are columns with counts of their own, user by user the same draws
         for name, table in sums.items():
             metric = name.removeprefix("gain ")
             macro = f"gain macro.{metric}" if name.startswith("gain ") else f"macro.{metric}"
-            for figure, replicates in (
-                (name, bootstrap_replicates(table, rows, n_resamples=n_resamples, seed=done) / counts),
-                (macro, bootstrap_replicates(table / count, rows, n_resamples=n_resamples, seed=done)),
-            ):
-                true = wanted[figure]
-                for way, (low, high) in enumerate(
-                    (percentile_interval(replicates, 0.95, n_users), np.quantile(replicates, [0.025, 0.975], axis=0))
-                ):
-                    hits[figure][way] += ((low <= true) & (true <= high)).sum()
+            for figure, of in ((name, (table, count)), (macro, (table / count, np.ones(n_users)))):
+                drawn = of_sums(*of, n_resamples=n_resamples, seed=done)
+                tail = NormalDist().cdf(-expanded_z(0.95, n_users - 1, 1.0 - 1.0 / n_users))
+                ends = (
+                    drawn.interval(0.95),
+                    np.quantile(drawn.draws, [tail, 1.0 - tail], axis=0),
+                    np.quantile(drawn.draws, [0.025, 0.975], axis=0),
+                )
+                for way, (low, high) in enumerate(ends):
+                    hits[figure][way] += [(wanted[figure] < low).sum(), (wanted[figure] > high).sum()]
         done += size
-    return {name: {"coverage": hit[0] / n_logs, "plain": hit[1] / n_logs} for name, hit in hits.items()}
+    return {
+        name: {
+            **{
+                way: 1 - missed.sum() / n_logs
+                for way, missed in zip(("coverage", "expanded", "plain"), own, strict=True)
+            },
+            "below": own[0, 0] / n_logs,
+            "above": own[0, 1] / n_logs,
+        }
+        for name, own in hits.items()
+    }
 
 
 def seed_coverage(n_seeds: int, ratio: float, n_logs: int, n_users: int = 300) -> dict[str, float]:
@@ -128,12 +140,16 @@ def main() -> None:
     error = math.sqrt(0.95 * 0.05 / options.logs)
     true = truth()
     print(
-        f"95 % intervals, {options.logs:,} logs each, standard error of a share {100 * error:.2f} %; plain in brackets"
+        f"95 % intervals, {options.logs:,} logs each, standard error of a share {100 * error:.2f} %; "
+        "in brackets expanded alone, and plain"
     )
-    print(f"{'':20s}{'truth':>8s}" + "".join(f"{n:>12,} users" for n in options.users))
+    print(f"{'':20s}{'truth':>8s}" + "".join(f"{n:>15,} users" for n in options.users))
     for name in true:
-        shares = [f"{100 * own[name]['coverage']:.1f} ({100 * own[name]['plain']:.1f})" for own in found.values()]
-        print(f"{name:20s}{true[name]:8.4f}" + "".join(f"{share:>18s}" for share in shares))
+        shares = [
+            "{:.1f} ({:.1f}, {:.1f})".format(*(100 * own[name][way] for way in ("coverage", "expanded", "plain")))
+            for own in found.values()
+        ]
+        print(f"{name:20s}{true[name]:8.4f}" + "".join(f"{share:>21s}" for share in shares))
     seeds = {
         f"{n_seeds} seeds, ratio {ratio:g}": seed_coverage(n_seeds, ratio, options.seed_logs)
         for n_seeds in (3, 5) for ratio in (0.0, 1.0, 3.0, 30.0) if options.seed_logs

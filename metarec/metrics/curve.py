@@ -6,7 +6,7 @@
 One set of draws of users serves every K and method, so that differences along a curve are paired: the interval of the gain
 is that of (K minus smallest K) over the same drawn users, and holds 0 where more support did not show.
 
-Shapes: n targets, K one of the support sizes. Bootstrap as in `metrics.intervals`.
+Shapes: n targets, K one of the support sizes. Intervals as in `metrics.bootstrap`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from metarec.metrics import intervals as iv
+from metarec.metrics.bootstrap import bootstrap
 from metarec.metrics.finite import interval, plain_json
 from metarec.metrics.ranking import METRICS
 from metarec.metrics.records import TargetRecords
@@ -39,17 +39,10 @@ def curve(
     first = records_by_k[ks[0]]
     for k in ks[1:]:
         _refuse_others(first, records_by_k[k], f"K={k} and K={ks[0]}")
-    n_users = np.unique(first.user).size
-    means, ends, gains = [], [], []
-    draws_of_first = iv.bootstrap_replicates(first.values, first.user, n_resamples=n_resamples, seed=seed)
-    for k in ks:
-        values = records_by_k[k].values
-        draws = iv.bootstrap_replicates(
-            values, first.user, n_resamples=n_resamples, seed=seed
-        )  # the same draws of users
-        means.append(values.mean(axis=0))
-        ends.append(iv.percentile_interval(draws, confidence, n_users))
-        gains.append(iv.percentile_interval(draws - draws_of_first, confidence, n_users))
+    # the same draws of users for every K
+    drawn = [bootstrap(records_by_k[k].values, first.user, n_resamples=n_resamples, seed=seed) for k in ks]
+    gained = [one - drawn[0] for one in drawn]
+    ends, gains = ([one.interval(confidence) for one in some] for some in (drawn, gained))
 
     def along(figure: Any) -> Json:
         return {
@@ -62,11 +55,11 @@ def curve(
 
     out = {
         "ks": ks,
-        "users": int(n_users),
+        "users": drawn[0].n_users,
         "targets": int(first.user.size),
         "split": split,
-        "methods": along(lambda i, c: (means[i][c], ends[i][0][c], ends[i][1][c])),
-        "gain": along(lambda i, c: (means[i][c] - means[0][c], gains[i][0][c], gains[i][1][c])),
+        "methods": along(lambda i, c: (drawn[i].mean[c], ends[i][0][c], ends[i][1][c])),
+        "gain": along(lambda i, c: (gained[i].mean[c], gains[i][0][c], gains[i][1][c])),
     }
     checked: Json = plain_json(out, "k_curve")
     return checked

@@ -21,9 +21,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy.typing as npt
-
 from metarec.metrics import intervals as iv
+from metarec.metrics.bootstrap import Drawn, per_user_sums
 from metarec.metrics.finite import interval, or_none
 from metarec.metrics.ranking import METRICS
 from metarec.metrics.records import TargetRecords
@@ -69,26 +68,26 @@ def n_flips(n_differences: int, n_resamples: int, confidence: float) -> int:
 def differences(
     records: TargetRecords,
     wanted: Mapping[str, Pair],
-    replicates: npt.NDArray[Any],
+    drawn: Drawn,
     *,
     n_resamples: int,
     confidence: float,
     seed: int,
 ) -> Json:
-    """name -> {of, against, <metric>: what stands above}; ``replicates`` [R, m] of the columns of ``records.values``."""
+    """name -> {of, against, <metric>: what stands above}; ``drawn``: the columns of ``records.values``."""
     if not wanted:
         return {}
     left = [records.column(of, metric) for of, _ in wanted.values() for metric in METRICS]
     right = [records.column(against, metric) for _, against in wanted.values() for metric in METRICS]
     delta = records.values[:, left] - records.values[:, right]
-    draws = replicates[:, left] - replicates[:, right]
-    sums, counts = iv.per_user_sums(delta, records.user)
+    apart = drawn.columns(left) - drawn.columns(right)
+    sums, counts = per_user_sums(delta, records.user)
     by_user = sums / counts[:, None]
-    low, high = iv.percentile_interval(draws, confidence, counts.size)
+    low, high = apart.interval(confidence)
     p_values = iv.sign_flip_p_values(sums, n_resamples=n_flips(len(wanted), n_resamples, confidence), seed=seed)
     corrected = iv.holm(p_values)
-    mean, macro = delta.mean(axis=0), by_user.mean(axis=0)
-    size, smallest = iv.effect_size(by_user), iv.detectable(draws, confidence, counts.size)
+    mean, macro = apart.mean, by_user.mean(axis=0)
+    size, smallest = iv.effect_size(by_user), iv.detectable(apart, confidence)
 
     out: Json = {}
     column = 0

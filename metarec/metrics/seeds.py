@@ -26,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from metarec.metrics import intervals as iv
-from metarec.metrics.student import expanded_tail, t_quantile, z_quantile
+from metarec.metrics.bootstrap import Drawn, of_sums
+from metarec.metrics.student import t_quantile, z_quantile
 
 Array = npt.NDArray[np.float64]
 ENOUGH_SEEDS = 3
@@ -69,7 +70,7 @@ def over_seeds(
     With ``targets`` the mean over targets, as in metrics.json; without, the mean over users.
     """
     table, weight = _checked(values, targets)
-    return _level(table, weight, _draws(table, weight, n_resamples=n_resamples, seed=seed), confidence)
+    return _level(table, weight, _drawn(table, weight, n_resamples=n_resamples, seed=seed), confidence)
 
 
 def difference_over_seeds(
@@ -86,16 +87,15 @@ def difference_over_seeds(
     if left.shape != right.shape:
         raise ValueError(f"{left.shape} and {right.shape}: a paired difference is over the same seeds and users")
     table, weight = _checked(left - right, targets)
-    draws = _draws(table, weight, n_resamples=n_resamples, seed=seed)
-    level = _level(table, weight, draws, confidence)
+    drawn = _drawn(table, weight, n_resamples=n_resamples, seed=seed)
+    level = _level(table, weight, drawn, confidence)
     by_user = table.mean(axis=0)[:, None]
-    n_users = table.shape[1]
     return SeedDifference(
         **asdict(level),
         p_value=float(iv.sign_flip_p_values(by_user * weight[:, None], n_resamples=n_resamples, seed=seed)[0]),
         effect_size=float(iv.effect_size(by_user)[0]),
         detectable=math.hypot(
-            float(iv.detectable(draws[:, None], confidence, n_users)[0]),
+            float(iv.detectable(drawn, confidence)[0]),
             (z_quantile((1.0 + confidence) / 2.0) + z_quantile(0.8)) * math.sqrt(_seed_variance(table, weight)),
         ),
         verdict=iv.verdict(level.low, level.high),
@@ -112,12 +112,9 @@ def _checked(values: npt.ArrayLike, targets: npt.ArrayLike | None) -> tuple[Arra
     return table, weight
 
 
-def _draws(table: Array, weight: Array, *, n_resamples: int, seed: int) -> Array:
-    """Draws of users [R]: of the mean over seeds and targets."""
-    summed = np.column_stack([(table.mean(axis=0) * weight), weight])
-    means = iv.bootstrap_replicates(summed, np.arange(table.shape[1]), n_resamples=n_resamples, seed=seed)
-    draws: Array = means[:, 0] / means[:, 1]  # mean of the users' sums over mean of their targets
-    return draws
+def _drawn(table: Array, weight: Array, *, n_resamples: int, seed: int) -> Drawn:
+    """The mean over seeds and targets, users drawn."""
+    return of_sums((table.mean(axis=0) * weight)[:, None], weight, n_resamples=n_resamples, seed=seed)
 
 
 def _seed_variance(table: Array, weight: Array) -> float:
@@ -126,13 +123,11 @@ def _seed_variance(table: Array, weight: Array) -> float:
     return 0.0 if n_seeds < ENOUGH_SEEDS else float((table @ weight / weight.sum()).var(ddof=1)) / n_seeds
 
 
-def _ends(mean: float, draws: Array, of_seeds: float, n_seeds: int, n_users: int, confidence: float) -> list[float]:
+def _ends(drawn: Drawn, of_seeds: float, n_seeds: int, confidence: float) -> list[float]:
     """Low and high; `of_seeds`: the variance of the mean by seeds."""
-    if n_users < 2:
-        return [math.nan, math.nan]
-    tail = expanded_tail(confidence, n_users - 1, 1.0 - 1.0 / n_users)
-    alone = [float(end) for end in np.quantile(draws, [tail, 1.0 - tail])]
-    if of_seeds == 0.0:
+    alone = [float(end[0]) for end in drawn.interval(confidence)]
+    mean, n_users = float(drawn.mean[0]), drawn.n_users
+    if of_seeds == 0.0 or n_users < 2:
         return alone
     p = (1.0 + confidence) / 2.0
     out = []
@@ -144,13 +139,12 @@ def _ends(mean: float, draws: Array, of_seeds: float, n_seeds: int, n_users: int
     return [mean - out[0], mean + out[1]]
 
 
-def _level(table: Array, weight: Array, draws: Array, confidence: float) -> OverSeeds:
+def _level(table: Array, weight: Array, drawn: Drawn, confidence: float) -> OverSeeds:
     n_seeds, n_users = table.shape
     of_seeds = table @ weight / weight.sum()
-    mean = float(of_seeds.mean())
-    low, high = _ends(mean, draws, _seed_variance(table, weight), n_seeds, n_users, confidence)
+    low, high = _ends(drawn, _seed_variance(table, weight), n_seeds, confidence)
     return OverSeeds(
-        mean=mean,
+        mean=float(of_seeds.mean()),
         low=low,
         high=high,
         sd_seeds=float(of_seeds.std(ddof=1)) if n_seeds > 1 else math.nan,

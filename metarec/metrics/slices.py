@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from metarec.metrics import intervals as iv
+from metarec.metrics.bootstrap import bootstrap
 from metarec.metrics.differences import subject
 from metarec.metrics.finite import interval
 from metarec.metrics.ranking import METRICS
@@ -106,7 +106,7 @@ def _figures(
     if of == against or not {of, against} <= set(records.ranks):
         return out
     delta = values[:, records.columns(of)] - values[:, records.columns(against)]
-    draws = iv.bootstrap_replicates(delta, users, n_resamples=n_resamples, seed=seed)
-    low, high = iv.percentile_interval(draws, confidence, n_users)
-    gain = (interval(*three) for three in zip(delta.mean(axis=0), low, high, strict=True))
+    drawn = bootstrap(delta, users, n_resamples=n_resamples, seed=seed)
+    low, high = drawn.interval(confidence)
+    gain = (interval(*three) for three in zip(drawn.mean, low, high, strict=True))
     return {**out, "of": of, "against": against, "gain": dict(zip(METRICS, gain, strict=True))}

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metarec.metrics import intervals as iv
+from metarec.metrics.bootstrap import Drawn, bootstrap, per_user_sums, user_means
 from metarec.metrics.differences import differences as differences_table
 from metarec.metrics.differences import n_flips, pairs_of
 from metarec.metrics.finite import ends, interval, or_none, plain_json
@@ -55,19 +56,17 @@ def summarise(
     options: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     user, values = records.user, records.values
     users = np.unique(user)
-    replicates = iv.bootstrap_replicates(values, user, n_resamples=n_resamples, seed=seed)
-    low, high = iv.percentile_interval(replicates, confidence, users.size)
-    means = values.mean(axis=0)
+    drawn = bootstrap(values, user, n_resamples=n_resamples, seed=seed)
+    low, high = drawn.interval(confidence)
+    means = drawn.mean
 
-    by_user = iv.user_means(values, user)
-    macro = by_user.mean(axis=0)
-    macro_draws = iv.bootstrap_replicates(by_user, users, n_resamples=n_resamples, seed=seed)
-    macro_low, macro_high = iv.percentile_interval(macro_draws, confidence, users.size)
+    macro = bootstrap(user_means(values, user), users, n_resamples=n_resamples, seed=seed)
+    macro_low, macro_high = macro.interval(confidence)
 
     out: Json = {
         "metrics": _table(records, lambda c: float(means[c])),
         "intervals": _table(records, lambda c: ends(low[c], high[c])),
-        "macro": _table(records, lambda c: interval(macro[c], macro_low[c], macro_high[c])),
+        "macro": _table(records, lambda c: interval(macro.mean[c], macro_low[c], macro_high[c])),
         "counts": {
             "users": int(users.size),
             "episodes": int(np.unique(records.episode).size),
@@ -84,12 +83,12 @@ def summarise(
 
     wanted = pairs_of(records.ranks) if differences is None else differences
     wanted = {name: pair for name, pair in wanted.items() if set(pair) <= set(records.ranks)}
-    out["differences"] = differences_table(records, wanted, replicates, **options)
+    out["differences"] = differences_table(records, wanted, drawn, **options)
     if wanted:
         out["bootstrap"]["n_flips"] = n_flips(len(wanted), n_resamples, confidence)
     _published(out)
     if {"zeroshot", "bayes_fewshot"} <= set(records.ranks):
-        out["share_of_gap"] = _shares(records, means, replicates, confidence, users.size)
+        out["share_of_gap"] = _shares(records, drawn, confidence)
     checked: Json = plain_json(out, "metrics.json")
     return checked
 
@@ -97,14 +96,14 @@ def summarise(
 def per_user(records: TargetRecords) -> dict[str, npt.NDArray[Any]]:
     """Columns of per_user.parquet: user, n_targets, n_repeat, n_unknown, ``<method>.<metric>`` (mean over targets)."""
     flags = np.stack([records.repeat, records.unknown], axis=1).astype(np.float64)
-    sums, counts = iv.per_user_sums(flags, records.user)
+    sums, counts = per_user_sums(flags, records.user)
     columns: dict[str, npt.NDArray[Any]] = {
         "user": np.unique(records.user),
         "n_targets": counts.astype(np.int64),
         "n_repeat": sums[:, 0].astype(np.int64),
         "n_unknown": sums[:, 1].astype(np.int64),
     }
-    means = iv.user_means(records.values, records.user)
+    means = user_means(records.values, records.user)
     for method in records.ranks:
         for metric in METRICS:
             columns[f"{method}.{metric}"] = means[:, records.column(method, metric)]
@@ -124,10 +123,9 @@ def _subset(
     out: Json = {"targets": count, "users": int(users), "metrics": {}, "intervals": {}}
     if count:
         values = records.values[chosen]
-        means = values.mean(axis=0)
-        replicates = iv.bootstrap_replicates(values, records.user[chosen], n_resamples=n_resamples, seed=seed)
-        low, high = iv.percentile_interval(replicates, confidence, users)
-        out["metrics"] = _table(records, lambda c: float(means[c]))
+        drawn = bootstrap(values, records.user[chosen], n_resamples=n_resamples, seed=seed)
+        low, high = drawn.interval(confidence)
+        out["metrics"] = _table(records, lambda c: float(drawn.mean[c]))
         out["intervals"] = _table(records, lambda c: ends(low[c], high[c]))
     return out
 
@@ -148,13 +146,7 @@ def _published(out: Json) -> None:
         out["intervals"]["improvement"] = {metric: _ends(zero[metric]) for metric in METRICS}
 
 
-def _shares(
-    records: TargetRecords,
-    means: npt.NDArray[np.float64],
-    replicates: npt.NDArray[np.float64],
-    confidence: float,
-    n_users: int,
-) -> Json:
+def _shares(records: TargetRecords, drawn: Drawn, confidence: float) -> Json:
     start = "pretrained" if "pretrained" in records.ranks else "zeroshot"
     out: Json = {}
     for method in records.ranks:
@@ -163,7 +155,7 @@ def _shares(
         out[method] = {}
         for metric in METRICS:
             three = [records.column(name, metric) for name in (method, start, "bayes_fewshot")]
-            share, low, high = iv.gap_ratio(means[three], replicates[:, three], confidence=confidence, n_users=n_users)
+            share, low, high = iv.gap_ratio(drawn.columns(three), confidence)
             out[method][metric] = {"share": or_none(share), "low": or_none(low), "high": or_none(high)}
     return out
 

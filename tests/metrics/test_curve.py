@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from metarec.metrics import curve as module
+from metarec.metrics.bootstrap import Drawn
 from metarec.metrics.curve import curve
 from metarec.metrics.intervals import cluster_bootstrap, paired_difference
 from metarec.metrics.ranking import METRICS
@@ -44,12 +45,12 @@ def test_every_point_against_the_plain_functions() -> None:
 def test_points_that_are_not_paired_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: draws of its own at every K. A method that support does not touch would then seem to gain."""
     calls = iter(range(100))
-    drawn = module.iv.bootstrap_replicates
+    drawn = module.bootstrap
 
-    def own_draws(values: np.ndarray, users: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:
+    def own_draws(values: np.ndarray, users: np.ndarray, n_resamples: int, seed: int) -> Drawn:
         return drawn(values, users, n_resamples=n_resamples, seed=next(calls))
 
-    monkeypatch.setattr(module.iv, "bootstrap_replicates", own_draws)
+    monkeypatch.setattr(module, "bootstrap", own_draws)
     found = curve({0: records(0), 5: records(5)}, split="test", **OPTIONS)
     assert found["gain"]["zeroshot"]["mrr"][1]["high"] > 0
 

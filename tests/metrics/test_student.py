@@ -22,17 +22,17 @@ def test_normal_quantiles_and_what_is_refused() -> None:
         with pytest.raises(ValueError, match="t quantile"):
             student.t_quantile(p, df)
     with pytest.raises(ValueError, match="not between 0 and 1"):
-        student.expanded_tail(1.0, 5)
+        student.expanded_z(1.0, 5)
 
 
 @pytest.mark.parametrize("n", [2, 10, 17, 300])
-def test_the_tail_is_that_of_hesterberg(n: int) -> None:
-    wanted = scipy.stats.norm.cdf(-math.sqrt(n / (n - 1)) * scipy.stats.t.ppf(0.975, n - 1))
-    assert student.expanded_tail(0.95, n - 1, 1 - 1 / n) == pytest.approx(wanted, rel=1e-4, abs=1e-15)
+def test_the_reach_is_that_of_hesterberg(n: int) -> None:
+    wanted = math.sqrt(n / (n - 1)) * scipy.stats.t.ppf(0.975, n - 1)
+    assert student.expanded_z(0.95, n - 1, 1 - 1 / n) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_the_tail_is_the_plain_one_for_many_users() -> None:
-    assert student.expanded_tail(0.95, 10**6, 1 - 1e-6) == pytest.approx(0.025, rel=1e-5)
-    tails = [student.expanded_tail(0.9, n - 1, 1 - 1 / n) for n in (2, 5, 20, 100, 2000, 10**5)]
-    assert tails == sorted(tails)
-    assert tails[-1] < 0.05
+def test_the_reach_is_the_plain_one_for_many_users() -> None:
+    assert student.expanded_z(0.95, 10**6, 1 - 1e-6) == pytest.approx(scipy.stats.norm.ppf(0.975), rel=1e-5)
+    reach = [student.expanded_z(0.9, n - 1, 1 - 1 / n) for n in (2, 5, 20, 100, 2000, 10**5)]
+    assert reach == sorted(reach, reverse=True)
+    assert reach[-1] > scipy.stats.norm.ppf(0.95)
