@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALGORITHMS = "fomaml,maml,anil,meta_sgd,maml_pp,reptile,imaml"
 SMALL = [
     "dataset.world.n_users=120", "dataset.world.n_items=60", "train.steps=6", "train.meta_batch_size=8",
-    "train.eval_every=3", "pretrain.epochs=1", "pretrain.min_steps=20", "pretrain.batch_size=256",
+    "train.eval_every=3", "pretrain.epochs=1", "pretrain.lr=0.003", "pretrain.min_steps=20", "pretrain.batch_size=256",
     "evaluation.panel=none", "evaluation.bootstrap=9",
     "evaluation.control.lrs=[0.01,0.1]", "evaluation.control.steps=[1,3]", "logger.every=1", "logger.plots=false",
 ]  # fmt: skip

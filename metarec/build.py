@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from metarec import parts, schedules
-from metarec.algorithms import Algorithm, Given, matching
+from metarec.algorithms import Algorithm, Given
 from metarec.algorithms.inner import RATE, InnerLoop
 from metarec.benches import AnyBench, Hardware, ImageBench, SequenceBench, item_counts
 from metarec.config.schema import (
@@ -43,6 +43,7 @@ from metarec.data.store import Prepared
 from metarec.errors import ConfigError, EnvironmentFault
 from metarec.evaluate import Control
 from metarec.objectives import Items
+from metarec.options import matching
 from metarec.residual import Residual
 from metarec.tasks import Model, Objective
 
@@ -147,7 +148,8 @@ def adapted(config: MetaConfig, on: Part, model: Model) -> frozenset[str]:
         return matching("algorithm.inner.adapt", config.inner.adapt, list(names))
     chosen = frozenset(name for name, moves in names.items() if moves)
     if not chosen:
-        raise ConfigError("residual", on.name, "the model has nothing that it could adapt", "use residual=off")
+        fix = "use residual=off" + (" with algorithm=maml" if getattr(config, "adapts", "") == "beside" else "")
+        raise ConfigError("residual", on.name, "the model has nothing that it could adapt", fix)
     return chosen
 
 
@@ -177,7 +179,7 @@ def algorithm(
         frozenset(model.head) & names.keys(),
         tuple(name for name in getattr(model, "norms", ()) if name in names),
         tuple(getattr(model, "statistics_shapes", {})),
-        frozenset(model.context_shapes()) & names.keys(),
+        frozenset(names) - model.shapes().keys(),
         outer_steps,
         support_share,
     )

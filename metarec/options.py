@@ -5,9 +5,12 @@ Nothing of torch stands here, so that help and refusals can read options without
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import fnmatch
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from metarec.errors import ConfigError
 
 Refusal = tuple[str, str, str]  # key, what is wrong, the way out
 
@@ -70,3 +73,14 @@ class Refuses(Protocol):
 
     def refused(self) -> Iterator[Refusal]:
         """(key below the group, what is wrong, the way out) of each contradiction."""
+
+
+def matching(key: str, patterns: Sequence[str], names: Collection[str], what: str = "weight") -> frozenset[str]:
+    """The names that shell patterns match; ConfigError, naming the option `key`, for a pattern that matches none."""
+    found: set[str] = set()
+    for pattern in patterns:
+        own = fnmatch.filter(names, pattern)
+        if not own:
+            raise ConfigError(key, pattern, f"matches no {what}", f"the names are {', '.join(names) or 'none'}")
+        found.update(own)
+    return frozenset(found)

@@ -34,6 +34,8 @@ class Model(Protocol):
 
     `context_shapes`: further named vectors, zero without effect, that `residual=context` adapts for each task; `encode` and
     `score` read them where `params` holds them. `head`: names of the weights that `score` reads (contexts among them).
+
+    A model may have `scale_shapes` as well: what `residual=ia3` adapts, in the same way.
     """
 
     @property

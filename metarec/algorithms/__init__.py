@@ -5,8 +5,6 @@ Its file brings `Config` and `build(config, given)` (`metarec.parts`).
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +12,6 @@ from torch import Tensor
 
 from metarec.algorithms.inner import InnerLoop, TaskLoss
 from metarec.core.weights import FastWeight, Params
-from metarec.errors import ConfigError
 
 
 class Algorithm(Protocol):
@@ -46,17 +43,6 @@ class Given:
     head: frozenset[str]  # of them, the model's head
     norms: tuple[str, ...]  # of them, weights of norms
     statistics: tuple[str, ...]  # of batch norms: no weights, but each inner step may have its own
-    contexts: frozenset[str]  # of them, what stands beside the model's own weights for each task
+    beside: frozenset[str]  # of them, what is no weight of the model but stands beside them, zero without effect
     outer_steps: int
     support_share: float  # of a task's pairs: K / (K + Q)
-
-
-def matching(key: str, patterns: Sequence[str], names: Collection[str]) -> frozenset[str]:
-    """The names that shell patterns match; ConfigError, naming the option `key`, for a pattern that matches none."""
-    found: set[str] = set()
-    for pattern in patterns:
-        own = fnmatch.filter(names, pattern)
-        if not own:
-            raise ConfigError(key, pattern, "matches no weight", f"the names are {', '.join(names)}")
-        found.update(own)
-    return frozenset(found)

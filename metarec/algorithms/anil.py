@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-from metarec.algorithms import Given, matching
+from metarec.algorithms import Given
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
 from metarec.errors import ConfigError
-from metarec.options import LearnedInner, ranged
+from metarec.options import LearnedInner, matching, ranged
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Config:
 
 
 def build(config: Config, given: Given) -> MAML:
-    head = given.head & given.contexts if given.contexts else given.head
+    head = given.head & given.beside if given.beside else given.head
     if config.head is not None:
         head = matching("algorithm.head", config.head, given.names)
     moves = frozenset(name for name in given.names if given.inner.moves(name))

@@ -83,6 +83,27 @@ def parts_among_themselves(seen: Seen) -> Iterator[Refusal]:
             yield f"{group}.{key}", what, fix
 
 
+def adapts_beside(seen: Seen) -> Iterator[Refusal]:
+    """An algorithm of contexts has nothing to move where the weights themselves adapt."""
+    if seen.get("algorithm.adapts") != "beside":
+        return
+    name, on = seen.get("algorithm.name"), seen.get("residual.name")
+    if not seen.get("residual.beside"):
+        fix = " or ".join(f"residual={own}" for own in _residuals_beside())
+        yield "residual", f"algorithm={name} adapts contexts, and residual={on} has none", f"use {fix}"
+    elif (
+        seen.get("algorithm.learns_start") is False
+        and seen.get("residual.frozen")
+        and (not _learns_rates(seen) or seen.get("algorithm.inner.steps") == 0)
+    ):
+        what = f"algorithm={name} would have nothing to learn: contexts start at zero, and no step size is learned"
+        yield "residual.train_weights", what, "drop it, or set algorithm.inner.rates=tensor"
+
+
+def _residuals_beside() -> list[str]:
+    return [name for name in parts.names("residual") if getattr(parts.options("residual", name), "beside", False)]
+
+
 def learned_from_zero(seen: Seen) -> Iterator[Refusal]:
     if _learns_rates(seen) and seen.get("algorithm.inner.lr") == 0:
         yield "algorithm.inner.lr", "learned step sizes are multiples of it and could never leave 0", "give more than 0"
@@ -412,6 +433,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     supervised_outer,
     pretrain_unused,
     parts_among_themselves,
+    adapts_beside,
     learned_from_zero,
     inner_unused,
     outer_unused,

@@ -34,7 +34,7 @@ from torch import Tensor
 from metarec.core.batch import Sequences
 from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, rebuilt, tensors
 from metarec.core.ops import linear
-from metarec.core.weights import FastWeight, Finish, Tap, Weight
+from metarec.core.weights import FastWeight, Finish, Tap, Weight, rescaled
 
 # What bends the classes of lengths, not the result; measured on a CPU, in products of a query and a key.
 PLACE_COST = 160  # of a place, whatever its sequence's length
@@ -206,10 +206,17 @@ class Attention:
     out_bias: Weight  # [d]
     n_heads: int
 
-    def __call__(self, x: Tensor, layout: Layout, *, twice: bool, prefix: Prefix | None = None) -> Tensor:
-        """x [C, N, d] -> [C, N, d]; `twice`: the result may be differentiated twice (`differentiated_twice`)."""
+    def __call__(
+        self, x: Tensor, layout: Layout, *, twice: bool, prefix: Prefix | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """x [C, N, d] -> [C, N, d]; `twice`: the result may be differentiated twice (`differentiated_twice`).
+
+        scale [T, 2d]: what each task adds to the factor one of keys and values, those of the prefix left as they are.
+        """
         d, heads = x.shape[2], self.n_heads
         qkv = linear(x, layout.spread(self.in_weight), layout.spread(self.in_bias))
+        if scale is not None:
+            qkv = torch.cat([qkv[..., :d], rescaled(qkv[..., d:], layout.spread_values(scale))], 2)
         y = self._within_sequences(qkv, layout, fused=not twice)
         if prefix is not None:
             # no bias: one that is added to every key does not change a softmax, and a zero value is to stay zero

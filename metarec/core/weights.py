@@ -106,6 +106,11 @@ def own(weight: Weight, n_tasks: int) -> Tensor:
     return fast(weight).own(n_tasks)
 
 
+def rescaled(x: Tensor, scale: Tensor) -> Tensor:
+    """(1 + scale) o x: activations x [T, N, d], what each task adds to the factor one [T, d]."""
+    return x * (1 + scale)[:, None, :]
+
+
 def zero_leaf(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """A zero of any shape that takes one number of memory, to be added and differentiated."""
     return torch.zeros((), dtype=like.dtype, device=like.device).expand(shape).requires_grad_()

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarec.core.ops import linear
-from metarec.core.weights import Params, Weights, own
+from metarec.core.weights import Params, Weights, own, rescaled
 from metarec.options import ranged
 
 BLOCKS = (1, 2, 3, 4)
@@ -80,9 +80,14 @@ class Conv4:
         """What `residual=context` adapts: a shift of the channels behind the first norm, and one of the features."""
         return {"context.channels": (self.filters,), "context.shift": (self.features,)}
 
+    def scale_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What `residual=ia3` adapts: scales of the channels behind each norm, and of the features."""
+        channels: dict[str, tuple[int, ...]] = {f"scale.channels{i}": (self.filters,) for i in BLOCKS}
+        return channels | {"scale.state": (self.features,)}
+
     @property
     def head(self) -> tuple[str, ...]:
-        return ("fc.weight", "fc.bias", "context.shift")
+        return ("fc.weight", "fc.bias", "context.shift", "scale.state")
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -141,6 +146,8 @@ class Conv4:
             x = F.batch_norm(x, mean, var, weights[f"norm{i}.weight"], weights[f"norm{i}.bias"], training=mean is None)
             if i == 1 and "context.channels" in weights:
                 x = x + weights["context.channels"][:, None, None]
+            if f"scale.channels{i}" in weights:
+                x = x * (1 + weights[f"scale.channels{i}"])[:, None, None]
             x = F.relu(x)
             if self.pool == "max":
                 x = F.max_pool2d(x, 2)
@@ -152,6 +159,8 @@ class Conv4:
         """features [T, N, F] -> logits [T, N, n_way], column i - 1 for class i; `items` as in the sequence models."""
         if "context.shift" in params:
             states = states + own(params["context.shift"], states.shape[0])[:, None, :]
+        if "scale.state" in params:
+            states = rescaled(states, own(params["scale.state"], states.shape[0]))
         logits = linear(states, params["fc.weight"], params["fc.bias"])
         if items is None:
             return logits

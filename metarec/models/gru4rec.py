@@ -24,7 +24,7 @@ from torch import Tensor
 from metarec.core.batch import Sequences
 from metarec.core.gru import gru
 from metarec.core.ops import embed, linear, linear_rows
-from metarec.core.weights import FastWeight, Params, Weights, own
+from metarec.core.weights import FastWeight, Params, Weights, own, rescaled
 from metarec.options import Refusal, ranged
 
 
@@ -95,9 +95,14 @@ class GRU4Rec:
         starts: dict[str, tuple[int, ...]] = {_start(i): (self.hidden_dim,) for i in range(self.n_layers)}
         return starts | {"context.shift": (self.hidden_dim,)}
 
+    def scale_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What `residual=ia3` adapts: scales of each layer's input projections (r, z, n), and of the last hidden state."""
+        inputs: dict[str, tuple[int, ...]] = {f"scale.input_l{i}": (3 * self.hidden_dim,) for i in range(self.n_layers)}
+        return inputs | {"scale.state": (self.hidden_dim,)}
+
     @property
     def head(self) -> tuple[str, ...]:
-        return ("embedding.weight" if self.tie else "fc.weight", "fc.bias", "context.shift")
+        return ("embedding.weight" if self.tie else "fc.weight", "fc.bias", "context.shift", "scale.state")
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
         """torch's own defaults: N(0, 1) embedding, uniform +-1/sqrt(H) elsewhere; row 0 (padding) is zero.
@@ -127,6 +132,8 @@ class GRU4Rec:
                 x = _drop(states, self.dropout, generator)
                 x = x.new_zeros(at.items.numel(), self.hidden_dim).index_copy(0, place, x).view(*at.items.shape, -1)
             x = linear(x, params[f"gru.weight_ih_l{i}"], params[f"gru.bias_ih_l{i}"])
+            if f"scale.input_l{i}" in params:
+                x = rescaled(x, own(params[f"scale.input_l{i}"], sequences.n_tasks))
             start = own(params[_start(i)], sequences.n_tasks) if _start(i) in params else None
             states = gru(x, at, params[f"gru.weight_hh_l{i}"], params[f"gru.bias_hh_l{i}"], start)
         begin = states.new_zeros(sequences.n_tasks, self.hidden_dim) if start is None else start
@@ -142,6 +149,8 @@ class GRU4Rec:
         states = _drop(states, self.dropout, generator)
         if "context.shift" in params:
             states = states + own(params["context.shift"], states.shape[0])[:, None, :]
+        if "scale.state" in params:
+            states = rescaled(states, own(params["scale.state"], states.shape[0]))
         table, bias = params["embedding.weight" if self.tie else "fc.weight"], params["fc.bias"]
         if items is not None:
             return linear_rows(states, table, bias, items if self.tie else items - 1, items - 1)

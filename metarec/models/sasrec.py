@@ -26,7 +26,7 @@ from torch import Tensor
 from metarec.core.attention import Attention, Layout, Prefix, differentiated_twice
 from metarec.core.batch import Sequences
 from metarec.core.ops import embed, layer_norm, linear, linear_rows
-from metarec.core.weights import FastWeight, Params, Weights, own
+from metarec.core.weights import FastWeight, Params, Weights, own, rescaled
 from metarec.options import Refusal, ranged
 
 
@@ -100,9 +100,17 @@ class SASRec:
         """
         return {"context.prefix": (self.n_prefix, self.dim), "context.shift": (self.dim,)}
 
+    def scale_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What `residual=ia3` adapts: scales of keys, values and inner feed-forward layers, and of the last hidden state."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for i in range(self.n_layers):
+            shapes |= {f"scale.l{i}.keys": (self.dim,), f"scale.l{i}.values": (self.dim,)}
+            shapes[f"scale.l{i}.ffn"] = (self.ffn_dim or self.dim,)
+        return shapes | {"scale.state": (self.dim,)}
+
     @property
     def head(self) -> tuple[str, ...]:
-        return (*(("embedding.weight",) if self.tie else ("fc.weight", "fc.bias")), "context.shift")
+        return (*(("embedding.weight",) if self.tie else ("fc.weight", "fc.bias")), "context.shift", "scale.state")
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -154,9 +162,12 @@ class SASRec:
             if prefix is not None and placed is not None:
                 seen = Prefix(layer_norm(placed, layer["norm1.weight"], layer["norm1.bias"]), prefix)
             x = layer_norm(h, of_chunks["norm1.weight"], of_chunks["norm1.bias"])
-            h = h + self._drop(attention(x, layout, twice=twice, prefix=seen), generator)
+            scale = _keys_and_values(params, i, n_tasks, h.new_zeros(n_tasks, self.dim))
+            h = h + self._drop(attention(x, layout, twice=twice, prefix=seen, scale=scale), generator)
             x = layer_norm(h, of_chunks["norm2.weight"], of_chunks["norm2.bias"])
             x = linear(x, of_chunks["ffn1.weight"], of_chunks["ffn1.bias"]).relu()
+            if f"scale.l{i}.ffn" in params:
+                x = rescaled(x, layout.spread_values(own(params[f"scale.l{i}.ffn"], n_tasks)))
             h = h + self._drop(linear(x, of_chunks["ffn2.weight"], of_chunks["ffn2.bias"]), generator)
         h = layer_norm(h, layout.spread(params["norm.weight"]), layout.spread(params["norm.bias"]))
         return torch.cat([h.new_zeros(n_tasks, self.dim), h.flatten(0, 1).index_select(0, layout.state)])
@@ -176,6 +187,8 @@ class SASRec:
         """
         if "context.shift" in params:
             states = states + own(params["context.shift"], states.shape[0])[:, None, :]
+        if "scale.state" in params:
+            states = rescaled(states, own(params["scale.state"], states.shape[0]))
         if not self.tie:
             weight, bias = params["fc.weight"], params["fc.bias"]
             return linear(states, weight, bias) if items is None else linear_rows(states, weight, bias, items - 1)
@@ -185,6 +198,14 @@ class SASRec:
         if isinstance(table, FastWeight) and (table.offset is not None or table.tap is not None):
             return linear(states, table)[..., 1:]  # a task's own row 0 as well, which has no logit
         return linear(states, (table.shared if isinstance(table, FastWeight) else table)[1:])
+
+
+def _keys_and_values(params: Weights, layer: int, n_tasks: int, zero: Tensor) -> Tensor | None:
+    """The scales of a layer's keys and values side by side, [T, 2d]; `zero` [T, d] where one of them has none."""
+    names = [f"scale.l{layer}.{part}" for part in ("keys", "values")]
+    if not any(name in params for name in names):
+        return None
+    return torch.cat([own(params[name], n_tasks) if name in params else zero for name in names], 1)
 
 
 ATTENTION = ("in.weight", "in.bias", "out.weight", "out.bias")

@@ -117,6 +117,8 @@ def meta_train(
         steps = _steps_in(section.minutes * 60, lambda step: losses_at(algorithm, phi, step), section.steps)
         say(f"{steps:,} outer steps in {section.minutes:g} minutes, by the speed of the first ones")
     algorithm, phi = start(steps)
+    moving = sum(value.numel() for name, value in phi.items() if algorithm.inner.moves(name))
+    say(f"adapted: {moving:,} numbers a user")
     optimizer = build.optimizer(config.optimizer, phi, build.kind_of(config), getattr(options.inner, "rates_lr", None))
     at = restore(found, phi, optimizer)[0] if found else None
     validation = bench.episodes("val")

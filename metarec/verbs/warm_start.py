@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
 import torch
+from torch import Tensor
 
-from metarec import build
+from metarec import build, parts
 from metarec.algorithms.inner import RATE
 from metarec.benches import AnyBench, SequenceBench
 from metarec.config.schema import TrainConfig
@@ -28,6 +28,7 @@ from metarec.runs.environment import metarec_version
 from metarec.runs.history import History
 from metarec.runs.legacy import read_legacy
 from metarec.runs.signals import Stop
+from metarec.tasks import Model
 from metarec.train import Plan, Progress, Store, fit, restore
 from metarec.verbs import measure as m
 from metarec.verbs.tuned import tuned
@@ -157,27 +158,28 @@ def _from_path(path: Path, bench: AnyBench) -> Params:
     found = checkpoint.resolve(path)
     tensors, state = checkpoint.load_checkpoint(found)
     check_vocabulary(found, state, bench)
-    kept = getattr(bench.model, "statistics_shapes", {})
-    return from_state_dict(theta(tensors, state, kept), shapes, found, bench.hardware.dtype)
+    return from_state_dict(theta(tensors, state, bench.model), shapes, found, bench.hardware.dtype)
 
 
-def theta(tensors: Params, state: dict[str, Any], statistics: Collection[str] = ()) -> Params:
-    """The model's weights of a run's checkpoint without adaptation: phi, or base + alpha * phi.
+def theta(tensors: Params, state: dict[str, Any], model: Model) -> Params:
+    """The model's weights of a run's checkpoint without adaptation.
 
-    What is no weight stays behind: step sizes, contexts, and what stands under the names of `statistics`.
+    What is no weight stays behind: step sizes, what stands beside the weights, and statistics of batch norms.
     """
+    statistics = getattr(model, "statistics_shapes", {})
+    base = {name.removeprefix("base/"): value for name, value in tensors.items() if name.startswith("base/")}
     phi = {}
     for name, value in tensors.items():
         name = name.removeprefix("phi/") if name.startswith("phi/") else ""
-        if name and not name.startswith((RATE, "context.")) and name not in statistics:
-            base = tensors.get(f"base/{name}", value)
-            phi[name] = value[0] if value.dim() > base.dim() else value  # learned for each step: as before the first
-    residual = state["config"]["residual"]
-    if residual["name"] == "context" and not residual["train_weights"]:
-        return {name[len("base/") :]: value for name, value in tensors.items() if name.startswith("base/")}
-    if residual["name"] in ("off", "context"):
-        return phi
-    return {name: torch.add(tensors[f"base/{name}"], value, alpha=residual["alpha"]) for name, value in phi.items()}
+        if name and not name.startswith(RATE) and name not in statistics:
+            shared = base.get(name, value)
+            phi[name] = value[0] if value.dim() > shared.dim() else value  # learned for each step: as before the first
+    options: dict[str, Any] = state["config"]["residual"]
+    schema = parts.options("residual", options["name"])
+    if schema is None:
+        raise CheckpointError("residual", options["name"], "of another version of metarec", "train anew")
+    composed = build.residual(schema(**options), model, base).compose(phi)
+    return {name: value for name, value in composed.items() if isinstance(value, Tensor) and (name in base or not base)}
 
 
 def check_vocabulary(path: Path, state: dict[str, Any], bench: AnyBench) -> None:

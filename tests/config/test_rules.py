@@ -382,6 +382,19 @@ CASES = [
         "logger.store: postgresql://u:p@h/d: an address, and the store is one SQLite file",
         "logger=mlflow logger.store=x.db",
     ),
+    (
+        "adapts_beside",
+        "algorithm=cavia residual=off",
+        "residual: off: algorithm=cavia adapts contexts, and residual=off has none -- use residual=context or residual=ia3",
+        "algorithm=cavia residual=context",
+    ),
+    ("adapts_beside", "algorithm=cavia residual=on", "residual: on: algorithm=cavia", "algorithm=cavia residual=ia3"),
+    (
+        "adapts_beside",
+        "algorithm=cavia residual.train_weights=false",
+        "residual.train_weights: false: algorithm=cavia would have nothing to learn",
+        "algorithm=cavia residual.train_weights=false algorithm.inner.rates=tensor",
+    ),
     ("checkpoint_missing", "eval", "ckpt: null: nothing to evaluate", "eval ckpt=x"),
     (
         "split_of_a_run",

@@ -20,7 +20,7 @@ from metarec.data.spec import DatasetSpec
 
 YAMLS = sorted(conf_dir().glob("*/*.yaml"))
 SHIPPED = {
-    "algorithm": 8,
+    "algorithm": 9,
     "dataset": 27,
     "evaluation": 3,
     "experiment": 12,
@@ -29,7 +29,7 @@ SHIPPED = {
     "model": 3,
     "objective": 6,
     "optimizer": 3,
-    "residual": 3,
+    "residual": 4,
     "schedule": 3,
 }
 

@@ -279,7 +279,7 @@ def test_names_and_shapes_are_those_of_torchs_modules() -> None:
         params = model.init(torch.Generator().manual_seed(1))
         assert {name: tuple(value.shape) for name, value in params.items()} == named
         assert all(value.dtype == torch.float32 for value in params.values())
-    assert MODEL.head == ("fc.weight", "fc.bias", "context.shift")
+    assert MODEL.head == ("fc.weight", "fc.bias", "context.shift", "scale.state")
     assert set(MODEL.norms) == {name for name in MODEL.shapes() if name.startswith("norm")}
     assert set(MODEL.statistics_shapes) == {f"norm{i}.{part}" for i in range(1, 5) for part in ("mean", "var")}
     assert set(MODEL.head) & set(MODEL.context_shapes()) == {"context.shift"}

@@ -168,8 +168,8 @@ def test_options_by_default_change_neither_names_nor_head() -> None:
     assert GRU4Rec(11, 3, 4, 0.1, n_layers=1, tie=False, embedding_dropout=0.0) == MODEL
     assert list(MODEL.context_shapes()) == ["context.state", "context.shift"]
     assert list(DEEP.context_shapes()) == ["context.state", "context.state_l1", "context.shift"]
-    assert MODEL.head == DEEP.head == ("fc.weight", "fc.bias", "context.shift")
-    assert TIED.head == ("embedding.weight", "fc.bias", "context.shift")
+    assert MODEL.head == DEEP.head == ("fc.weight", "fc.bias", "context.shift", "scale.state")
+    assert TIED.head == ("embedding.weight", "fc.bias", "context.shift", "scale.state")
     assert set(TIED.shapes()) == set(DEEP.shapes()) - {"fc.weight"}
     for model in (DEEP, TIED):
         assert {name: tuple(value.shape) for name, value in weights_of(model).items()} == model.shapes()

@@ -464,7 +464,7 @@ def test_init() -> None:
 
 def test_names_are_those_of_weights() -> None:
     for model in MODELS.values():
-        names = {**model.shapes(), **model.context_shapes()}
+        names = {**model.shapes(), **model.context_shapes(), **model.scale_shapes()}
         assert set(model.norms) | set(model.head) <= set(names)
         assert len(model.norms) == 2 * (2 * model.n_layers + 1)
     assert "fc.bias" in UNTIED.head and "embedding.weight" not in UNTIED.head
