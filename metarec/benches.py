@@ -56,9 +56,7 @@ class SequenceBench:
         return self.prepared.n_items
 
     def tasks(self, over: Residual | None = None) -> Tasks:
-        """Losses and logits over the model's own weights, or over a residual's."""
-        compose = (lambda phi: phi) if over is None else over.compose
-        return Tasks(self.model, self.objective, compose, self.hardware.mixed)
+        return _tasks(self, over)
 
     @property
     def support_share(self) -> float:
@@ -176,8 +174,7 @@ class ImageBench:
         return self.prepared.n_items
 
     def tasks(self, over: Residual | None = None) -> Tasks:
-        compose = (lambda phi: phi) if over is None else over.compose
-        return Tasks(self.model, self.objective, compose, self.hardware.mixed)
+        return _tasks(self, over)
 
     @property
     def support_share(self) -> float:
@@ -263,3 +260,9 @@ def item_counts(prepared: Prepared) -> np.ndarray:
     np.add.at(edge, np.asarray(end), -1)
     items = np.asarray(prepared.item)[np.cumsum(edge[:-1]) > 0]
     return np.bincount(items, minlength=prepared.n_items + 1)[1:]
+
+
+def _tasks(bench: AnyBench, over: Residual | None) -> Tasks:
+    """Losses and logits over the model's own weights, or over a residual's."""
+    compose = (lambda phi: phi) if over is None else over.compose
+    return Tasks(bench.model, bench.objective, compose, bench.hardware.mixed)

@@ -6,7 +6,7 @@ Nothing of torch stands here, so that help and refusals can read options without
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -84,3 +84,14 @@ def matching(key: str, patterns: Sequence[str], names: Collection[str], what: st
             raise ConfigError(key, pattern, f"matches no {what}", f"the names are {', '.join(names) or 'none'}")
         found.update(own)
     return frozenset(found)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of everything that is no section; a list stays one value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -24,6 +24,7 @@ import filelock
 from metarec.data import store
 from metarec.data.spec import DatasetSpec
 from metarec.data.store import Prepared, open_prepared
+from metarec.durable import sync
 from metarec.errors import DataError, EnvironmentFault
 
 RECIPE = 1  # of preparation; raised by every change that moves a result
@@ -68,7 +69,7 @@ def open_or_build(cache_dir: Path, name: str, build: Callable[[Path], None], rep
                     # a reader may hold maps of the damaged files: they stay valid after the removal
                     place.rename(work.with_name(f"{work.name}-damaged"))
                 work.rename(place)
-                store.sync(home)
+                sync(home)
             finally:
                 for leftover in home.glob(f"{work.name}*"):
                     shutil.rmtree(leftover)

@@ -26,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metarec.data.store import SPLITS, Prepared, sync
+from metarec.data.store import SPLITS, Prepared
+from metarec.durable import sync
 from metarec.errors import ConfigError, EnvironmentFault
 
 BATCH_ITEMS = 4_000_000  # prefix entries or pair ids in one row group: 16 to 32 MB

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metarec.data.episodes import EpisodeRanges, last_pairs, sliding_windows
+from metarec.durable import sync
 from metarec.errors import ConfigError, DataError, nearest
 
 FORMAT = 2  # of the directory; part of the fingerprint, so that another format is another directory
@@ -243,15 +243,6 @@ def seal(root: Path, meta: Meta, funnel: Mapping[str, Any]) -> None:
     write_json(root / MANIFEST, {"format": FORMAT, "files": files})
     for path in (*(root / name for name in files), root / MANIFEST, root):
         sync(path)
-
-
-def sync(path: Path) -> None:
-    """Force a file or directory to the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def vocabulary_hash(item_ids: Iterable[str]) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from metarec.options import flat
 from metarec.report import cells, figures
 from metarec.report.blocks import Block, Folded, Listing, Section, section
 from metarec.report.comparison_text import MB, label
-from metarec.report.configurations import Configuration, flat
+from metarec.report.configurations import Configuration
 from metarec.report.finished import Run
 from metarec.report.sections import classification, figure_of
 from metarec.report.sheet import Cell, Sheet

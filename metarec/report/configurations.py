@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarec.errors import ConfigError
+from metarec.options import flat
 from metarec.report.cells import plain
 from metarec.report.finished import Run
 
@@ -30,17 +31,6 @@ class Configuration:
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.seed for run in self.runs)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Flat:
-    """Dotted key -> value of everything that is no section."""
-    out: Flat = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
 
 
 def configurations(runs: Sequence[Run], defaults: Defaults) -> list[Configuration]:

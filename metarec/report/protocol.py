@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from metarec.errors import ConfigError
+from metarec.options import flat
 from metarec.report.cells import listed, plain
-from metarec.report.configurations import flat
 from metarec.report.finished import Run
 
 # key of the protocol -> why runs that differ in it are not paired

@@ -15,6 +15,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from metarec.durable import sync
 from metarec.errors import EnvironmentFault
 from metarec.metrics.finite import plain_json
 
@@ -48,15 +49,6 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.match(name) is not None
 
 
-def fsync_directory(directory: Path) -> None:
-    """Make the names in ``directory`` durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_new(path: Path, data: bytes) -> None:
     """Create ``path`` (which must not exist) with ``data`` and fsync it; raises OSError as it comes."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -75,7 +67,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         write_new(scratch, data)
         os.replace(scratch, path)
-        fsync_directory(path.parent)
+        sync(path.parent)
     except OSError as error:
         scratch.unlink(missing_ok=True)
         raise fault(path, error) from error

@@ -26,6 +26,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
+from metarec.durable import sync
 from metarec.errors import CheckpointError, DivergedError, nearest
 from metarec.runs import atomic
 from metarec.runs.environment import metarec_version
@@ -59,7 +60,7 @@ def save_checkpoint(directory: Path, name: str, tensors: Mapping[str, Tensor], s
         scratch.mkdir()
         for file, data in contents.items():
             atomic.write_new(scratch / file, data)
-        atomic.fsync_directory(scratch)
+        sync(scratch)
         _put_in_place(scratch, target)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -197,7 +198,7 @@ def discard(path: Path) -> None:
     going = atomic.temporary(path, "gone")
     try:
         os.rename(path, going)
-        atomic.fsync_directory(path.parent)
+        sync(path.parent)
         shutil.rmtree(going)
     except OSError as error:
         raise atomic.fault(path, error) from error
@@ -216,7 +217,7 @@ def _put_in_place(scratch: Path, target: Path) -> None:
         if aside is not None:
             os.rename(aside, target)
         raise
-    atomic.fsync_directory(target.parent)
+    sync(target.parent)
     if aside is not None:
         shutil.rmtree(aside)
 

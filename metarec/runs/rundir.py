@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from metarec.durable import sync
 from metarec.errors import CheckpointError, EnvironmentFault
 from metarec.runs import atomic
 from metarec.runs.environment import capture
@@ -34,7 +35,7 @@ def create_run_dir(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir()
-        atomic.fsync_directory(path.parent)
+        sync(path.parent)
     except FileExistsError as error:
         raise EnvironmentFault(
             path,

@@ -85,17 +85,6 @@ def figures(document: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; a list stays one value."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def text(value: object) -> str:
     """A value as the text it has in a YAML file; lists as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 import filelock
 
-from metarec.trackers.card import Card, Closing, Row, flat, text
+from metarec.options import flat
+from metarec.trackers.card import Card, Closing, Row, text
 
 ID = "metarec.id"
 BUSY_S = 5.0  # seconds that another writer may hold the store; MLflow itself would wait 20 for every statement

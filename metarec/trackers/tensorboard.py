@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metarec.trackers.card import Card, Closing, Row, flat
+from metarec.options import flat
+from metarec.trackers.card import Card, Closing, Row
 
 Times = dict[tuple[str, int], float]  # tag, step -> seconds since the epoch
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from metarec.trackers.card import figures, flat, rows, text
+from metarec.options import flat
+from metarec.trackers.card import figures, rows, text
 
 
 def test_a_row_for_each_record() -> None:
