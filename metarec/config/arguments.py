@@ -27,13 +27,9 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError("command line", message, "not understood", "write key=value; see `metarec --help`")
 
 
-def parse(verb: str, words: Sequence[str]) -> Arguments:
-    """Divide the words; raises ConfigError.
-
-    Of Hydra's options three are left out: --config-path and --config-name, because a file of the user's must not be the
-    one that sets up Hydra itself, and --experimental-rerun, because it unpickles a file.
-    """
-    parser = _Parser(prog=f"metarec {verb}", add_help=False, allow_abbrev=False)
+def parser_of(prog: str) -> argparse.ArgumentParser:
+    """What may stand on the line beside key=value."""
+    parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--run", "-r", action="store_true")
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
@@ -43,7 +39,16 @@ def parse(verb: str, words: Sequence[str]) -> Arguments:
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("overrides", nargs="*")
-    found = parser.parse_intermixed_args(list(words))
+    return parser
+
+
+def parse(verb: str, words: Sequence[str]) -> Arguments:
+    """Divide the words; raises ConfigError.
+
+    Of Hydra's options three are left out: --config-path and --config-name, because a file of the user's must not be the
+    one that sets up Hydra itself, and --experimental-rerun, because it unpickles a file.
+    """
+    found = parser_of(f"metarec {verb}").parse_intermixed_args(list(words))
     flags = [f"--{name}" for name in ("multirun", "run", "resolve") if getattr(found, name)]
     flags += ["--hydra-help"] if found.hydra_help else []
     for name in ("cfg", "info", "package"):

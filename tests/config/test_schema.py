@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from metarec.config.check import DATASET_RANGES, check
-from metarec.config.fields import alternatives, group_schema, keys, walk
+from metarec.config.fields import alternatives, group_schema, walk
 from metarec.config.help import examples, header
 from metarec.config.overrides import check_words
 from metarec.config.paths import conf_dir
@@ -122,75 +122,6 @@ def test_published_mars_protocol() -> None:
     assert (config.train.eval_every, config.train.checkpoint_every) == (100, 500)
     assert (config.algorithm.inner.lr, config.algorithm.inner.steps, config.residual.name) == (0.01, 3, "on")
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.clip_norm) == ("adam", 1e-4, 10.0)
-
-
-def test_command_line_options_are_frozen() -> None:
-    """A key that goes or changes its name breaks somebody's command: change this list on purpose only."""
-    chosen = {"model": "gru4rec", "algorithm": "fomaml", "residual": "on", "objective": "cross_entropy"}
-    chosen |= {"optimizer": "adam", "schedule": "constant", "evaluation": "standard", "logger": "files"}
-    train = [key for key, is_section in keys("train", chosen).items() if not is_section]
-    assert (
-        [key for key in train if not key.startswith("dataset.")]
-        == """
-        seed warm_start data_dir cache_dir output_dir resume
-        reported
-        model.name model.embedding_dim model.hidden_dim model.n_layers model.dropout model.embedding_dropout model.tie
-        model.max_len
-        algorithm.name algorithm.inner.lr algorithm.inner.steps algorithm.inner.clip algorithm.inner.adapt
-        algorithm.inner.support_weights algorithm.inner.recency algorithm.inner.rates algorithm.inner.rates_lr
-        algorithm.inner.prox algorithm.inner.recompute algorithm.multi_step algorithm.multi_step_until
-        residual.name residual.alpha residual.l2 residual.init_scale
-        hardware.device hardware.precision hardware.threads hardware.deterministic hardware.compile
-        objective.name objective.label_smoothing
-        optimizer.name optimizer.lr optimizer.betas optimizer.eps optimizer.weight_decay optimizer.clip_norm
-        schedule.name schedule.warmup_steps
-        evaluation.name evaluation.split evaluation.panel evaluation.candidates evaluation.ks evaluation.grid
-        evaluation.latency evaluation.monitor evaluation.bootstrap evaluation.confidence evaluation.ties
-        evaluation.task_chunk evaluation.test_steps evaluation.control.lrs evaluation.control.steps
-        evaluation.control.users
-        logger.name logger.console logger.plots logger.every
-        train.steps train.minutes train.meta_batch_size train.task_chunk train.eval_every train.checkpoint_every
-        train.patience train.sampler train.dropout
-        pretrain.epochs pretrain.min_steps pretrain.batch_size pretrain.lr pretrain.weight_decay pretrain.clip_norm
-        pretrain.patience pretrain.eval_every_epochs
-    """.split()
-    )
-    assert {
-        name: [key.partition(".")[2] for key in keys("train", {"objective": name}) if key.startswith("objective.")]
-        for name in alternatives("objective")
-    } == {
-        "cross_entropy": ["name", "label_smoothing"],
-        "chunked_cross_entropy": ["name", "chunk", "label_smoothing"],
-        "sampled_softmax": ["name", "n_samples"],
-        "bpr_max": ["name", "n_samples", "alpha", "reg"],
-        "bce": ["name", "n_negatives"],
-        "gbce": ["name", "n_negatives", "t"],
-    }
-    assert {
-        name: [key.removeprefix("logger.") for key in keys("train", {"logger": name}) if key.startswith("logger.")][4:]
-        for name in alternatives("logger")
-    } == {"files": [], "tensorboard": [], "mlflow": ["store", "experiment"], "wandb": ["project", "online"]}
-    assert [key for key in train if key.startswith("dataset.") and ".world." not in key] == [
-        f"dataset.{key}"
-        for key in """
-        name source path in_data_dir format delimiter
-        columns.user columns.item columns.time columns.session columns.order columns.split
-        time_unit ties duplicates vocabulary history
-        sessions.by sessions.gap_minutes sessions.min_events sessions.drop_repeats
-        core.min_user_events core.min_item_events
-        split.by split.fractions split.time_quantiles split.seed
-        episodes.n_support episodes.n_query episodes.stride
-        images.n_way images.n_shot images.n_query images.rotations images.n_val images.n_test images.seed memory_limit
-        """.split()
-    ]
-    assert (
-        [key for key in keys("eval", chosen) if "." not in key]
-        == """
-        ckpt split n_support steps lr users data_dir cache_dir output_dir dataset_path hardware evaluation
-    """.split()
-    )
-    prepare = [key for key in keys("prepare", {}) if "." not in key]
-    assert prepare == ["data_dir", "cache_dir", "output_dir", "export", "dataset"]
 
 
 def test_defaults_pass_their_own_check() -> None:
