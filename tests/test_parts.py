@@ -43,7 +43,9 @@ def test_options_are_read_without_what_a_part_computes_with() -> None:
     assert found.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["inner", "Maml", "maml.py", "../algorithms/maml", "metarec.algorithms.maml", "os", ""])
+@pytest.mark.parametrize(
+    "name", ["inner", "Maml", "maml.py", "../algorithms/maml", "metarec.algorithms.maml", "os", ""]
+)
 def test_only_a_part_s_exact_name_finds_one(name: str) -> None:
     assert parts.options("algorithm", name) is None
 

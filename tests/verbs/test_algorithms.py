@@ -6,27 +6,33 @@ import pytest
 import torch
 from reference.tiny_runs import Work, metrics, same_bits, tensors, tiny
 
+from metarec import parts
 from metarec.errors import ConfigError
 
-ALGORITHMS = ("maml", "fomaml", "maml_pp", "anil", "meta_sgd", "reptile", "imaml")
+BESIDE = [name for name in parts.names("residual") if getattr(parts.options("residual", name), "beside", False)]
+PAIRS = [
+    (algorithm, residual)
+    for algorithm in parts.names("algorithm")
+    for residual in parts.names("residual")
+    if residual in BESIDE or getattr(parts.options("algorithm", algorithm), "adapts", "") != "beside"
+]
 SHORT = ("train.steps=2", "train.eval_every=1", "algorithm.inner.steps=2")
 
 
-@pytest.mark.parametrize("residual", ["off", "on", "context"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("algorithm", "residual"), PAIRS)
 def test_every_algorithm_with_every_residual(algorithm: str, residual: str, work: Work) -> None:
     run = work.train(f"algorithm={algorithm}", f"residual={residual}", *SHORT)
     found = metrics(run)
     assert (found["algorithm"], found["residual"]) == (algorithm, residual)
     first, last = (tensors_at(run, step) for step in (0, 2))
     moved = {name for name in first if not torch.equal(first[name], last[name])}
-    assert moved & {"phi/fc.weight", "phi/context.shift"}
+    assert moved & {"phi/fc.weight", "phi/context.shift", "phi/scale.state"}
     assert not [name for name in moved if name.startswith("base/")]
     learned = {name for name in first if name.startswith("phi/rates/")}
     assert bool(learned) == (algorithm in ("meta_sgd", "maml_pp"))
     assert learned <= moved
-    if residual == "context":
-        assert learned <= {"phi/rates/context.state", "phi/rates/context.shift"}
+    if residual in BESIDE:
+        assert all(name.startswith(("phi/rates/context.", "phi/rates/scale.")) for name in learned)
 
 
 def tensors_at(run, step: int) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -55,7 +61,7 @@ def test_contexts_begin_as_the_pretrained_model(work: Work) -> None:
 
 def test_chunks_of_tasks_give_the_same_gradient(work: Work) -> None:
     whole = work.train("algorithm=maml", "residual=context", "hardware.precision=float64", "train.dropout=0", *SHORT)
-    parts = work.train(
+    in_parts = work.train(
         "algorithm=maml",
         "residual=context",
         "hardware.precision=float64",
@@ -63,7 +69,7 @@ def test_chunks_of_tasks_give_the_same_gradient(work: Work) -> None:
         "train.dropout=0",
         *SHORT,
     )
-    a, b = tensors(whole, "last"), tensors(parts, "last")
+    a, b = tensors(whole, "last"), tensors(in_parts, "last")
     assert not same_bits(a, b)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-8)

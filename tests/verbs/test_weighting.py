@@ -14,7 +14,7 @@ from reference.small_models import tasks_over, weights
 from reference.tiny_runs import Work, metrics, same_bits, tensors
 from torch import Tensor
 
-from metarec import build
+from metarec import build, parts
 from metarec.algorithms import fomaml, reptile
 from metarec.benches import SequenceBench
 from metarec.config.compose import config_from_dict
@@ -24,7 +24,7 @@ from metarec.options import Inner, LearnedInner
 from metarec.verbs.weighting import UNIFORM, Weighting, weighting_of
 
 RELIABILITY = "algorithm.inner.support_weights=reliability"
-ALGORITHMS = ("maml", "fomaml", "maml_pp", "anil", "meta_sgd", "reptile", "imaml")
+ALGORITHMS = parts.names("algorithm")
 SHORT = ("train.steps=2", "train.eval_every=1", "algorithm.inner.steps=2")
 
 
@@ -92,7 +92,8 @@ def bench_of(run: Path) -> SequenceBench:
 def test_every_algorithm_reads_them_and_eval_gives_the_figures_again(
     algorithm: str, work: Work, log: tuple[str, ...]
 ) -> None:
-    words = (f"algorithm={algorithm}", "residual=off", *SHORT, *log)
+    on = "context" if algorithm == "cavia" else "off"
+    words = (f"algorithm={algorithm}", f"residual={on}", *SHORT, *log)
     plain, run = work.train(*words), work.train(*words, RELIABILITY)
     assert not same_bits(tensors(plain, "last"), tensors(run, "last"))
     assert work.eval(run)["metrics"] == metrics(run)["metrics"]
