@@ -23,8 +23,8 @@ and c_n that of dx_n,
 
 What is left are the cotangents of r, z, n, P_n and h that stand in D, kappa and z themselves; they are known once tau is,
 and go down one more ordinary backward pass. So second order costs one forward and one backward loop more, and no graph of
-single steps is ever kept. Checked against torch.nn.GRU, autograd through plain steps and gradgradcheck in
-tests/core/test_gru.py.
+single steps is ever kept. Checked against torch.nn.GRU in tests/core/test_gru.py, against autograd through plain steps and
+by gradgradcheck in tests/core/test_gru_second_order.py.
 
 Shapes: T tasks, M events a task, S states of the batch, L entries of the plan (`core.batch`), H hidden. Gate order r,
 z, n along 3H.

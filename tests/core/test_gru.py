@@ -7,54 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reference.small_sequences import LAYOUTS, LENGTHS, D, H, close, mixing, packed
 from torch import Tensor, nn
 
-from metarec.core import fused, own_gradients
-from metarec.core import gru as gru_module
+from metarec.core import fused
 from metarec.core.batch import Sequences
 from metarec.core.gru import gru
 from metarec.core.offsets import Dense, LowRank, Offset
 from metarec.core.weights import FastWeight, Tap
 
-D, H = 4, 5
-LENGTHS = [[5, 3, 3, 0], [1, 0, 0, 0], [0, 0, 0, 0], [7, 7, 2, 1], [4, 0, 0, 0]]  # one task has no event at all
-
-
-def packed(
-    lengths: list[list[int]], extra_columns: int = 0, extra_rows: int = 0, shuffle: int | None = None
-) -> Sequences:
-    """Sequences of these lengths, one behind the other; `shuffle` seeds another order of rows in memory and in time."""
-    width = max(map(sum, lengths)) + extra_columns
-    items = torch.zeros(len(lengths), width, dtype=torch.int64)
-    starts = torch.zeros(len(lengths), len(lengths[0]) + extra_rows, dtype=torch.int64)
-    sizes = torch.zeros_like(starts)
-    for task, own in enumerate(lengths):
-        places = list(range(len(own)))
-        if shuffle is not None:
-            random.Random(shuffle + task).shuffle(places)
-        at = 0
-        for row in places:
-            starts[task, row], sizes[task, row] = at, own[row]
-            items[task, at : at + own[row]] = 1 + torch.arange(own[row])
-            at += own[row]
-    return Sequences(items, starts, sizes)
-
 
 def modules(n_tasks: int, seed: int = 0) -> list[nn.GRU]:
     torch.manual_seed(seed)
     return [nn.GRU(D, H, batch_first=True, dtype=torch.float64) for _ in range(n_tasks)]
-
-
-OVERLAPPING = Sequences(  # windows of one session: sequences of their own over the same events
-    torch.ones(3, 9, dtype=torch.int64),
-    torch.tensor([[0, 2, 4, 1], [0, 5, 7, 0], [0, 0, 0, 0]]),
-    torch.tensor([[5, 5, 5, 2], [4, 2, 2, 0], [1, 0, 0, 0]]),
-)
-LAYOUTS = {
-    "ragged": packed(LENGTHS),
-    "overlapping": OVERLAPPING,
-    "one heavy task": packed([[9] * 6, *[[2] + [0] * 5] * 9]),
-}
 
 
 def inputs(sequences: Sequences, seed: int = 1) -> Tensor:
@@ -70,16 +35,6 @@ def reference(cells: list[nn.GRU], x: Tensor, sequences: Sequences) -> Tensor:
             if length:
                 out.append(cell(x[task : task + 1, start : start + length])[0][0])
     return torch.cat(out)
-
-
-def mixing(shape: torch.Size) -> Tensor:
-    """Fixed numbers that a result is multiplied by, so that every entry of it has another gradient."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-
-
-def close(got: Tensor, wanted: Tensor, tolerance: float = 1e-12) -> None:
-    assert got.shape == wanted.shape
-    assert (got - wanted).abs().max().item() <= tolerance if got.numel() else True
 
 
 def project(cell: nn.GRU, x: Tensor) -> Tensor:
@@ -245,121 +200,6 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda x, w, b: gru(x, sequences, w, b), given)
 
 
-# -- second order -------------------------------------------------------------------------------------------------
-
-
-def plain_gru(x: Tensor, sequences: Sequences, weight: Tensor, bias: Tensor, start: Tensor) -> Tensor:
-    """One event at a time with torch operators, weights [T, ...] of each task: what autograd differentiates twice."""
-    out = [x.new_zeros(0, H)]
-    for task in range(sequences.n_tasks):
-        for begin, length in zip(sequences.starts[task].tolist(), sequences.lengths[task].tolist(), strict=True):
-            h = start[task]
-            for event in range(begin, begin + length):
-                xr, xz, xn = x[task, event].chunk(3)
-                pr, pz, pn = (weight[task] @ h + bias[task]).chunk(3)
-                z, n = torch.sigmoid(xz + pz), torch.tanh(xn + torch.sigmoid(xr + pr) * pn)
-                h = (1 - z) * n + z * h
-                out.append(h[None])
-    return torch.cat(out)
-
-
-def random_inputs(sequences: Sequences, seed: int) -> dict[str, Tensor]:
-    generator, n = torch.Generator().manual_seed(seed), sequences.n_tasks
-    shapes = {
-        "x": (*sequences.items.shape, 3 * H), "weight": (3 * H, H), "own": (n, 3 * H, H), "bias": (3 * H,),
-        "own_bias": (n, 3 * H), "start": (n, H),
-    }  # fmt: skip
-    return {
-        name: torch.randn(shape, generator=generator, dtype=torch.float64).mul_(0.7).requires_grad_()
-        for name, shape in shapes.items()
-    }
-
-
-def twice(states: Tensor, given: list[Tensor], seed: int) -> list[Tensor]:
-    """The gradient, with respect to everything, of a random mix of a nonlinear loss's gradients."""
-    generator = torch.Generator().manual_seed(seed)
-    first = torch.autograd.grad((states * mixing(states.shape)).tanh().sum(), given, create_graph=True)
-    mixed = sum((g * torch.randn(g.shape, generator=generator, dtype=g.dtype)).sum() for g in first)
-    return [*first, *torch.autograd.grad(mixed, given)]
-
-
-def check_second_order(sequences: Sequences) -> None:
-    given = random_inputs(sequences, 3)
-    w = FastWeight(given["weight"], Dense(given["own"]))
-    b = FastWeight(given["bias"], Dense(given["own_bias"]))
-    got = twice(gru(given["x"], sequences, w, b, given["start"]), list(given.values()), 5)
-    slow = plain_gru(
-        given["x"], sequences, given["weight"] + given["own"], given["bias"] + given["own_bias"], given["start"]
-    )
-    for mine, theirs in zip(got, twice(slow, list(given.values()), 5), strict=True):
-        close(mine, theirs, 1e-11 * max(1.0, theirs.abs().max().item()))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_second_order_equals_autograd_through_plain_steps(layout: str) -> None:
-    check_second_order(LAYOUTS[layout])
-
-
-def test_second_order_of_each_cotangent_alone() -> None:
-    """Shared weights only, zero start: every gradient differentiated by itself."""
-    sequences, given = LAYOUTS["ragged"], random_inputs(LAYOUTS["ragged"], 4)
-    names = ["x", "weight", "bias"]
-    zero = torch.zeros_like(given["start"])
-    n = sequences.n_tasks
-    for name in names:
-        found = []
-        for states in (
-            gru(given["x"], sequences, given["weight"], given["bias"]),
-            plain_gru(
-                given["x"], sequences, given["weight"].expand(n, -1, -1), given["bias"].expand(n, -1), zero.detach()
-            ),
-        ):
-            (first,) = torch.autograd.grad((states * mixing(states.shape)).sum(), given[name], create_graph=True)
-            found.append(torch.autograd.grad(first.square().sum(), [given[n] for n in names]))
-        for mine, theirs in zip(*found, strict=True):
-            close(mine, theirs, 1e-11 * max(1.0, theirs.abs().max().item()))
-
-
-def test_gradgradcheck() -> None:
-    sequences = packed([[3, 1], [2, 0]])
-    given = random_inputs(sequences, 6)
-
-    def run(x: Tensor, w: Tensor, own: Tensor, b: Tensor, own_b: Tensor, start: Tensor) -> Tensor:
-        return gru(x, sequences, FastWeight(w, Dense(own)), FastWeight(b, Dense(own_b)), start)
-
-    assert torch.autograd.gradcheck(run, list(given.values()))
-    assert torch.autograd.gradgradcheck(run, list(given.values()))
-
-
-def check_tapped_second_order(sequences: Sequences) -> None:
-    """The per-task gradients that an inner step takes, differentiated once more."""
-    given = random_inputs(sequences, 8)
-    tap_w, tap_b = Tap(second_order=True), Tap(second_order=True)
-    states = gru(
-        given["x"], sequences, FastWeight(given["weight"], Dense(given["own"]), tap_w),
-        FastWeight(given["bias"], Dense(given["own_bias"]), tap_b), given["start"],
-    )  # fmt: skip
-    ((leaf, finish_w),), ((_, finish_b),) = tap_w.notes, tap_b.notes
-    (g,) = torch.autograd.grad((states * mixing(states.shape)).tanh().sum(), leaf, create_graph=True)
-    mine = [finish_w(g).dense(), finish_b(g).dense()]
-    own_w, own_b = given["weight"] + given["own"], given["bias"] + given["own_bias"]
-    slow = plain_gru(given["x"], sequences, own_w, own_b, given["start"])
-    theirs = torch.autograd.grad((slow * mixing(slow.shape)).tanh().sum(), [own_w, own_b], create_graph=True)
-    found = [
-        torch.autograd.grad(
-            sum((part.square() * mixing(part.shape)).sum() for part in parts), list(given.values()), allow_unused=True
-        )
-        for parts in (mine, list(theirs))
-    ]
-    for one, other in zip([*mine, *found[0]], [*theirs, *found[1]], strict=True):
-        close(one, other, 1e-11 * max(1.0, other.abs().max().item()))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_gradient_of_an_inner_step_is_differentiated(layout: str) -> None:
-    check_tapped_second_order(LAYOUTS[layout])
-
-
 # -- the checks above are seen to fail ------------------------------------------------------------------------------
 
 
@@ -388,15 +228,6 @@ def test_a_wrong_gate_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "torch", Lerp())
     with pytest.raises(AssertionError):
         check_shared(packed(LENGTHS))
-
-
-def test_a_forgotten_way_through_the_state_before_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gru_module, "through_own", lambda *parts: None)
-    monkeypatch.setattr(own_gradients, "through_own", lambda *parts: None)
-    with pytest.raises(AssertionError):
-        check_second_order(LAYOUTS["ragged"])
-    with pytest.raises(AssertionError):
-        check_tapped_second_order(LAYOUTS["ragged"])
 
 
 def test_an_offset_of_another_form_is_refused() -> None:

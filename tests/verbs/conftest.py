@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
+from reference.image_runs import archive as archive
+from reference.image_runs import train as train
 from reference.tiny_runs import Work
 
 from metarec.config.compose import Composer
