@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from metarec.baselines.baseline import Baseline
 from metarec.baselines.chance import RANDOM
+from metarec.baselines.ease import EASE
 from metarec.baselines.markov import MARKOV
 from metarec.baselines.pair_knn import PAIR_KNN
 from metarec.baselines.popularity import LEAKY_POPULARITY, POPULARITY, RECENT_POPULARITY
@@ -29,6 +30,7 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
         "markov": MARKOV,
         "session_knn": SESSION_KNN,
         "v_sknn": V_SKNN,
+        "ease": EASE,
         "pair_knn": PAIR_KNN,
         "leaky_popularity": LEAKY_POPULARITY,
     }

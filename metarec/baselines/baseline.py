@@ -34,6 +34,7 @@ class Baseline:
     default: Mapping[str, Value] = field(default_factory=dict)  # every option
     space: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)  # what is tuned on validation users
     needs_clock: bool = False
+    max_items: int | None = None  # of the catalogue, where a dense item x item matrix is made
     uses_support: bool = False  # may look at the user's support, under some options at least
 
     def __call__(self, log: TrainingLog, **options: Value) -> Scorer:
@@ -46,7 +47,15 @@ class Baseline:
         if self.needs_clock and not log.has_clock:
             raise ConfigError("baselines", "a log without a clock", "this baseline goes by the time of events",
                               "leave it out, or give the log times")  # fmt: skip
+        if reason := self.too_large(log.n_items):
+            raise ConfigError("baselines", f"{log.n_items:,} items", reason, "leave it out, or train on fewer items")
         return self.fit(log, **{**self.default, **options})
+
+    def too_large(self, n_items: int) -> str | None:
+        """Why a catalogue of this size is refused, if it is."""
+        if self.max_items is None or n_items <= self.max_items:
+            return None
+        return f"a dense item x item matrix is made for {self.max_items:,} items at most, and there are {n_items:,}"
 
 
 def scored(asked: Asked, base: Floats, histories: Iterable[Ints], votes: Votes) -> Floats:

@@ -28,6 +28,7 @@ class TrainingLog:
     pair_begin: Ints  # [P], training pairs in stored order: the prefix is item[pair_begin:pair_event] ...
     pair_event: Ints  # [P], ... and the target item[pair_event]
     n_items: int
+    user: Ints  # [S], a number of each session's user, from 0 on
 
     @cached_property
     def _event(self) -> Ragged:

@@ -344,7 +344,7 @@ class ControlGrid:
 
 WITHOUT_TRAINING = (
     "random", "popularity", "recent_popularity", "repeat_last", "frequent_prefix", "frequent_support", "markov",
-    "session_knn", "v_sknn", "pair_knn", "leaky_popularity",
+    "session_knn", "v_sknn", "ease", "pair_knn", "leaky_popularity",
 )  # fmt: skip
 ROWS = (*WITHOUT_TRAINING, "in_context", "in_context_user", "head_only", "scratch")  # of the panel
 PANELS = {

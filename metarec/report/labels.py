@@ -14,6 +14,7 @@ LABELS: Mapping[str, str] = {
     "markov": "Markov, first order",
     "session_knn": "Session-KNN",
     "v_sknn": "V-SKNN",
+    "ease": "EASE",
     "pair_knn": "pair KNN",
     "leaky_popularity": "leaky popularity",
     "pretrained": "pretrained, zero-shot",
@@ -30,7 +31,7 @@ LABELS: Mapping[str, str] = {
 # known without a gradient | one set of weights for all | adapted without meta-learning | meta-learned | the optimum
 _GROUPS = (
     ("random", "popularity", "recent_popularity", "repeat_last", "frequent_prefix", "frequent_support", "markov",
-     "session_knn", "v_sknn", "pair_knn", "leaky_popularity"),
+     "session_knn", "v_sknn", "ease", "pair_knn", "leaky_popularity"),
     ("pretrained", "in_context", "in_context_user"),
     ("control", "head_only", "scratch"),
     ("zeroshot", "fewshot"),

@@ -63,6 +63,8 @@ def _why_not(name: str, bench: AnyBench) -> str | None:
         return None if name in ("head_only", "scratch") else WHY_IMAGES
     if name in BASELINES and BASELINES[name].needs_clock and not bench.prepared.has_clock:
         return WHY_NO_CLOCK
+    if name in BASELINES:
+        return BASELINES[name].too_large(bench.n_items)
     if name in ("in_context", "in_context_user"):
         if bench.batcher.stream is not None:
             return WHY_HISTORY

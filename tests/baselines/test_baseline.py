@@ -26,10 +26,11 @@ def test_defaults_lie_in_the_grid_and_every_point_of_it_runs(name: str) -> None:
 
 def test_names_and_needs() -> None:
     names = """random popularity recent_popularity repeat_last frequent_prefix frequent_support markov session_knn v_sknn
-        pair_knn leaky_popularity""".split()
+        ease pair_knn leaky_popularity""".split()
     assert list(BASELINES) == names
     assert [name for name in names if BASELINES[name].needs_clock] == ["recent_popularity"]
-    assert [name for name in names if BASELINES[name].uses_support] == ["frequent_support", "session_knn", "v_sknn"]
+    of_support = ["frequent_support", "session_knn", "v_sknn", "ease"]
+    assert [name for name in names if BASELINES[name].uses_support] == of_support
 
 
 def test_an_option_that_is_none() -> None:

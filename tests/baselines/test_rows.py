@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "markov": {"window": (1, 2, 4), "smoothing": (0.1, 1.0, 10.0)},
     "session_knn": {**KNN, "similarity": ("cosine", "jaccard")},
     "v_sknn": {**KNN, "weighting": WEIGHTS, "weighting_score": WEIGHTS, "idf_weighting": (0, 1, 5)},
+    "ease": {"l2": (0.5, 1.0, 30.0), "support": (False, True), "repeats": (False, True)},
     "pair_knn": {},
     "leaky_popularity": {},
 }

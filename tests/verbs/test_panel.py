@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,21 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(
     with pytest.raises(ConfigError, match=line.replace("[", r"\[")):
         work.train(*words)
     assert work.directories("train") == [] or not any(work.directories("train")[-1].iterdir())
+
+
+def test_a_catalogue_too_large_for_a_row_is_refused_or_the_row_left_out(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {**BASELINES, "ease": replace(BASELINES["ease"], max_items=29)}
+    monkeypatch.setattr("metarec.verbs.panel.BASELINES", small)
+    with pytest.raises(
+        ConfigError, match="ease: a dense item x item matrix is made for 29 items at most, and there are 30"
+    ):
+        work.train("evaluation.panel=[ease]")
+    monkeypatch.setitem(PANELS, "quick", ("popularity", "ease"))
+    found = metrics(work.train("evaluation.panel=quick"))
+    assert "ease" not in found["metrics"]
+    assert found["left_out"] == {"ease": "a dense item x item matrix is made for 29 items at most, and there are 30"}
 
 
 def test_in_context_is_left_out_where_every_user_is_one_sequence(tmp_path: Path, work: Work) -> None:
