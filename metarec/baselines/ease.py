@@ -22,7 +22,7 @@ from metarec.baselines.baseline import DIGITS, Baseline, Scorer, scored
 from metarec.baselines.log import TrainingLog
 from metarec.baselines.ragged import Floats, Ints, Ragged, distinct
 
-MAX_ITEMS = 10_000  # 0.8 GB a matrix, about 3 GB and a minute or two on one core an inversion
+MAX_ITEMS = 10_000  # 0.8 GB a matrix; an inversion takes about 4 GB and three minutes on one core
 
 SMALL = 1e-6  # where all scores are below, they differ by rounding alone
 
