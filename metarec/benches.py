@@ -111,7 +111,7 @@ class SequenceBench:
         first = prepared.pair_event[query[:, 0]]
         begin = np.asarray(prepared.session_offsets[prepared.user_sessions[episodes.user]])
         history = np.broadcast_to((np.asarray(first) - begin)[:, None], query.shape)
-        counts = _popularity(prepared)
+        counts = item_counts(prepared)
         target = np.asarray(prepared.item[prepared.pair_event[query]], dtype=np.int64)
         return {"history": history, "popularity": counts[np.maximum(target, 1) - 1], "item_counts": counts}
 
@@ -131,11 +131,11 @@ class SequenceBench:
 
     def beyond(self, tops: Mapping[str, Ints]) -> dict[str, dict[str, float]]:
         """Coverage and popularity of the ten best items [N, Q, 10] of every method."""
-        popularity = _popularity(self.prepared)
+        counts = item_counts(self.prepared)
         return {
             name: {
                 "coverage@10": coverage(top.reshape(-1, top.shape[-1]), self.n_items),
-                "popularity_percentile@10": popularity_percentile(top.reshape(-1, top.shape[-1]), popularity),
+                "popularity_percentile@10": popularity_percentile(top.reshape(-1, top.shape[-1]), counts),
             }
             for name, top in tops.items()
         }
@@ -255,7 +255,7 @@ def _identity(prepared: Prepared | Omniglot, candidates: str) -> dict[str, Any]:
     }
 
 
-def _popularity(prepared: Prepared) -> np.ndarray:
+def item_counts(prepared: Prepared) -> np.ndarray:
     """Training events of every item, int64 [V]."""
     begin, end = train_sessions(prepared)
     edge = np.zeros(len(prepared.item) + 1, dtype=np.int64)

@@ -1,11 +1,9 @@
-"""The one place that turns configuration into objects. Names are looked up exactly; nothing is imported by a string."""
+"""The one place that turns configuration into objects; parts are found by their exact names (`metarec.parts`)."""
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,45 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarec import models, schedules
-from metarec.algorithms import Algorithm
-from metarec.algorithms.anil import anil
-from metarec.algorithms.fomaml import fomaml
-from metarec.algorithms.imaml import IMAML
+from metarec import parts, schedules
+from metarec.algorithms import Algorithm, Given, matching
 from metarec.algorithms.inner import RATE, InnerLoop
-from metarec.algorithms.maml import MAML
-from metarec.algorithms.maml_pp import maml_pp
-from metarec.algorithms.meta_sgd import meta_sgd
-from metarec.algorithms.reptile import Reptile
-from metarec.benches import AnyBench, Hardware, ImageBench, SequenceBench, _popularity
+from metarec.benches import AnyBench, Hardware, ImageBench, SequenceBench, item_counts
 from metarec.config.schema import (
-    AdamConfig,
     AdamWConfig,
     AlgorithmConfig,
-    AnilConfig,
-    BceConfig,
-    BprMaxConfig,
-    ChunkedCrossEntropyConfig,
     Config,
-    Conv4Config,
-    CrossEntropyConfig,
     EvaluationConfig,
-    FomamlConfig,
-    GbceConfig,
-    Gru4RecConfig,
     HardwareConfig,
-    ImamlConfig,
-    MamlPpConfig,
     MetaConfig,
-    MetaSgdConfig,
     ModelConfig,
-    ObjectiveConfig,
-    ReptileConfig,
-    ResidualConfig,
-    ResidualContextConfig,
-    ResidualOnConfig,
-    SampledSoftmaxConfig,
-    SASRecConfig,
+    OptimizerConfig,
+    Part,
     SgdConfig,
     SupervisedConfig,
     TrainConfig,
@@ -69,20 +42,8 @@ from metarec.data.spec import DatasetSpec
 from metarec.data.store import Prepared
 from metarec.errors import ConfigError, EnvironmentFault
 from metarec.evaluate import Control
-from metarec.models.conv4 import Conv4
-from metarec.models.gru4rec import GRU4Rec
-from metarec.models.sasrec import SASRec
-from metarec.objectives.bce import BCE
-from metarec.objectives.bpr_max import BPRMax
-from metarec.objectives.chunked_cross_entropy import ChunkedCrossEntropy
-from metarec.objectives.cross_entropy import cross_entropy
-from metarec.objectives.gbce import GBCE
-from metarec.objectives.sampled_softmax import SampledSoftmax
-from metarec.objectives.standing import Standing
+from metarec.objectives import Items
 from metarec.residual import Residual
-from metarec.residual.context import ContextResidual
-from metarec.residual.full import FullResidual
-from metarec.residual.off import NoResidual
 from metarec.tasks import Model, Objective
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}  # of all but products
@@ -127,63 +88,32 @@ def _tell(line: str) -> None:
 
 
 def model(config: ModelConfig, n_items: int) -> Model:
-    if isinstance(config, SASRecConfig):
-        return SASRec(
-            n_items, config.dim, config.n_layers, config.n_heads, config.dropout, config.max_len, config.ffn_dim,
-            config.tie, config.n_prefix,
-        )  # fmt: skip
-    if isinstance(config, Conv4Config):
-        return Conv4(n_items, filters=config.filters, pool=config.pool)
-    if isinstance(config, Gru4RecConfig):
-        return GRU4Rec(
-            n_items, config.embedding_dim, config.hidden_dim, config.dropout, config.n_layers, config.tie,
-            config.embedding_dropout,
-        )  # fmt: skip
-    own = models.own(config.name)
-    assert own is not None  # the configuration check has found it
     try:
-        made: Model = own.build(config, n_items)
+        made: Model = parts.load("model", config.name).build(config, n_items)
     except ValueError as reason:
         raise ConfigError("model", config.name, str(reason), f"see metarec/models/{config.name}.py") from reason
     return made
 
 
-MOST_DRAWN = {"sampled_softmax": 1024, "bpr_max": 2048, "bce": 256, "gbce": 256}  # what `null` stands for, at most
+def objective(config: Part, prepared: Prepared | Omniglot, seed: int, device: torch.device) -> Objective:
+    """Popularity is that of the training events alone. Raises ConfigError where the log has too few items to draw from."""
+
+    def counted() -> np.ndarray:
+        assert isinstance(prepared, Prepared)  # the rules refuse to draw among the classes of images
+        return item_counts(prepared)
+
+    made: Objective = parts.load("objective", config.name).build(config, Items(prepared.n_items, counted, seed, device))
+    return made
 
 
-def objective(config: ObjectiveConfig, prepared: Prepared | Omniglot, seed: int, device: torch.device) -> Objective:
-    """Popularity is that of the training events alone. Raises ConfigError where the log has too few items to draw from.
-
-    `seed`: of the items that are drawn where nothing is trained (`objectives.standing`).
-    """
-    if isinstance(config, CrossEntropyConfig):
-        return partial(cross_entropy, label_smoothing=config.label_smoothing)
-    if isinstance(config, ChunkedCrossEntropyConfig):
-        return ChunkedCrossEntropy(config.chunk, config.label_smoothing)
-    assert isinstance(prepared, Prepared)  # the rules refuse to draw among the classes of images
-    n = draws(config, prepared.n_items)
-    if isinstance(config, SampledSoftmaxConfig):
-        by_rank = torch.from_numpy(np.argsort(-_popularity(prepared), kind="stable") + 1)
-        return Standing(SampledSoftmax(by_rank.to(device), n), seed)
-    if isinstance(config, BprMaxConfig):
-        return Standing(BPRMax(torch.from_numpy(_popularity(prepared)), n, config.alpha, config.reg), seed)
-    return Standing(GBCE(n, config.t) if isinstance(config, GbceConfig) else BCE(n), seed)
+def pretrain_lr(config: TrainConfig) -> float:
+    """The step size of pretraining: `pretrain.lr`, or where that is null the model's own."""
+    if config.pretrain.lr is not None:
+        return config.pretrain.lr
+    return float(getattr(config.model, "pretrain_lr", PRETRAIN_LR))
 
 
-def draws(config: SampledSoftmaxConfig | BprMaxConfig | BceConfig | GbceConfig, n_items: int) -> int:
-    """How many items are drawn. Raises ConfigError for more than there are, where none is drawn twice."""
-    key = "n_negatives" if isinstance(config, BceConfig | GbceConfig) else "n_samples"
-    asked: int | None = getattr(config, key)
-    if asked is None:
-        return min(MOST_DRAWN[config.name], max(n_items // 4, 1))
-    if asked >= n_items and not isinstance(config, BprMaxConfig):
-        raise ConfigError(
-            f"objective.{key}", asked, f"the training vocabulary has {n_items} items, so nothing would be left to draw",
-            "give fewer, or use objective=cross_entropy",
-        )  # fmt: skip
-    return asked
-
-
+PRETRAIN_LR = 3e-3  # of a model that does not say its own
 CONTEXT_DROPOUT = 0.3
 
 
@@ -199,108 +129,71 @@ def with_dropout(model: Any, rate: float) -> Any:
     return replace(model, dropout=rate)
 
 
-def residual(config: ResidualConfig, model: Model, base: Params) -> Residual:
-    if isinstance(config, ResidualOnConfig):
-        return FullResidual(base, config.alpha, config.init_scale)
-    if isinstance(config, ResidualContextConfig):
-        return ContextResidual(base, model.context_shapes(), config.train_weights)
-    return NoResidual(base)
+def residual(config: Part, model: Model, base: Params) -> Residual:
+    made: Residual = parts.load("residual", config.name).build(config, base, model)
+    return made
 
 
-def learnable(config: ResidualConfig, model: Model) -> dict[str, bool]:
+def learnable(config: Part, model: Model) -> dict[str, bool]:
     """Name of everything that the outer loop may train -> whether the inner loop adapts it unless told otherwise."""
-    names = dict.fromkeys(model.shapes(), True)
-    if isinstance(config, ResidualContextConfig):
-        weights = dict.fromkeys(names, False) if config.train_weights else {}
-        return weights | dict.fromkeys(model.context_shapes(), True)
-    return names
-
-
-def adapted(config: MetaConfig, on: ResidualConfig, model: Model) -> frozenset[str]:
-    """What the inner loop moves. Raises ConfigError for a pattern that matches nothing, before anything runs."""
-    names = learnable(on, model)
-    chosen = frozenset(name for name, moves in names.items() if moves)
-    if config.inner.adapt is not None:
-        chosen = _matching("algorithm.inner.adapt", config.inner.adapt, list(names))
-    elif not chosen:
-        raise ConfigError("residual", "context", "the model has no contexts that could adapt", "use residual=off")
-    if isinstance(config, AnilConfig):
-        if config.head is None:
-            head = frozenset(model.head) & names.keys()
-            own = [name for name in model.context_shapes() if name in head]
-            head = frozenset(own) if isinstance(on, ResidualContextConfig) else head
-        else:
-            head = _matching("algorithm.head", config.head, list(names))
-        if not chosen & head:
-            raise ConfigError(
-                "algorithm.head", sorted(head), f"nothing of it adapts; what adapts is {sorted(chosen)}",
-                "choose the head among what adapts",
-            )  # fmt: skip
-        chosen = chosen & head
-    return chosen
-
-
-def _matching(key: str, patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
-    found: set[str] = set()
-    for pattern in patterns:
-        own = fnmatch.filter(names, pattern)
-        if not own:
-            raise ConfigError(key, pattern, "matches no weight", f"the names are {', '.join(names)}")
-        found.update(own)
-    return frozenset(found)
-
-
-def statistics(config: MetaConfig, model: Model) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the batch-norm statistics that a run keeps for each inner step (MAML++); mostly none."""
-    if not isinstance(config, MamlPpConfig) or config.bnrs is False:
-        return {}
-    found: dict[str, tuple[int, ...]] = getattr(model, "statistics_shapes", {})
+    found: dict[str, bool] = parts.load("residual", config.name).learnable(config, model)
     return found
+
+
+def adapted(config: MetaConfig, on: Part, model: Model) -> frozenset[str]:
+    """What an inner loop may move. Raises ConfigError for a pattern that matches nothing."""
+    names = learnable(on, model)
+    if config.inner.adapt is not None:
+        return matching("algorithm.inner.adapt", config.inner.adapt, list(names))
+    chosen = frozenset(name for name, moves in names.items() if moves)
+    if not chosen:
+        raise ConfigError("residual", on.name, "the model has nothing that it could adapt", "use residual=off")
+    return chosen
 
 
 CONTEXT_LR, CONTEXT_STEPS = 3.0, 1  # contexts are few and start at zero: they take steps that would wreck whole weights
 
 
 def algorithm(
-    config: MetaConfig, on: ResidualConfig, model: Model, control: Control, *, outer_steps: int, support_share: float
+    config: MetaConfig, on: Part, model: Model, control: Control, *, outer_steps: int, support_share: float
 ) -> Algorithm:
     """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control, where it moves
-    whole weights as the control does."""
-    section = config.inner
-    contexts = isinstance(on, ResidualContextConfig)
-    lr = (CONTEXT_LR if contexts else control.lr) if section.lr is None else section.lr
-    steps = (CONTEXT_STEPS if contexts else control.steps) if section.steps is None else section.steps
-    pull = on.l2 if isinstance(on, ResidualOnConfig) else 0.0
-    names = adapted(config, on, model)
-    loop = InnerLoop(lr, steps, pull, clip=section.clip, adapted=names)
-    if isinstance(config, ReptileConfig):
-        return Reptile(loop, support_share)
-    if isinstance(config, ImamlConfig):
-        return IMAML(loop, config.lam, config.cg_steps)
-    loop = replace(loop, prox=config.inner.prox, recompute=config.inner.recompute)
-    if isinstance(config, MamlPpConfig):
-        norms = [name for name in getattr(model, "norms", ()) if name in learnable(on, model)]
-        if config.bnwb and not norms:
-            raise ConfigError("algorithm.bnwb", True, "the model has no norms that adapt", "drop it")
-        return maml_pp(
-            loop,
-            msl=config.msl,
-            lslr=config.lslr,
-            da=config.da,
-            switch_step=round(config.switch * outer_steps),
-            msl_until=round(config.msl_until * outer_steps),
-            norms=[] if config.bnwb is False else norms,
-            statistics=statistics(config, model),
-        )
-    loop = replace(loop, rates=config.inner.rates)
-    if isinstance(config, AnilConfig):
-        return anil(loop, names, config.order)
-    if isinstance(config, MetaSgdConfig):
-        return meta_sgd(loop, config.order)
-    until = round(config.multi_step_until * outer_steps)
-    if isinstance(config, FomamlConfig):
-        return replace(fomaml(loop), multi_step=config.multi_step, multi_step_until=until)
-    return MAML(loop, config.order, round(config.switch * outer_steps), config.multi_step, until)
+    whole weights as the control does. Raises ConfigError for options that this model cannot have."""
+    section, beside = config.inner, _beside(on)
+    names = learnable(on, model)
+    loop = InnerLoop(
+        (CONTEXT_LR if beside else control.lr) if section.lr is None else section.lr,
+        (CONTEXT_STEPS if beside else control.steps) if section.steps is None else section.steps,
+        getattr(on, "l2", 0.0),
+        prox=getattr(section, "prox", 0.0),
+        clip=section.clip,
+        rates=getattr(section, "rates", "fixed"),
+        adapted=adapted(config, on, model),
+        recompute=getattr(section, "recompute", False),
+    )
+    given = Given(
+        loop,
+        tuple(names),
+        frozenset(model.head) & names.keys(),
+        tuple(name for name in getattr(model, "norms", ()) if name in names),
+        tuple(getattr(model, "statistics_shapes", {})),
+        frozenset(model.context_shapes()) & names.keys(),
+        outer_steps,
+        support_share,
+    )
+    made: Algorithm = parts.load("algorithm", config.name).build(config, given)
+    return made
+
+
+def statistics(made: Algorithm, model: Model) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the batch-norm statistics that a run keeps for each inner step (MAML++); mostly none."""
+    shapes: dict[str, tuple[int, ...]] = getattr(model, "statistics_shapes", {})
+    return {name: shape for name, shape in shapes.items() if name in made.inner.kept}
+
+
+def _beside(on: Part) -> bool:
+    """Whether what adapts are few numbers beside the model's weights."""
+    return bool(getattr(on, "beside", False))
 
 
 OUTER_LR = {"contexts": 5e-4, "weights": 3e-4, "images": 1e-3}  # what `optimizer.lr: null` stands for
@@ -310,11 +203,11 @@ def kind_of(config: TrainConfig) -> str:
     """What an outer step trains, by which defaults differ."""
     if config.dataset.source == "omniglot":
         return "images"
-    return "contexts" if isinstance(config.residual, ResidualContextConfig) else "weights"
+    return "contexts" if _beside(config.residual) else "weights"
 
 
 def optimizer(
-    config: AdamConfig | AdamWConfig | SgdConfig, params: Params, kind: str, rates_lr: float | None = None
+    config: OptimizerConfig, params: Params, kind: str, rates_lr: float | None = None
 ) -> torch.optim.Optimizer:
     """Learned inner step sizes have an outer step size of their own and no weight decay."""
     lr = config.lr if config.lr is not None else OUTER_LR[kind]
@@ -334,7 +227,7 @@ COSINE_END = 0.01  # of the outer step size, where MAML++ anneals it
 
 
 def schedule(config: Any, steps: int, algorithm: AlgorithmConfig | None = None) -> Any:
-    if isinstance(algorithm, MamlPpConfig) and algorithm.ca:
+    if getattr(algorithm, "ca", False):
         return partial(schedules.factor, steps=steps, name="cosine", warmup_steps=0, final_factor=COSINE_END)
     return partial(schedules.factor, steps=steps, **asdict(config))
 

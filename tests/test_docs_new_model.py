@@ -19,7 +19,7 @@ from reference.tiny_runs import Work, metrics, tiny
 from torch import Tensor
 
 import metarec.models
-from metarec import build, cli
+from metarec import build, cli, parts
 from metarec.algorithms.inner import InnerLoop, adapt
 from metarec.algorithms.maml import MAML
 from metarec.config.check import check
@@ -123,12 +123,11 @@ def test_its_options_are_checked_like_all_others(folder: Path) -> None:
 
 
 def test_only_files_of_the_models_folder_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert metarec.models.own("window") is not None
-    for name in ("os", "os.path", "metarec.models.window", "../window", "", "convert", "gru4rec"):
-        assert metarec.models.own(name) is None
-        if name != "gru4rec":
-            _, (error,) = check("train", {"model": {"name": name}}, rules=False)
-            assert "nothing by that name" in str(error)
+    assert parts.options("model", "window") is not None
+    for name in ("os", "os.path", "metarec.models.window", "../window", "", "convert"):
+        assert parts.options("model", name) is None
+        _, (error,) = check("train", {"model": {"name": name}}, rules=False)
+        assert "nothing by that name" in str(error)
 
 
 # Runs
@@ -165,7 +164,7 @@ def test_what_is_optional_is_missed_in_words(folder: Path, work: Work) -> None:
     with pytest.raises(ConfigError, match=r"train\.dropout: 0\.2: model=bare has no dropout"):
         check_words("train", [*words[1:], "train.dropout=0.2"], config_dir=folder / "conf")
     for more, line in (
-        ("residual=context", "residual: context: the model has no contexts that could adapt -- use residual=off"),
+        ("residual=context", "residual: context: the model has nothing that it could adapt -- use residual=off"),
         ("algorithm=maml_pp algorithm.bnwb=true", "algorithm.bnwb: True: the model has no norms that adapt"),
     ):
         kept = [word for word in words[1:] if not word.startswith(more.partition("=")[0])]

@@ -13,10 +13,10 @@ ROOT = Path(metarec.__file__).parent
 
 # a part may import what stands in a lower row; parts of the middle row do not import each other
 ROWS = [
-    {"errors"},
+    {"errors", "options"},
     {"core"},
     {"data", "models", "algorithms", "residual", "objectives", "schedules", "metrics", "baselines"},
-    {"report", "runs", "trackers", "tasks", "train", "pretrain", "evaluate", "search", "panel"},
+    {"report", "runs", "trackers", "tasks", "parts", "train", "pretrain", "evaluate", "search", "panel"},
     {"config", "build", "benches", "verbs"},
     {"cli"},
     {"__main__", "__init__"},

@@ -1,13 +1,20 @@
-"""One paper, one file. An algorithm is handed losses of tasks; it never hears of items or models."""
+"""One paper, one file. An algorithm is handed losses of tasks; it never hears of items or models.
+
+Its file brings `Config` and `build(config, given)` (`metarec.parts`).
+"""
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from metarec.algorithms.inner import InnerLoop, TaskLoss
 from metarec.core.weights import FastWeight, Params
+from metarec.errors import ConfigError
 
 
 class Algorithm(Protocol):
@@ -28,3 +35,28 @@ class Algorithm(Protocol):
         self, phi: Params, support_loss: TaskLoss, query_loss: TaskLoss, n_tasks: int, step: int = 0
     ) -> Tensor:
         """[T]; the gradient of the mean with respect to `phi` is the meta-gradient of outer step `step`."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run gives an algorithm to be built from. Of the model it has names of weights, and no more."""
+
+    inner: InnerLoop  # as `algorithm.inner` says; `adapted`: what may move
+    names: tuple[str, ...]  # of everything that the outer loop may train
+    head: frozenset[str]  # of them, the model's head
+    norms: tuple[str, ...]  # of them, weights of norms
+    statistics: tuple[str, ...]  # of batch norms: no weights, but each inner step may have its own
+    contexts: frozenset[str]  # of them, what stands beside the model's own weights for each task
+    outer_steps: int
+    support_share: float  # of a task's pairs: K / (K + Q)
+
+
+def matching(key: str, patterns: Sequence[str], names: Collection[str]) -> frozenset[str]:
+    """The names that shell patterns match; ConfigError, naming the option `key`, for a pattern that matches none."""
+    found: set[str] = set()
+    for pattern in patterns:
+        own = fnmatch.filter(names, pattern)
+        if not own:
+            raise ConfigError(key, pattern, "matches no weight", f"the names are {', '.join(names)}")
+        found.update(own)
+    return frozenset(found)

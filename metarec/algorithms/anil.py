@@ -9,10 +9,36 @@ Source: Raghu, Raghu, Bengio & Vinyals 2020, arXiv:1909.09157, sec. 4.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+from metarec.algorithms import Given, matching
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
+from metarec.errors import ConfigError
+from metarec.options import LearnedInner, ranged
+
+
+@dataclass
+class Config:
+    """conf/algorithm/anil.yaml"""
+
+    name: str = "anil"
+    inner: LearnedInner = field(default_factory=LearnedInner)
+    order: str = ranged("second", choices=["first", "second"])
+    head: list[str] | None = None  # None = the model's own; with contexts, what of them the head reads
+
+
+def build(config: Config, given: Given) -> MAML:
+    head = given.head & given.contexts if given.contexts else given.head
+    if config.head is not None:
+        head = matching("algorithm.head", config.head, given.names)
+    moves = frozenset(name for name in given.names if given.inner.moves(name))
+    if not moves & head:
+        raise ConfigError(
+            "algorithm.head", sorted(head), f"nothing of it adapts; what adapts is {sorted(moves)}",
+            "choose the head among what adapts",
+        )  # fmt: skip
+    return anil(given.inner, head, config.order)
 
 
 def anil(inner: InnerLoop, head: Collection[str], order: str = "second") -> MAML:

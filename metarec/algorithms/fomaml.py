@@ -10,8 +10,27 @@ Source: Finn, Abbeel & Levine 2017, arXiv:1703.03400, Alg. 1 and sec. 5.2 (first
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+
+from metarec.algorithms import Given
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
+from metarec.options import LearnedInner, ranged
+
+
+@dataclass
+class Config:
+    """conf/algorithm/fomaml.yaml"""
+
+    name: str = "fomaml"
+    inner: LearnedInner = field(default_factory=LearnedInner)
+    multi_step: str = ranged("last", choices=["last", "uniform", "annealed"])
+    multi_step_until: float = ranged(0.15, min=0, max=1)
+
+
+def build(config: Config, given: Given) -> MAML:
+    until = round(config.multi_step_until * given.outer_steps)
+    return replace(fomaml(given.inner), multi_step=config.multi_step, multi_step_until=until)
 
 
 def fomaml(inner: InnerLoop) -> MAML:

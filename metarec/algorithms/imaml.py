@@ -17,19 +17,34 @@ Source: Rajeswaran, Finn, Kakade & Levine 2019, arXiv:1909.04630, Alg. 1 and 2, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from metarec.algorithms import inner
+from metarec.algorithms import Given, inner
 from metarec.algorithms.inner import InnerLoop, TaskLoss
 from metarec.algorithms.maml import at_test, judged
 from metarec.algorithms.reptile import total
 from metarec.core.offsets import Dense, Offset, Rows, rows_at
 from metarec.core.weights import FastWeight, Params, squared_norm
+from metarec.options import Inner, ranged
 
 Vectors = dict[str, Tensor]  # [T, ...] each
+
+
+@dataclass
+class Config:
+    """conf/algorithm/imaml.yaml"""
+
+    name: str = "imaml"
+    inner: Inner = field(default_factory=Inner)
+    lam: float = ranged(1.0, min=0, exclusive=["min"])
+    cg_steps: int = ranged(5, min=1)
+
+
+def build(config: Config, given: Given) -> IMAML:
+    return IMAML(given.inner, config.lam, config.cg_steps)
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,34 @@ Source: Finn, Abbeel & Levine 2017, arXiv:1703.03400, Alg. 1. Shapes: T tasks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from metarec.algorithms import inner
+from metarec.algorithms import Given, inner
 from metarec.algorithms.inner import InnerLoop, TaskLoss
 from metarec.core.weights import FastWeight, Params, squared_norm
+from metarec.options import LearnedInner, ranged
 
 ORDERS = ("first", "second", "annealed")
 MULTI_STEP = ("last", "uniform", "annealed")
+
+
+@dataclass
+class Config:
+    """conf/algorithm/maml.yaml"""
+
+    name: str = "maml"
+    inner: LearnedInner = field(default_factory=LearnedInner)
+    order: str = ranged("second", choices=ORDERS)
+    switch: float = ranged(0.5, min=0, max=1)
+    multi_step: str = ranged("last", choices=MULTI_STEP)
+    multi_step_until: float = ranged(0.15, min=0, max=1)
+
+
+def build(config: Config, given: Given) -> MAML:
+    switch, until = (round(share * given.outer_steps) for share in (config.switch, config.multi_step_until))
+    return MAML(given.inner, config.order, switch, config.multi_step, until)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,52 @@ Source: Antoniou, Edwards & Storkey 2019, arXiv:1810.09502, sec. 4.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+from metarec.algorithms import Given
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
+from metarec.errors import ConfigError
+from metarec.options import Inner, ranged
+
+
+@dataclass
+class InnerOptions(Inner):
+    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
+    prox: float = ranged(0.0, min=0)
+    recompute: bool = False
+
+
+@dataclass
+class Config:
+    """conf/algorithm/maml_pp.yaml"""
+
+    name: str = "maml_pp"
+    inner: InnerOptions = field(default_factory=InnerOptions)
+    msl: bool = True
+    lslr: bool = True
+    da: bool = True
+    bnrs: bool | None = None  # None = where the model has batch norm
+    bnwb: bool | None = None  # None = where the model has norms
+    ca: bool = True
+    switch: float = ranged(0.5, min=0, max=1)
+    msl_until: float = ranged(0.15, min=0, max=1)
+
+
+def build(config: Config, given: Given) -> MAML:
+    for key, there, what in (("bnwb", given.norms, "norms"), ("bnrs", given.statistics, "batch norm")):
+        if getattr(config, key) and not there:
+            raise ConfigError(f"algorithm.{key}", True, f"the model has no {what} that adapt", "drop it")
+    return maml_pp(
+        given.inner,
+        msl=config.msl,
+        lslr=config.lslr,
+        da=config.da,
+        switch_step=round(config.switch * given.outer_steps),
+        msl_until=round(config.msl_until * given.outer_steps),
+        norms=() if config.bnwb is False else given.norms,
+        statistics=() if config.bnrs is False else given.statistics,
+    )
 
 
 def maml_pp(

@@ -11,11 +11,35 @@ Source: Li, Zhou, Chen & Li 2017, arXiv:1707.09835, Alg. 1.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+from metarec.algorithms import Given
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
+from metarec.options import Inner, ranged
 
 
-def meta_sgd(inner: InnerLoop, order: str = "second") -> MAML:
-    return MAML(replace(inner, rates="element"), order=order)
+@dataclass
+class InnerOptions(Inner):
+    rates: str = ranged("element", choices=["element", "element_step"])
+    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
+    prox: float = ranged(0.0, min=0)
+    recompute: bool = False
+
+
+@dataclass
+class Config:
+    """conf/algorithm/meta_sgd.yaml"""
+
+    name: str = "meta_sgd"
+    inner: InnerOptions = field(default_factory=InnerOptions)
+    order: str = ranged("second", choices=["first", "second"])
+
+
+def build(config: Config, given: Given) -> MAML:
+    return meta_sgd(given.inner, config.order, each_step=config.inner.rates == "element_step")
+
+
+def meta_sgd(inner: InnerLoop, order: str = "second", *, each_step: bool = False) -> MAML:
+    """`each_step`: rates of its own for every inner step, where there are several."""
+    return MAML(replace(inner, rates="element_step" if each_step else "element"), order=order)

@@ -12,17 +12,30 @@ Source: Nichol, Achiam & Schulman 2018, arXiv:1803.02999, Alg. 1 (batch version,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from metarec.algorithms import inner
+from metarec.algorithms import Given, inner
 from metarec.algorithms.inner import InnerLoop, TaskLoss
 from metarec.algorithms.maml import at_test, judged
 from metarec.core.offsets import Dense, LowRank, Offset, Rows
 from metarec.core.weights import FastWeight, Params, Weights
+from metarec.options import Inner
+
+
+@dataclass
+class Config:
+    """conf/algorithm/reptile.yaml"""
+
+    name: str = "reptile"
+    inner: Inner = field(default_factory=Inner)
+
+
+def build(config: Config, given: Given) -> Reptile:
+    return Reptile(given.inner, given.support_share)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metarec import models
+from metarec import parts
 from metarec.config.schema import GROUPS, SCHEMAS, VERBS
 from metarec.errors import nearest
 
@@ -17,7 +17,8 @@ from metarec.errors import nearest
 @functools.cache
 def type_hints(schema: type) -> dict[str, Any]:
     """Field name -> type, with the annotations (strings, in this code base) evaluated."""
-    return typing.get_type_hints(schema)
+    hints = typing.get_type_hints(schema)
+    return {field.name: hints[field.name] for field in dataclasses.fields(schema)}  # without class attributes
 
 
 def options(hint: Any) -> tuple[Any, ...]:
@@ -38,15 +39,15 @@ def groups(verb: str) -> tuple[str, ...]:
 
 def alternatives(group: str) -> dict[str, type]:
     """Name -> dataclass of the alternatives of a group that have schemas of their own; empty where all share one."""
-    return {name: schema for (of, name), schema in SCHEMAS.items() if of == group and name is not None}
+    listed = {name: schema for (of, name), schema in SCHEMAS.items() if of == group and name is not None}
+    brought = {name: parts.options(group, name) for name in parts.names(group)} if group in parts.ROOMS else {}
+    return {name: schema for name, schema in (brought | listed).items() if schema is not None}
 
 
 def group_schema(group: str, name: object) -> type | None:
     """The dataclass of this alternative, or None when nothing is registered under that exact name."""
-    if found := SCHEMAS.get((group, None)) or SCHEMAS.get((group, str(name))):
-        return found
-    brought = models.own(str(name)) if group == "model" else None  # a file of its own in metarec/models
-    return None if brought is None else brought.config
+    found = SCHEMAS.get((group, None)) or SCHEMAS.get((group, str(name)))
+    return found or parts.options(group, str(name))
 
 
 def walk(schema: type, prefix: str) -> Iterator[tuple[str, bool]]:

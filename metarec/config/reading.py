@@ -13,9 +13,10 @@ from typing import Any
 
 from metarec.config.check import Wrong, check_range, convert, raise_all
 from metarec.config.fields import keys, type_hints
-from metarec.config.schema import MONITORS, ranged
+from metarec.config.schema import MONITORS
 from metarec.config.show import show
 from metarec.errors import ConfigError, nearest
+from metarec.options import ranged
 
 
 @dataclass

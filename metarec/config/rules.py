@@ -10,8 +10,8 @@ import math
 import os
 from collections.abc import Callable, Iterator
 
+from metarec import parts
 from metarec.config import rules_evaluation as ev
-from metarec.config.schema import SCHEMAS
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
 from metarec.data.spec import DatasetSpec, WorldSpec, split_column
@@ -27,7 +27,7 @@ def supervised_residual(seen: Seen) -> Iterator[Refusal]:
 
 
 def random_residual(seen: Seen) -> Iterator[Refusal]:
-    frozen = seen.get("residual.name") == "on" or seen.get("residual.train_weights") is False
+    frozen = bool(seen.get("residual.frozen"))
     if not seen.supervised and seen.get("warm_start") == "none" and frozen:
         yield "warm_start", "a residual would sit on frozen random weights", "add residual=off, or use warm_start=auto"
 
@@ -76,9 +76,11 @@ def pretrain_unused(seen: Seen) -> Iterator[Refusal]:
             yield key, f"does nothing: with warm_start={start} nothing is pretrained", "drop it, or use warm_start=auto"
 
 
-def zero_alpha(seen: Seen) -> Iterator[Refusal]:
-    if seen.get("residual.alpha") == 0:
-        yield "residual.alpha", "with alpha 0 no weight can move", "give a value other than 0"
+def parts_among_themselves(seen: Seen) -> Iterator[Refusal]:
+    for group in parts.ROOMS:
+        own = seen.get(group)
+        for key, what, fix in getattr(own, "refused", tuple)():
+            yield f"{group}.{key}", what, fix
 
 
 def learned_from_zero(seen: Seen) -> Iterator[Refusal]:
@@ -129,36 +131,25 @@ def outer_unused(seen: Seen) -> Iterator[Refusal]:
             yield key, "does nothing: MAML++ anneals the outer step size itself", "drop it, or set algorithm.ca=false"
 
 
-WITH_BATCH_NORM = ("conv4",)
-WITH_NORMS = ("conv4", "sasrec")
-
-
 def norms_missing(seen: Seen) -> Iterator[Refusal]:
-    model = seen.get("model.name")
-    for key, having in (("bnrs", WITH_BATCH_NORM), ("bnwb", WITH_NORMS)):
-        # of a model that is a file of its own, only `metarec.build` can know
-        if seen.get(f"algorithm.{key}") and ("model", model) in SCHEMAS and model not in having:
-            what = f"model={model} has no {'batch norm' if key == 'bnrs' else 'norm'}"
-            yield f"algorithm.{key}", what, f"drop it, or use model={'|'.join(having)}"
+    for key, needed in (("bnrs", "batch norm"), ("bnwb", "norm")):
+        # a model that does not say what it has is asked once it is built
+        if seen.get(f"algorithm.{key}") and needed not in seen.get("model.has", (needed,)):
+            fix = f"drop it, or use model={'|'.join(_models_with(needed))}"
+            yield f"algorithm.{key}", f"model={seen.get('model.name')} has no {needed}", fix
 
 
-def model_shape(seen: Seen) -> Iterator[Refusal]:
-    name = seen.get("model.name")
-    if name == "sasrec" and seen.get("model.dim") % seen.get("model.n_heads"):
-        heads = seen.get("model.n_heads")
-        yield "model.dim", f"is no multiple of model.n_heads={heads}", f"give a multiple of {heads}"
-    if name == "gru4rec" and seen.get("model.tie") and seen.get("model.embedding_dim") != seen.get("model.hidden_dim"):
-        what = f"with model.tie=true the state is scored by the embedding, of width {seen.get('model.embedding_dim')}"
-        yield "model.hidden_dim", what, f"add model.hidden_dim={seen.get('model.embedding_dim')}"
+def _models_with(what: str) -> list[str]:
+    return [name for name in parts.names("model") if what in getattr(parts.options("model", name), "has", ())]
 
 
 def images_and_models(seen: Seen) -> Iterator[Refusal]:
-    images, conv4 = seen.get("dataset.source") == "omniglot", seen.get("model.name") == "conv4"
-    if seen.get("model.name") is not None and images != conv4:
-        what = (
-            "reads images, and the dataset is a log" if conv4 else "reads sequences of items, and the dataset is images"
-        )
-        yield "model", what, "drop model=conv4" if conv4 else "use model=conv4"
+    name, reads = seen.get("model.name"), seen.get("model.reads", "items")
+    if name is not None and (seen.get("dataset.source") == "omniglot") != (reads == "images"):
+        if reads == "images":
+            yield "model", "reads images, and the dataset is a log", f"drop model={name}"
+        else:
+            yield "model", "reads sequences of items, and the dataset is images", "use model=conv4"
 
 
 def images_start(seen: Seen) -> Iterator[Refusal]:
@@ -207,7 +198,7 @@ def images_reliability(seen: Seen) -> Iterator[Refusal]:
 
 def draws_all(seen: Seen) -> Iterator[Refusal]:
     """Known ahead in the embedded world; of a log, `metarec.build.draws` says it once the items are counted."""
-    if seen.get("dataset.source") != "synthetic" or seen.get("objective.name") == "bpr_max":  # which draws with repeats
+    if seen.get("dataset.source") != "synthetic" or seen.get("objective.with_repeats"):
         return
     n_items = seen.get("dataset.world.n_items")
     for key in ("objective.n_samples", "objective.n_negatives"):
@@ -387,9 +378,8 @@ def mps_precision(seen: Seen) -> Iterator[Refusal]:
 
 
 def compile_unused(seen: Seen) -> Iterator[Refusal]:
-    model = seen.get("model.name")
-    if seen.get("hardware.compile") and model in ("sasrec", "conv4"):  # of a model that is a file of its own, who knows
-        what = f"does nothing: what is compiled is the recurrence, and model={model} has none"
+    if seen.get("hardware.compile") and "recurrence" not in seen.get("model.has", ("recurrence",)):
+        what = f"does nothing: what is compiled is the recurrence, and model={seen.get('model.name')} has none"
         yield "hardware.compile", what, "drop it, or use model=gru4rec"
 
 
@@ -421,12 +411,11 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     supervised_from_nothing,
     supervised_outer,
     pretrain_unused,
-    zero_alpha,
+    parts_among_themselves,
     learned_from_zero,
     inner_unused,
     outer_unused,
     norms_missing,
-    model_shape,
     images_and_models,
     images_start,
     dropout_missing,

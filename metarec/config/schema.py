@@ -1,18 +1,19 @@
-"""What can be configured: one dataclass for every alternative of every group, and one for every verb.
+"""What can be configured: one dataclass for every verb, its sections, and the alternatives of groups that are no parts.
 
-A field holds its default and, beside it, the values allowed (`ranged`). `SCHEMAS` finds the dataclass of a group's
-alternative by the group and the `name` the alternative carries; the only other way from a string to a class is the name
-of a model's file (`metarec.models.own`).
+A field holds its default and, beside it, the values allowed (`ranged`). The dataclass of a group's alternative is found by
+the group and the `name` the alternative carries: in `SCHEMAS`, or in the file of that name (`metarec.parts`).
 `metarec.data.spec.DatasetSpec` is the schema of the group `dataset`; its ranges stand in `metarec.config.check`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
+from metarec import parts
 from metarec.data.spec import DatasetSpec
+from metarec.options import Inner, ranged
 
 MONITORS = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@10", "mrr")
 # sets of published figures (metarec.report.reported)
@@ -20,180 +21,24 @@ REPORTED = ("mars", "s3rec_beauty", "s3rec_sports", "s3rec_yelp", "s3rec_lastfm"
 SEED_MAX = 2**32 - 1  # the largest that every generator in use takes
 
 
-def ranged(
-    default: Any,
-    *,
-    min: float | None = None,
-    max: float | None = None,
-    exclusive: Iterable[str] = (),
-    choices: Iterable[Any] | None = None,
-    length: int | None = None,
-    path: bool = False,
-    filled: bool = False,
-) -> Any:
-    """A field with its allowed values: `min`/`max` (left out themselves where `exclusive` names them), or `choices`.
-
-    For a list the limits hold for every element; it may not be empty, and has `length` elements where one is given.
-    `path` marks a file or directory: never empty, and a leading ~ is the home directory; `filled`, text that is not empty.
-    """
-    limits = {
-        "min": min,
-        "max": max,
-        "exclusive": frozenset(exclusive),
-        "choices": None if choices is None else tuple(choices),
-        "length": length,
-        "path": path or None,
-        "filled": filled or None,
-    }
-    metadata = {key: value for key, value in limits.items() if value is not None}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+# parts: models, algorithms, residuals and objectives hold their options themselves (`metarec.parts`)
 
 
-# model
-
-
-@dataclass
-class Gru4RecConfig:
-    name: str = "gru4rec"
-    embedding_dim: int = ranged(64, min=1)
-    hidden_dim: int = ranged(128, min=1)
-    n_layers: int = ranged(1, min=1)
-    dropout: float = ranged(0.3, min=0, max=1, exclusive=["max"])
-    embedding_dropout: float = ranged(0.2, min=0, max=1, exclusive=["max"])
-    tie: bool = False
-    max_len: int = ranged(50, min=1)
-
-
-@dataclass
-class SASRecConfig:
-    name: str = "sasrec"
-    dim: int = ranged(64, min=1)
-    n_layers: int = ranged(2, min=1)
-    n_heads: int = ranged(2, min=1)
-    ffn_dim: int | None = ranged(None, min=1)  # None = dim
-    dropout: float = ranged(0.2, min=0, max=1, exclusive=["max"])
-    tie: bool = True
-    n_prefix: int = ranged(2, min=1)  # prefix tokens that residual=context adapts
-    max_len: int = ranged(50, min=1)
-
-
-@dataclass
-class Conv4Config:
-    name: str = "conv4"
-    filters: int = ranged(64, min=1)
-    pool: str = ranged("max", choices=["max", "stride"])
-    max_len: int = ranged(1, min=1, max=1)  # images have no prefix
-
-
-class OwnModelConfig(Protocol):
-    """`Config` of a model that is a file of its own in metarec/models: any dataclass with these (docs/new_model.md)."""
+class Part(Protocol):
+    """`Config` of any part: a dataclass with a name."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     name: str
+
+
+class ModelConfig(Part, Protocol):
     max_len: int
 
 
-# algorithm
+class MetaConfig(Part, Protocol):
+    """Of what has an inner loop."""
 
-
-@dataclass
-class InnerConfig:
-    """The inner loop of every algorithm."""
-
-    lr: float | None = ranged(None, min=0)  # None = the control's for whole weights, 3.0 for contexts
-    steps: int | None = ranged(None, min=0)  # None = the control's for whole weights, 1 for contexts
-    clip: float = ranged(0.0, min=0)
-    adapt: list[str] | None = None
-    support_weights: str = ranged("uniform", choices=["uniform", "recency", "reliability"])
-    recency: float = ranged(0.5, min=0)
-
-
-@dataclass
-class LearnedInnerConfig(InnerConfig):
-    """The inner loop of the algorithms whose meta-gradient runs through it."""
-
-    rates: str = ranged("fixed", choices=["fixed", "tensor", "tensor_step", "element", "element_step"])
-    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
-    prox: float = ranged(0.0, min=0)
-    recompute: bool = False
-
-
-@dataclass
-class FomamlConfig:
-    name: str = "fomaml"
-    inner: LearnedInnerConfig = field(default_factory=LearnedInnerConfig)
-    multi_step: str = ranged("last", choices=["last", "uniform", "annealed"])
-    multi_step_until: float = ranged(0.15, min=0, max=1)
-
-
-@dataclass
-class MamlConfig:
-    name: str = "maml"
-    inner: LearnedInnerConfig = field(default_factory=LearnedInnerConfig)
-    order: str = ranged("second", choices=["first", "second", "annealed"])
-    switch: float = ranged(0.5, min=0, max=1)
-    multi_step: str = ranged("last", choices=["last", "uniform", "annealed"])
-    multi_step_until: float = ranged(0.15, min=0, max=1)
-
-
-@dataclass
-class AnilConfig:
-    name: str = "anil"
-    inner: LearnedInnerConfig = field(default_factory=LearnedInnerConfig)
-    order: str = ranged("second", choices=["first", "second"])
-    head: list[str] | None = None
-
-
-@dataclass
-class MetaSgdInner(InnerConfig):
-    rates: str = ranged("element", choices=["element", "element_step"])
-    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
-    prox: float = ranged(0.0, min=0)
-    recompute: bool = False
-
-
-@dataclass
-class MetaSgdConfig:
-    name: str = "meta_sgd"
-    inner: MetaSgdInner = field(default_factory=MetaSgdInner)
-    order: str = ranged("second", choices=["first", "second"])
-
-
-@dataclass
-class MamlPpInner(InnerConfig):
-    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
-    prox: float = ranged(0.0, min=0)
-    recompute: bool = False
-
-
-@dataclass
-class MamlPpConfig:
-    name: str = "maml_pp"
-    inner: MamlPpInner = field(default_factory=MamlPpInner)
-    msl: bool = True
-    lslr: bool = True
-    da: bool = True
-    bnrs: bool | None = None  # None = where the model has batch norm
-    bnwb: bool | None = None  # None = where the model has norms
-    ca: bool = True
-    switch: float = ranged(0.5, min=0, max=1)
-    msl_until: float = ranged(0.15, min=0, max=1)
-
-
-@dataclass
-class ReptileConfig:
-    name: str = "reptile"
-    inner: InnerConfig = field(default_factory=InnerConfig)
-
-
-@dataclass
-class ImamlConfig:
-    name: str = "imaml"
-    inner: InnerConfig = field(default_factory=InnerConfig)
-    lam: float = ranged(1.0, min=0, exclusive=["min"])
-    cg_steps: int = ranged(5, min=1)
+    inner: Inner
 
 
 @dataclass
@@ -201,29 +46,7 @@ class SupervisedConfig:
     name: str = "supervised"
 
 
-# residual
-
-
-@dataclass
-class ResidualOnConfig:
-    name: str = "on"
-    alpha: float = 1.0  # != 0, a rule in metarec.config.rules
-    l2: float = ranged(0.0, min=0)
-    init_scale: float = ranged(0.0, min=0)
-
-
-@dataclass
-class ResidualOffConfig:
-    name: str = "off"
-
-
-@dataclass
-class ResidualContextConfig:
-    name: str = "context"
-    train_weights: bool = True
-
-
-# hardware, objective
+# hardware
 
 
 @dataclass
@@ -233,46 +56,6 @@ class HardwareConfig:
     threads: int = ranged(0, min=0)
     deterministic: bool = True
     compile: bool = False
-
-
-@dataclass
-class CrossEntropyConfig:
-    name: str = "cross_entropy"
-    label_smoothing: float = ranged(0.0, min=0, max=1, exclusive=["max"])
-
-
-@dataclass
-class ChunkedCrossEntropyConfig:
-    name: str = "chunked_cross_entropy"
-    chunk: int = ranged(8192, min=1)
-    label_smoothing: float = ranged(0.0, min=0, max=1, exclusive=["max"])
-
-
-@dataclass
-class SampledSoftmaxConfig:
-    name: str = "sampled_softmax"
-    n_samples: int | None = ranged(None, min=1)  # None = 1024, at most a quarter of the items
-
-
-@dataclass
-class BprMaxConfig:
-    name: str = "bpr_max"
-    n_samples: int | None = ranged(None, min=1)  # None = 2048, at most a quarter of the items
-    alpha: float = ranged(0.75, min=0)
-    reg: float = ranged(1.0, min=0)
-
-
-@dataclass
-class BceConfig:
-    name: str = "bce"
-    n_negatives: int | None = ranged(None, min=1)  # None = 256, at most a quarter of the items
-
-
-@dataclass
-class GbceConfig:
-    name: str = "gbce"
-    n_negatives: int | None = ranged(None, min=1)  # None = 256, at most a quarter of the items
-    t: float = ranged(0.75, min=0, max=1)
 
 
 # optimizer (of the outer loop)
@@ -422,23 +205,16 @@ class PretrainSection:
     epochs: int = ranged(15, min=1)
     min_steps: int = ranged(2500, min=0)  # a small log is read more often than `epochs`
     batch_size: int = ranged(1024, min=1)
-    lr: float = ranged(3e-3, min=0, exclusive=["min"])
+    lr: float | None = ranged(None, min=0, exclusive=["min"])  # None = the model's own
     weight_decay: float = ranged(0.0, min=0)
     clip_norm: float = ranged(5.0, min=0)
     patience: int = ranged(3, min=0)
     eval_every_epochs: int = ranged(1, min=1)
 
 
-ModelConfig = Gru4RecConfig | SASRecConfig | Conv4Config | OwnModelConfig
-MetaConfig = (
-    FomamlConfig | MamlConfig | AnilConfig | MetaSgdConfig | MamlPpConfig | ReptileConfig | ImamlConfig
-)  # what has an inner loop
 AlgorithmConfig = MetaConfig | SupervisedConfig
-ResidualConfig = ResidualOnConfig | ResidualOffConfig | ResidualContextConfig
-ObjectiveConfig = (
-    CrossEntropyConfig | ChunkedCrossEntropyConfig | SampledSoftmaxConfig | BprMaxConfig | BceConfig | GbceConfig
-)
-
+OptimizerConfig = AdamConfig | AdamWConfig | SgdConfig
+ScheduleConfig = ConstantConfig | CosineConfig | LinearConfig
 LoggerConfig = FilesConfig | TensorBoardConfig | MlflowConfig | WandbConfig
 
 # one dataclass for every verb
@@ -456,13 +232,13 @@ class TrainConfig:
     resume: str | None = ranged(None, path=True)
     reported: str | None = ranged(None, choices=REPORTED)
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
-    model: ModelConfig = field(default_factory=Gru4RecConfig)
-    algorithm: AlgorithmConfig = field(default_factory=MetaSgdConfig)
-    residual: ResidualConfig = field(default_factory=ResidualContextConfig)
+    model: ModelConfig = field(default_factory=partial(parts.default, "model", "gru4rec"))
+    algorithm: AlgorithmConfig = field(default_factory=partial(parts.default, "algorithm", "meta_sgd"))
+    residual: Part = field(default_factory=partial(parts.default, "residual", "context"))
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    objective: ObjectiveConfig = field(default_factory=CrossEntropyConfig)
-    optimizer: AdamConfig | AdamWConfig | SgdConfig = field(default_factory=AdamConfig)
-    schedule: ConstantConfig | CosineConfig | LinearConfig = field(default_factory=ConstantConfig)
+    objective: Part = field(default_factory=partial(parts.default, "objective", "cross_entropy"))
+    optimizer: OptimizerConfig = field(default_factory=AdamConfig)
+    schedule: ScheduleConfig = field(default_factory=ConstantConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=FilesConfig)
     train: TrainSection = field(default_factory=TrainSection)
@@ -498,9 +274,6 @@ class PrepareConfig:
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
 
 
-ALGORITHMS = ("maml", "fomaml", "maml_pp", "anil", "meta_sgd", "reptile", "imaml")
-
-
 @dataclass
 class CompareInner:
     """What all algorithms of a comparison have in common, in place of what their own files say."""
@@ -521,11 +294,13 @@ class TuneSection:
 class CompareConfig:
     """`metarec compare`: `metarec train` for every data set, model, residual, algorithm and seed, with one budget."""
 
-    algorithms: list[str] = ranged(["maml", "fomaml", "maml_pp", "anil", "reptile", "meta_sgd"], choices=ALGORITHMS)
+    algorithms: list[str] = ranged(
+        ["maml", "fomaml", "maml_pp", "anil", "reptile", "meta_sgd"], choices=parts.names("algorithm")
+    )
     seeds: list[int] = ranged([1], min=0, max=SEED_MAX)
     datasets: list[str] | None = None  # None: the one chosen by dataset=
     models: list[str] | None = None
-    residuals: list[str] | None = ranged(None, choices=["off", "on", "context"])
+    residuals: list[str] | None = ranged(None, choices=parts.names("residual"))
     parallel: int = ranged(1, min=1)
     tune: TuneSection = field(default_factory=TuneSection)
     inner: CompareInner = field(default_factory=CompareInner)
@@ -535,12 +310,12 @@ class CompareConfig:
     output_dir: str = ranged("outputs", path=True)
     resume: str | None = ranged(None, path=True)
     dataset: DatasetSpec = field(default_factory=DatasetSpec)
-    model: ModelConfig = field(default_factory=Gru4RecConfig)
-    residual: ResidualConfig = field(default_factory=ResidualOffConfig)
+    model: ModelConfig = field(default_factory=partial(parts.default, "model", "gru4rec"))
+    residual: Part = field(default_factory=partial(parts.default, "residual", "off"))
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    objective: ObjectiveConfig = field(default_factory=CrossEntropyConfig)
-    optimizer: AdamConfig | AdamWConfig | SgdConfig = field(default_factory=AdamConfig)
-    schedule: ConstantConfig | CosineConfig | LinearConfig = field(default_factory=ConstantConfig)
+    objective: Part = field(default_factory=partial(parts.default, "objective", "cross_entropy"))
+    optimizer: OptimizerConfig = field(default_factory=AdamConfig)
+    schedule: ScheduleConfig = field(default_factory=ConstantConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=FilesConfig)
     train: TrainSection = field(default_factory=TrainSection)
@@ -555,30 +330,12 @@ VERBS: dict[str, type] = {
     "compare": CompareConfig,
 }
 
-# Group and the name its YAML carries -> dataclass. None: one schema for every alternative, whatever it is called.
+# Group and the name its YAML carries -> dataclass, where it is no part with a file of its own (`metarec.parts`).
+# None: one schema for every alternative, whatever it is called.
 SCHEMAS: dict[tuple[str, str | None], type] = {
     ("dataset", None): DatasetSpec,
-    ("model", "gru4rec"): Gru4RecConfig,
-    ("model", "sasrec"): SASRecConfig,
-    ("model", "conv4"): Conv4Config,
-    ("algorithm", "fomaml"): FomamlConfig,
-    ("algorithm", "maml"): MamlConfig,
-    ("algorithm", "anil"): AnilConfig,
-    ("algorithm", "meta_sgd"): MetaSgdConfig,
-    ("algorithm", "maml_pp"): MamlPpConfig,
-    ("algorithm", "reptile"): ReptileConfig,
-    ("algorithm", "imaml"): ImamlConfig,
     ("algorithm", "supervised"): SupervisedConfig,
-    ("residual", "on"): ResidualOnConfig,
-    ("residual", "off"): ResidualOffConfig,
-    ("residual", "context"): ResidualContextConfig,
     ("hardware", None): HardwareConfig,
-    ("objective", "cross_entropy"): CrossEntropyConfig,
-    ("objective", "chunked_cross_entropy"): ChunkedCrossEntropyConfig,
-    ("objective", "sampled_softmax"): SampledSoftmaxConfig,
-    ("objective", "bpr_max"): BprMaxConfig,
-    ("objective", "bce"): BceConfig,
-    ("objective", "gbce"): GbceConfig,
     ("optimizer", "adam"): AdamConfig,
     ("optimizer", "adamw"): AdamWConfig,
     ("optimizer", "sgd"): SgdConfig,
@@ -591,4 +348,6 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("logger", "mlflow"): MlflowConfig,
     ("logger", "wandb"): WandbConfig,
 }
-GROUPS = tuple(dict.fromkeys(group for group, _ in SCHEMAS))  # `experiment` has no node of its own
+GROUPS = (
+    "dataset", "model", "algorithm", "residual", "hardware", "objective", "optimizer", "schedule", "evaluation", "logger",
+)  # fmt: skip  # `experiment` has no node of its own

@@ -19,12 +19,13 @@ from hydra.core.override_parser.types import Override
 from metarec.config.check import Walk, raise_all
 from metarec.config.fields import type_hints
 from metarec.config.overrides import SWEEPER, Checks, checks, is_hydra, normalise
-from metarec.config.schema import SEED_MAX, TrainConfig, ranged
+from metarec.config.schema import SEED_MAX, TrainConfig
 from metarec.config.show import show
 from metarec.config.space import Dimension, dimension, size
 from metarec.config.sweep import write_json
 from metarec.config.threads import threads_each
 from metarec.errors import CheckpointError, ConfigError, EnvironmentFault, nearest
+from metarec.options import ranged
 
 FILE, FORMAT = "search.json", 1
 OPTIONS = "hydra.sweeper"

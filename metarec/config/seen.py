@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarec.config.schema import Config
+from metarec.options import Refusal
 
-Refusal = tuple[str, str, str]  # key, what, fix
+__all__ = ["Refusal", "Seen"]
 
 
 @dataclass(frozen=True)

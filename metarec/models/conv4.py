@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,26 @@ from torch import Tensor
 
 from metarec.core.ops import linear
 from metarec.core.weights import Params, Weights, own
+from metarec.options import ranged
 
 BLOCKS = (1, 2, 3, 4)
+
+
+@dataclass
+class Config:
+    """conf/model/conv4.yaml"""
+
+    name: str = "conv4"
+    filters: int = ranged(64, min=1)
+    pool: str = ranged("max", choices=["max", "stride"])
+    max_len: int = ranged(1, min=1, max=1)  # images have no prefix
+
+    has: ClassVar[tuple[str, ...]] = ("norm", "batch norm")
+    reads: ClassVar[str] = "images"
+
+
+def build(config: Config, n_items: int) -> Conv4:
+    return Conv4(n_items, filters=config.filters, pool=config.pool)
 
 
 @dataclass(frozen=True)

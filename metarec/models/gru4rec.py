@@ -14,7 +14,9 @@ padding: its embedding is never read by a valid state and it has no logit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,36 @@ from metarec.core.batch import Sequences
 from metarec.core.gru import gru
 from metarec.core.ops import embed, linear, linear_rows
 from metarec.core.weights import FastWeight, Params, Weights, own
+from metarec.options import Refusal, ranged
+
+
+@dataclass
+class Config:
+    """conf/model/gru4rec.yaml"""
+
+    name: str = "gru4rec"
+    embedding_dim: int = ranged(64, min=1)
+    hidden_dim: int = ranged(128, min=1)
+    n_layers: int = ranged(1, min=1)
+    dropout: float = ranged(0.3, min=0, max=1, exclusive=["max"])
+    embedding_dropout: float = ranged(0.2, min=0, max=1, exclusive=["max"])
+    tie: bool = False
+    max_len: int = ranged(50, min=1)
+
+    has: ClassVar[tuple[str, ...]] = ("recurrence",)
+    pretrain_lr: ClassVar[float] = 3e-3
+
+    def refused(self) -> Iterator[Refusal]:
+        if self.tie and self.embedding_dim != self.hidden_dim:
+            what = f"with model.tie=true the state is scored by the embedding, of width {self.embedding_dim}"
+            yield "hidden_dim", what, f"add model.hidden_dim={self.embedding_dim}"
+
+
+def build(config: Config, n_items: int) -> GRU4Rec:
+    return GRU4Rec(
+        n_items, config.embedding_dim, config.hidden_dim, config.dropout, config.n_layers, config.tie,
+        config.embedding_dropout,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ its embedding is never read by a valid state and it has no logit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +27,36 @@ from metarec.core.attention import Attention, Layout, Prefix, differentiated_twi
 from metarec.core.batch import Sequences
 from metarec.core.ops import embed, layer_norm, linear, linear_rows
 from metarec.core.weights import FastWeight, Params, Weights, own
+from metarec.options import Refusal, ranged
+
+
+@dataclass
+class Config:
+    """conf/model/sasrec.yaml"""
+
+    name: str = "sasrec"
+    dim: int = ranged(64, min=1)
+    n_layers: int = ranged(2, min=1)
+    n_heads: int = ranged(2, min=1)
+    ffn_dim: int | None = ranged(None, min=1)  # None = dim
+    dropout: float = ranged(0.2, min=0, max=1, exclusive=["max"])
+    tie: bool = True
+    n_prefix: int = ranged(2, min=1)  # prefix tokens that residual=context adapts
+    max_len: int = ranged(50, min=1)
+
+    has: ClassVar[tuple[str, ...]] = ("norm",)
+    pretrain_lr: ClassVar[float] = 1e-3
+
+    def refused(self) -> Iterator[Refusal]:
+        if self.dim % self.n_heads:
+            yield "dim", f"is no multiple of model.n_heads={self.n_heads}", f"give a multiple of {self.n_heads}"
+
+
+def build(config: Config, n_items: int) -> SASRec:
+    return SASRec(
+        n_items, config.dim, config.n_layers, config.n_heads, config.dropout, config.max_len, config.ffn_dim, config.tie,
+        config.n_prefix,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarec.objectives import Items, drawn
 from metarec.objectives.candidates import needed, uniform
 from metarec.objectives.scores import Scores
+from metarec.objectives.standing import Standing
+from metarec.options import ranged
+
+
+@dataclass
+class Config:
+    """conf/objective/bce.yaml"""
+
+    name: str = "bce"
+    n_negatives: int | None = ranged(None, min=1)  # None = 256, at most a quarter of the items
+
+
+def build(config: Config, items: Items) -> Standing:
+    return Standing(BCE(drawn("n_negatives", config.n_negatives, 256, items.n)), items.seed)
 
 
 @dataclass(frozen=True)

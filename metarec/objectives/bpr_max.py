@@ -14,13 +14,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarec.objectives import Items, drawn
 from metarec.objectives.candidates import by_weight, needed
 from metarec.objectives.scores import Scores
+from metarec.objectives.standing import Standing
+from metarec.options import ranged
+
+
+@dataclass
+class Config:
+    """conf/objective/bpr_max.yaml"""
+
+    name: str = "bpr_max"
+    n_samples: int | None = ranged(None, min=1)  # None = 2048, at most a quarter of the items
+    alpha: float = ranged(0.75, min=0)
+    reg: float = ranged(1.0, min=0)
+
+    with_repeats: ClassVar[bool] = True
+
+
+def build(config: Config, items: Items) -> Standing:
+    n = drawn("n_samples", config.n_samples, 2048, items.n, with_repeats=True)
+    return Standing(BPRMax(torch.from_numpy(items.popularity()), n, config.alpha, config.reg), items.seed)
 
 
 @dataclass(frozen=True)

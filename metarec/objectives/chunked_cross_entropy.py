@@ -20,8 +20,23 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from metarec.objectives import Items
 from metarec.objectives.cross_entropy import CrossEntropy
 from metarec.objectives.scores import Scores
+from metarec.options import ranged
+
+
+@dataclass
+class Config:
+    """conf/objective/chunked_cross_entropy.yaml"""
+
+    name: str = "chunked_cross_entropy"
+    chunk: int = ranged(8192, min=1)
+    label_smoothing: float = ranged(0.0, min=0, max=1, exclusive=["max"])
+
+
+def build(config: Config, items: Items) -> ChunkedCrossEntropy:
+    return ChunkedCrossEntropy(config.chunk, config.label_smoothing)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,30 @@ arXiv:1512.00567, sec. 7). Shapes: T tasks, N pairs, V items.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarec.objectives import Items
 from metarec.objectives.scores import Scores
+from metarec.options import ranged
+
+
+@dataclass
+class Config:
+    """conf/objective/cross_entropy.yaml"""
+
+    name: str = "cross_entropy"
+    label_smoothing: float = ranged(0.0, min=0, max=1, exclusive=["max"])
+
+
+def build(config: Config, items: Items) -> Callable[..., Tensor]:
+    return partial(cross_entropy, label_smoothing=config.label_smoothing)
 
 
 @dataclass(frozen=True)

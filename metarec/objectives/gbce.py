@@ -18,9 +18,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metarec.objectives import Items, drawn
 from metarec.objectives.bce import binary
 from metarec.objectives.candidates import needed
 from metarec.objectives.scores import Scores
+from metarec.objectives.standing import Standing
+from metarec.options import ranged
+
+
+@dataclass
+class Config:
+    """conf/objective/gbce.yaml"""
+
+    name: str = "gbce"
+    n_negatives: int | None = ranged(None, min=1)  # None = 256, at most a quarter of the items
+    t: float = ranged(0.75, min=0, max=1)
+
+
+def build(config: Config, items: Items) -> Standing:
+    return Standing(GBCE(drawn("n_negatives", config.n_negatives, 256, items.n), config.t), items.seed)
 
 
 @dataclass(frozen=True)

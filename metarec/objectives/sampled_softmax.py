@@ -19,11 +19,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from metarec.objectives import Items, drawn
 from metarec.objectives.candidates import log_uniform, needed
 from metarec.objectives.scores import Scores
+from metarec.objectives.standing import Standing
+from metarec.options import ranged
+
+
+@dataclass
+class Config:
+    """conf/objective/sampled_softmax.yaml"""
+
+    name: str = "sampled_softmax"
+    n_samples: int | None = ranged(None, min=1)  # None = 1024, at most a quarter of the items
+
+
+def build(config: Config, items: Items) -> Standing:
+    n = drawn("n_samples", config.n_samples, 1024, items.n)
+    by_rank = torch.from_numpy(np.argsort(-items.popularity(), kind="stable") + 1)
+    return Standing(SampledSoftmax(by_rank.to(items.device), n), items.seed)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,10 @@
-"""How a user's weights are composed from a pretrained base and what is meta-learned and adapted."""
+"""How a user's weights are composed from a pretrained base and what is meta-learned and adapted.
+
+Its file brings `Config`, `build(config, base, model)` and `learnable(config, model)` (`metarec.parts`): the name of
+everything that the outer loop may train -> whether the inner loop adapts it unless told otherwise. Options that say more:
+`l2`, a pull of the inner loop and the outer loss towards the base; the class attribute `beside`, whether what adapts are
+few numbers beside the model's weights, that start at zero and take steps which would wreck whole weights.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,14 @@ from typing import Protocol
 import torch
 
 from metarec.core.weights import Params, Weights
+
+
+class Named(Protocol):
+    """What a residual may know of a model: the names and shapes of its weights, and of its contexts."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def context_shapes(self) -> dict[str, tuple[int, ...]]: ...
 
 
 class Residual(Protocol):

@@ -16,10 +16,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from metarec.core.weights import Params, Weights
+from metarec.residual import Named
+
+
+@dataclass
+class Config:
+    """conf/residual/context.yaml"""
+
+    name: str = "context"
+    train_weights: bool = True
+
+    beside: ClassVar[bool] = True
+
+    @property
+    def frozen(self) -> bool:
+        return not self.train_weights
+
+
+def learnable(config: Config, model: Named) -> dict[str, bool]:
+    weights = dict.fromkeys(model.shapes(), False) if config.train_weights else {}
+    return weights | dict.fromkeys(model.context_shapes(), True)
+
+
+def build(config: Config, base: Params, model: Named) -> ContextResidual:
+    return ContextResidual(base, model.context_shapes(), config.train_weights)
 
 
 @dataclass(frozen=True)

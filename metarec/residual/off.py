@@ -7,6 +7,22 @@ from dataclasses import dataclass
 import torch
 
 from metarec.core.weights import Params, Weights
+from metarec.residual import Named
+
+
+@dataclass
+class Config:
+    """conf/residual/off.yaml"""
+
+    name: str = "off"
+
+
+def learnable(config: Config, model: Named) -> dict[str, bool]:
+    return dict.fromkeys(model.shapes(), True)
+
+
+def build(config: Config, base: Params, model: Named) -> NoResidual:
+    return NoResidual(base)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def meta_train(
     tracker: Listener,
 ) -> Progress:
     """Meta-train in `run_dir`, from the checkpoint `found` on where there is one; `cost` is filled in."""
-    build.adapted(options, config.residual, bench.model)  # a pattern that matches nothing: said before pretraining
+    # what the model cannot have is refused before anything is pretrained; its step size comes from the control later
+    statistics = build.statistics(m.algorithm_of(bench, config, options, Control(1.0, 1, 0.0, [])), bench.model)
     stored: dict[str, Any] = {}
     if found:
         tensors, stored = checkpoint.load_checkpoint(found)
@@ -94,13 +95,13 @@ def meta_train(
     peak = Peak(bench.hardware.device)
     over = build.residual(config.residual, bench.model, base)
     tasks, section = bench.tasks(over), config.train
-    statistics, weighting = build.statistics(options, bench.model), weighting_of(options)
+    weighting = weighting_of(options)
 
     def start(steps: int) -> tuple[Algorithm, Params]:
         algorithm = m.algorithm_of(bench, config, options, control, steps)
         like = next(iter(base.values()))
-        kept = {name: like.new_full(shape, float(name.endswith("var"))) for name, shape in statistics.items()}
-        phi = build.trainable(algorithm.learned(over.init(generator(config.seed, "residual")) | kept))
+        moments = {name: like.new_full(shape, float(name.endswith("var"))) for name, shape in statistics.items()}
+        phi = build.trainable(algorithm.learned(over.init(generator(config.seed, "residual")) | moments))
         for name in statistics:
             phi[name].requires_grad_(False)
         return algorithm, phi

@@ -99,7 +99,7 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
         "data": [bench.prepared.fingerprint, config.dataset.history],
         "model": asdict(config.model),
         "objective": asdict(config.objective),
-        "pretrain": asdict(config.pretrain),
+        "pretrain": asdict(config.pretrain) | {"lr": build.pretrain_lr(config)},
         "monitor": [config.evaluation.monitor, config.evaluation.ties],
         "seed": config.seed,
         "hardware": [str(on.device), str(on.dtype), torch.get_num_threads(), *on.changes],
@@ -129,7 +129,7 @@ def pretrain(
         monitor=config.evaluation.monitor,
         log_every=config.logger.every,
     )
-    optimizer = torch.optim.Adam(params.values(), lr=options.lr, weight_decay=options.weight_decay)
+    optimizer = torch.optim.Adam(params.values(), lr=build.pretrain_lr(config), weight_decay=options.weight_decay)
     tasks, device, ties = bench.tasks(), bench.hardware.device, config.evaluation.ties
     pairs = validation_pairs(bench.prepared)
     at = restore(resume_from, params, optimizer)[0] if resume_from else None

@@ -16,7 +16,7 @@ from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import FastWeight
-from metarec.residual.full import FullResidual
+from metarec.residual.on import FullResidual
 
 
 def check_against_one_task_at_a_time(

@@ -13,7 +13,7 @@ from metarec.algorithms.inner import InnerLoop, adapt, path
 from metarec.core.offsets import Dense, LowRank, Rows
 from metarec.core.weights import FastWeight, Params, Weights
 from metarec.errors import DivergedError
-from metarec.residual.full import FullResidual
+from metarec.residual.on import FullResidual
 
 
 def own_weights(adapted: dict[str, FastWeight], task: int) -> Params:

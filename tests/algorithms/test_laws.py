@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metarec import build
-from metarec.algorithms import Algorithm, inner
+from metarec.algorithms import Algorithm, inner, maml
 from metarec.algorithms.anil import anil
 from metarec.algorithms.fomaml import fomaml
 from metarec.algorithms.imaml import IMAML
@@ -33,7 +33,6 @@ from metarec.algorithms.maml_pp import maml_pp
 from metarec.algorithms.meta_sgd import meta_sgd
 from metarec.algorithms.reptile import Reptile
 from metarec.config.overrides import check_words
-from metarec.config.schema import LearnedInnerConfig, MamlConfig, ResidualOffConfig
 from metarec.core.batch import EpisodeBatch, ImageBatch
 from metarec.core.offsets import Dense, LowRank, tensors
 from metarec.core.ops import embed, linear
@@ -42,6 +41,8 @@ from metarec.errors import ConfigError
 from metarec.models.conv4 import Conv4
 from metarec.models.sasrec import SASRec
 from metarec.objectives.cross_entropy import cross_entropy
+from metarec.options import LearnedInner
+from metarec.residual import off
 from metarec.tasks import Model, Tasks
 
 T, OUT, D = 3, 5, 4
@@ -827,9 +828,9 @@ def test_a_task_adapts_as_if_it_were_alone(case: Case, name: str) -> None:
 
 @pytest.mark.parametrize("patterns", [["nothing.*"], ["fc.*", "nothing"], [""]])
 def test_a_pattern_that_matches_nothing_is_refused(patterns: list[str]) -> None:
-    config = MamlConfig(inner=LearnedInnerConfig(adapt=patterns))
+    config = maml.Config(inner=LearnedInner(adapt=patterns))
     with pytest.raises(ConfigError, match=r"algorithm.inner.adapt: .*: matches no weight"):
-        build.adapted(config, ResidualOffConfig(), MODEL)
-    assert build.adapted(MamlConfig(), ResidualOffConfig(), MODEL) == frozenset(MODEL.shapes())
-    some = MamlConfig(inner=LearnedInnerConfig(adapt=["fc.*"]))
-    assert build.adapted(some, ResidualOffConfig(), MODEL) == {"fc.weight", "fc.bias"}
+        build.adapted(config, off.Config(), MODEL)
+    assert build.adapted(maml.Config(), off.Config(), MODEL) == frozenset(MODEL.shapes())
+    some = maml.Config(inner=LearnedInner(adapt=["fc.*"]))
+    assert build.adapted(some, off.Config(), MODEL) == {"fc.weight", "fc.bias"}

@@ -23,10 +23,9 @@ from reference.meta_reference import Loop, Loss, Params, imaml, maml, reptile, s
 from reference.small_episodes import small_log
 from torch import Tensor
 
-from metarec import build
-from metarec.algorithms import Algorithm
+from metarec import build, parts
+from metarec.algorithms import Algorithm, maml_pp, meta_sgd
 from metarec.algorithms import inner as inner_loop
-from metarec.config import schema
 from metarec.core import offsets
 from metarec.core.batch import EpisodeBatch, ImageBatch
 from metarec.evaluate import Control
@@ -34,6 +33,7 @@ from metarec.models.conv4 import Conv4
 from metarec.models.gru4rec import GRU4Rec
 from metarec.models.sasrec import SASRec
 from metarec.objectives.cross_entropy import cross_entropy
+from metarec.options import Inner, LearnedInner
 from metarec.tasks import Tasks
 
 T, K, Q, STEPS, OUTER, WAY = 3, 3, 4, 3, 20, 3
@@ -88,66 +88,67 @@ class Asked:
 
 
 CLIP, PROX = 0.6, 0.4
-inner, of_sgd, of_pp = schema.LearnedInnerConfig, schema.MetaSgdInner, schema.MamlPpInner
+CONFIG: dict[str, Any] = {name: parts.options("algorithm", name) for name in parts.names("algorithm")}
+inner, of_sgd, of_pp = LearnedInner, meta_sgd.InnerOptions, maml_pp.InnerOptions
 half = {"switch": 0.5, "msl_until": 0.75}  # of OUTER: 10 and 15
 # "clip": the clip acts, with residual=on a pull; "prox": a proximal term, steps recomputed, pairs count differently, only
 # contexts are trained; "cut": first order, of the algorithms that can be of either
 ASKED: dict[tuple[str, str], Asked] = {
     ("maml", "clip"): Asked(
-        schema.MamlConfig(order="annealed", switch=0.5, multi_step="uniform", inner=inner(rates="tensor", clip=CLIP)),
+        CONFIG["maml"](order="annealed", switch=0.5, multi_step="uniform", inner=inner(rates="tensor", clip=CLIP)),
         "annealed", "uniform", step=10, switch_step=10, loop={"rates": "tensor", "clip": CLIP},
     ),
     ("maml", "prox"): Asked(
-        schema.MamlConfig(inner=inner(rates="element_step", prox=PROX, recompute=True)),
+        CONFIG["maml"](inner=inner(rates="element_step", prox=PROX, recompute=True)),
         loop={"rates": "element_step", "prox": PROX},
     ),
     ("maml", "cut"): Asked(
-        schema.MamlConfig(order="annealed", switch=0.5, inner=inner(clip=CLIP)),
+        CONFIG["maml"](order="annealed", switch=0.5, inner=inner(clip=CLIP)),
         "annealed", step=9, switch_step=10, loop={"clip": CLIP},
     ),
-    ("fomaml", "clip"): Asked(schema.FomamlConfig(inner=inner(clip=CLIP)), "first", loop={"clip": CLIP}),
+    ("fomaml", "clip"): Asked(CONFIG["fomaml"](inner=inner(clip=CLIP)), "first", loop={"clip": CLIP}),
     ("fomaml", "prox"): Asked(
-        schema.FomamlConfig(multi_step="annealed", multi_step_until=0.5, inner=inner(rates="tensor_step", prox=PROX)),
+        CONFIG["fomaml"](multi_step="annealed", multi_step_until=0.5, inner=inner(rates="tensor_step", prox=PROX)),
         "first", "annealed", step=5, until=10, loop={"rates": "tensor_step", "prox": PROX},
     ),
     ("maml_pp", "clip"): Asked(
-        schema.MamlPpConfig(**half, inner=of_pp(clip=CLIP)), "annealed", "annealed", 12, 10, 15,
+        CONFIG["maml_pp"](**half, inner=of_pp(clip=CLIP)), "annealed", "annealed", 12, 10, 15,
         {"rates": "tensor_step", "clip": CLIP}, norms=True, statistics=True,
     ),
     ("maml_pp", "prox"): Asked(
-        schema.MamlPpConfig(**half, lslr=False, bnrs=False, inner=of_pp(prox=PROX, recompute=True)),
+        CONFIG["maml_pp"](**half, lslr=False, bnrs=False, inner=of_pp(prox=PROX, recompute=True)),
         "annealed", "annealed", 12, 10, 15, {"prox": PROX}, norms=True,
     ),
     ("maml_pp", "cut"): Asked(
-        schema.MamlPpConfig(**half, bnwb=False, inner=of_pp(clip=CLIP)), "annealed", "annealed", 3, 10, 15,
+        CONFIG["maml_pp"](**half, bnwb=False, inner=of_pp(clip=CLIP)), "annealed", "annealed", 3, 10, 15,
         {"rates": "tensor_step", "clip": CLIP}, statistics=True,
     ),
-    ("anil", "clip"): Asked(schema.AnilConfig(inner=inner(clip=CLIP)), loop={"clip": CLIP}),
+    ("anil", "clip"): Asked(CONFIG["anil"](inner=inner(clip=CLIP)), loop={"clip": CLIP}),
     ("anil", "prox"): Asked(
-        schema.AnilConfig(inner=inner(rates="tensor_step", prox=PROX, recompute=True)),
+        CONFIG["anil"](inner=inner(rates="tensor_step", prox=PROX, recompute=True)),
         loop={"rates": "tensor_step", "prox": PROX},
     ),
-    ("anil", "cut"): Asked(schema.AnilConfig(order="first", inner=inner(clip=CLIP)), "first", loop={"clip": CLIP}),
+    ("anil", "cut"): Asked(CONFIG["anil"](order="first", inner=inner(clip=CLIP)), "first", loop={"clip": CLIP}),
     ("meta_sgd", "clip"): Asked(
-        schema.MetaSgdConfig(inner=of_sgd(clip=CLIP)), loop={"rates": "element", "clip": CLIP}
+        CONFIG["meta_sgd"](inner=of_sgd(clip=CLIP)), loop={"rates": "element", "clip": CLIP}
     ),
     ("meta_sgd", "prox"): Asked(
-        schema.MetaSgdConfig(inner=of_sgd(prox=PROX, recompute=True)), loop={"rates": "element", "prox": PROX},
+        CONFIG["meta_sgd"](inner=of_sgd(prox=PROX, recompute=True)), loop={"rates": "element", "prox": PROX},
     ),
     ("meta_sgd", "cut"): Asked(
-        schema.MetaSgdConfig(order="first", inner=of_sgd(clip=CLIP)), "first", loop={"rates": "element", "clip": CLIP}
+        CONFIG["meta_sgd"](order="first", inner=of_sgd(clip=CLIP)), "first", loop={"rates": "element", "clip": CLIP}
     ),
-    ("reptile", "clip"): Asked(schema.ReptileConfig(inner=schema.InnerConfig(clip=CLIP)), "first", loop={"clip": CLIP}),
+    ("reptile", "clip"): Asked(CONFIG["reptile"](inner=Inner(clip=CLIP)), "first", loop={"clip": CLIP}),
     # no configuration gives Reptile a proximal term, but its loop can have one
-    ("reptile", "prox"): Asked(schema.ReptileConfig(), "first", loop={"prox": PROX}),
+    ("reptile", "prox"): Asked(CONFIG["reptile"](), "first", loop={"prox": PROX}),
     # three steps that are clipped: the formula holds wherever the loop ends
     ("imaml", "clip"): Asked(
-        schema.ImamlConfig(lam=12.0, cg_steps=25, inner=schema.InnerConfig(lr=0.05, clip=CLIP)),
+        CONFIG["imaml"](lam=12.0, cg_steps=25, inner=Inner(lr=0.05, clip=CLIP)),
         "first", loop={"clip": CLIP, "prox": 12.0, "lr": 0.05},
     ),
     # lambda far above any curvature here (-7 to 21), so that each step leaves a twentieth of the way
     ("imaml", "prox"): Asked(
-        schema.ImamlConfig(lam=400.0, cg_steps=8, inner=schema.InnerConfig(lr=1 / 405, steps=10)),
+        CONFIG["imaml"](lam=400.0, cg_steps=8, inner=Inner(lr=1 / 405, steps=10)),
         "first", loop={"prox": 400.0, "lr": 1 / 405, "steps": 10},
     ),
 }  # fmt: skip
@@ -188,9 +189,9 @@ class Cell:
 
     def reference(self, loop: Loop | None = None) -> tuple[Tensor, Params]:
         asked, loop = self.asked, loop or self.loop
-        if isinstance(asked.config, schema.ReptileConfig):
+        if isinstance(asked.config, CONFIG["reptile"]):
             losses, grads = reptile(loop, self.phi, self.each, K / (K + Q))
-        elif isinstance(asked.config, schema.ImamlConfig):
+        elif isinstance(asked.config, CONFIG["imaml"]):
             losses, grads = imaml(loop, asked.config.lam, self.phi, self.each)
         else:
             counts = step_weights(asked.multi_step, STEPS, asked.step, asked.until)
@@ -247,11 +248,11 @@ def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int
     if l2 is None:
         l2 = 0.3 if residual == "on" else 0.0
     alpha, train_weights = (0.7, True) if setting != "prox" else (-1.3, algorithm in ("anil", "reptile"))
-    on: Any = schema.ResidualOffConfig()
+    on: Any = parts.default("residual", residual)
     if residual == "on":
-        on = schema.ResidualOnConfig(alpha=alpha, l2=l2)
+        on = replace(on, alpha=alpha, l2=l2)
     elif residual == "context":
-        on = schema.ResidualContextConfig(train_weights=train_weights)
+        on = replace(on, train_weights=train_weights)
 
     # the engine
     lr = asked.loop.get("lr", 0.6 if residual == "context" else 0.2)
@@ -260,7 +261,7 @@ def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int
     made = build.algorithm(config, on, model, control, outer_steps=OUTER, support_share=K / (K + Q))
     if (algorithm, setting) == ("reptile", "prox"):
         made = replace(made, inner=replace(made.inner, prox=PROX))  # type: ignore[type-var]
-    over, statistics = build.residual(on, model, base), build.statistics(config, model)
+    over, statistics = build.residual(on, model, base), build.statistics(made, model)
     start = {
         name: value + normal(value.shape, generator, 0.3 if name.startswith("context.") else 0.15)
         for name, value in over.init(generator).items()

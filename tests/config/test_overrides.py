@@ -76,7 +76,7 @@ def test_one_line_says_what_is_wrong(word: str, line: str) -> None:
 
 def test_smoothing_belongs_to_the_objectives_over_all_items() -> None:
     (line,) = refused("objective=bce", "objective.label_smoothing=0.1")
-    assert "objective=bce has no such key -- it belongs to objective=cross_entropy|chunked_cross_entropy" in line
+    assert "objective=bce has no such key -- it belongs to objective=chunked_cross_entropy|cross_entropy" in line
     (line,) = refused("objective=gbce", "objective.t=1.5")
     assert "objective.t: 1.5: out of range -- give a value >= 0 and <= 1" in line
 

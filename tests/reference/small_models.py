@@ -11,8 +11,8 @@ from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params
 from metarec.models.gru4rec import GRU4Rec
 from metarec.objectives.cross_entropy import cross_entropy
-from metarec.residual.full import FullResidual
 from metarec.residual.off import NoResidual
+from metarec.residual.on import FullResidual
 from metarec.tasks import Tasks
 
 MODEL = GRU4Rec(n_items=11, embedding_dim=3, hidden_dim=4, dropout=0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import signal
@@ -16,7 +15,7 @@ import torch
 from reference.tiny_runs import Work, assert_same_run, ended, metrics, same_bits, tensors, tiny, wait_for
 from torch import Tensor
 
-from metarec import build, cli
+from metarec import build, cli, parts
 from metarec.benches import SequenceBench
 from metarec.config.fields import alternatives
 from metarec.config.overrides import check_words
@@ -25,6 +24,7 @@ from metarec.core.seeding import generator
 from metarec.errors import ConfigError
 from metarec.evaluate import ranks, scored
 from metarec.metrics.ranks import rank_of_target
+from metarec.objectives import Items, drawn
 from metarec.objectives.bce import BCE
 from metarec.objectives.standing import Standing
 from metarec.runs.checkpoint import load_checkpoint
@@ -296,9 +296,9 @@ def test_more_draws_than_items_are_refused_once_the_items_are_counted(
 
 def test_what_null_stands_for() -> None:
     for name, most in (("sampled_softmax", 1024), ("bpr_max", 2048), ("bce", 256), ("gbce", 256)):
-        config: Any = alternatives("objective")[name]()
-        assert build.draws(config, 10**6) == most
-        assert build.draws(config, 200) == 50
-        assert build.draws(config, 2) == 1
-    key = "n_samples"
-    assert build.draws(dataclasses.replace(alternatives("objective")["bpr_max"](), **{key: 500}), 20) == 500
+        for n_items, wanted in ((10**6, most), (200, 50), (2, 1)):
+            popularity = np.arange(n_items)
+            items = Items(n_items, lambda counts=popularity: counts, 0, torch.device("cpu"))
+            made: Any = parts.load("objective", name).build(parts.default("objective", name), items)
+            assert getattr(made.objective, "n_samples", getattr(made.objective, "n_negatives", None)) == wanted
+    assert drawn("n_samples", 500, 2048, 20, with_repeats=True) == 500

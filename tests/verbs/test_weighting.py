@@ -15,10 +15,12 @@ from reference.tiny_runs import Work, metrics, same_bits, tensors
 from torch import Tensor
 
 from metarec import build
+from metarec.algorithms import fomaml, reptile
 from metarec.benches import SequenceBench
 from metarec.config.compose import config_from_dict
-from metarec.config.schema import FomamlConfig, InnerConfig, LearnedInnerConfig, ReptileConfig, TrainConfig
+from metarec.config.schema import TrainConfig
 from metarec.core.batch import EpisodeBatch
+from metarec.options import Inner, LearnedInner
 from metarec.verbs.weighting import UNIFORM, Weighting, weighting_of
 
 RELIABILITY = "algorithm.inner.support_weights=reliability"
@@ -42,11 +44,9 @@ def test_the_three_ways() -> None:
 
 
 def test_read_from_the_options() -> None:
-    assert weighting_of(FomamlConfig()) == UNIFORM
-    assert weighting_of(ReptileConfig(inner=InnerConfig(support_weights="recency", recency=3))) == Weighting(
-        "recency", 3
-    )
-    options = FomamlConfig(inner=LearnedInnerConfig(support_weights="reliability"))
+    assert weighting_of(fomaml.Config()) == UNIFORM
+    assert weighting_of(reptile.Config(inner=Inner(support_weights="recency", recency=3))) == Weighting("recency", 3)
+    options = fomaml.Config(inner=LearnedInner(support_weights="reliability"))
     assert weighting_of(options) == Weighting("reliability")
 
 

@@ -12,8 +12,8 @@ from reference.small_models import MODEL, furthest, leaves, tasks_over, weights
 from metarec.algorithms.fomaml import fomaml
 from metarec.algorithms.inner import InnerLoop
 from metarec.core.weights import Params, Weights
-from metarec.residual.full import FullResidual
 from metarec.residual.off import NoResidual
+from metarec.residual.on import FullResidual
 
 LOG = small_log(13, n_users=4, unknown=0.2)
 SEED = torch.Generator()

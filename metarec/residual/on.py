@@ -4,18 +4,46 @@
 
 `delta` is meta-learned and adapted, theta_base never moves. With delta = 0 the model is the pretrained one, bit for
 bit. With alpha = 1, l2 = 0 and delta = 0 at the start this *is* naive warm start: same gradients, same steps
-(tests/residual/test_full.py shows the identity over 20 Adam steps). What makes a residual mean something is the
+(tests/residual/test_on.py shows the identity over 20 Adam steps). What makes a residual mean something is the
 pull towards the base (`residual.l2`, taken by the inner loop and the outer loss) and alpha: by the chain rule an inner
 step moves theta by alpha^2 * lr * grad.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from metarec.core.weights import FastWeight, Params, Weight, Weights
+from metarec.options import Refusal, ranged
+from metarec.residual import Named
+
+
+@dataclass
+class Config:
+    """conf/residual/on.yaml"""
+
+    name: str = "on"
+    alpha: float = 1.0
+    l2: float = ranged(0.0, min=0)
+    init_scale: float = ranged(0.0, min=0)
+
+    frozen: ClassVar[bool] = True
+
+    def refused(self) -> Iterator[Refusal]:
+        if self.alpha == 0:
+            yield "alpha", "with alpha 0 no weight can move", "give a value other than 0"
+
+
+def learnable(config: Config, model: Named) -> dict[str, bool]:
+    return dict.fromkeys(model.shapes(), True)
+
+
+def build(config: Config, base: Params, model: Named) -> FullResidual:
+    return FullResidual(base, config.alpha, config.init_scale)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""What the options of a part are written with: fields with their allowed values, and the options all inner loops have.
+
+Nothing of torch stands here, so that help and refusals can read options without it. See `metarec.parts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Refusal = tuple[str, str, str]  # key, what is wrong, the way out
+
+
+def ranged(
+    default: Any,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    exclusive: Iterable[str] = (),
+    choices: Iterable[Any] | None = None,
+    length: int | None = None,
+    path: bool = False,
+    filled: bool = False,
+) -> Any:
+    """A field with its allowed values: `min`/`max` (left out themselves where `exclusive` names them), or `choices`.
+
+    For a list the limits hold for every element; it may not be empty, and has `length` elements where one is given.
+    `path` marks a file or directory: never empty, and a leading ~ is the home directory; `filled`, text that is not empty.
+    """
+    limits = {
+        "min": min,
+        "max": max,
+        "exclusive": frozenset(exclusive),
+        "choices": None if choices is None else tuple(choices),
+        "length": length,
+        "path": path or None,
+        "filled": filled or None,
+    }
+    metadata = {key: value for key, value in limits.items() if value is not None}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Inner:
+    """The inner loop of every algorithm: the section `algorithm.inner`."""
+
+    lr: float | None = ranged(None, min=0)  # None = the control's for whole weights, 3.0 for contexts
+    steps: int | None = ranged(None, min=0)  # None = the control's for whole weights, 1 for contexts
+    clip: float = ranged(0.0, min=0)
+    adapt: list[str] | None = None
+    support_weights: str = ranged("uniform", choices=["uniform", "recency", "reliability"])
+    recency: float = ranged(0.5, min=0)
+
+
+@dataclass
+class LearnedInner(Inner):
+    """The inner loop of the algorithms whose meta-gradient runs through it."""
+
+    rates: str = ranged("fixed", choices=["fixed", "tensor", "tensor_step", "element", "element_step"])
+    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
+    prox: float = ranged(0.0, min=0)
+    recompute: bool = False
+
+
+class Refuses(Protocol):
+    """Options that know what cannot go together among themselves."""
+
+    def refused(self) -> Iterator[Refusal]:
+        """(key below the group, what is wrong, the way out) of each contradiction."""
