@@ -45,12 +45,7 @@ def fit(log: TrainingLog, *, l2: float, support: bool, repeats: bool) -> Scorer:
 
 def weights_of(log: TrainingLog, l2: float) -> Floats:
     """[V, V]: `item_weights` of a log; the last one is kept, for settings that differ in the rest only."""
-    kept = vars(log)  # where a cached_property of TrainingLog would keep it
-    if "ease" not in kept or kept["ease"][0] != l2:
-        kept.pop("ease", None)  # before the next one takes its memory
-        kept["ease"] = l2, item_weights(common_users(log), l2)
-    found: Floats = kept["ease"][1]
-    return found
+    return log.once("ease", lambda: item_weights(common_users(log), l2), of=l2)
 
 
 def common_users(log: TrainingLog) -> Floats:
@@ -71,10 +66,13 @@ def item_weights(common: Floats, l2: float) -> Floats:
     return inverse
 
 
-EASE = Baseline(
-    fit,
-    default={"l2": 100.0, "support": True, "repeats": True},
-    space={"l2": (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0), "support": (True, False), "repeats": (True, False)},
-    max_items=MAX_ITEMS,
-    uses_support=True,
-)
+ROWS = {
+    "ease": Baseline(
+        fit,
+        default={"l2": 100.0, "support": True, "repeats": True},
+        space={"l2": (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0), "support": (True, False), "repeats": (True, False)},
+        max_items=MAX_ITEMS,
+        uses_support=True,
+        label="EASE",
+    )
+}

@@ -96,4 +96,4 @@ def test_a_catalogue_too_large_is_refused_before_a_matrix_is_made() -> None:
     with pytest.raises(ConfigError, match="10,000 items at most, and there are 1,000,000 -- leave it out") as refused:
         EASE(log)
     assert "\n" not in str(refused.value)
-    assert EASE.too_large(10_000) is None
+    assert EASE.why_not(True, 10_000) is None

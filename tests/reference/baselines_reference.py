@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
+from metarec.baselines import BASELINES
 from metarec.baselines.asked import Asked
 from metarec.baselines.log import TrainingLog
 from metarec.baselines.ragged import Ragged, running
@@ -145,6 +147,18 @@ def places(keys: list[Any]) -> list[int]:
 def nine_digits(votes: dict[int, float]) -> dict[int, float]:
     top = max(votes.values(), default=1.0)
     return {item: round(vote / top, 9) for item, vote in votes.items() if vote > 0}
+
+
+def check(name: str, slow: Callable[..., list[Any]], s: Small, **options: Any) -> None:
+    """A row puts the items where its slow version, (small, question, options) -> keys, has them."""
+    row = BASELINES[name]
+    if row.why_not(s.has_clock, s.n_items) or not s.popularity:
+        return  # refused (test_baseline.py), or there is nothing to learn from
+    scores = row(s.log, **options)(s.asked)
+    assert scores.dtype == np.float64
+    assert scores.shape == (len(s.asked), s.asked.n_query, s.n_items)
+    for q, found in zip(s.questions, scores.reshape(-1, s.n_items), strict=True):
+        assert places(found.tolist()) == places(slow(s, q, **options))
 
 
 # --- rows: (small, question, options) -> a key for each item, item 1 first ----------------------------------------------
