@@ -34,7 +34,7 @@ def made_up(n_sessions: int) -> tuple[TrainingLog, Asked]:
     begin = end - length
     event = np.setdiff1d(np.arange(end[-1]), begin)
     first = np.repeat(begin, length - 1)
-    log = TrainingLog(item, time, True, begin, end, first, event, N_ITEMS)
+    log = TrainingLog(item, time, True, begin, end, first, event, N_ITEMS, np.arange(n_sessions))
     span = np.searchsorted(event, begin[:USERS] + 5)[:, None] + np.arange(QUERIES)
     return log, Asked.of_pairs(item, first, event, np.arange(USERS), span[:, :0], span)
 

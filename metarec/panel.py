@@ -87,6 +87,7 @@ def training_log(prepared: Prepared) -> TrainingLog:
     """What baselines learn from: sessions and pairs of the training users, cut where training ends."""
     begin, end = train_sessions(prepared)
     first, last = (np.asarray(part, dtype=np.int64) for part in prepared.train_pairs)
+    session = np.searchsorted(prepared.session_offsets, begin, side="right") - 1
     pairs = ranges(first, np.maximum(last - first, 0))
     return TrainingLog(
         item=np.asarray(prepared.item),
@@ -97,6 +98,7 @@ def training_log(prepared: Prepared) -> TrainingLog:
         n_items=prepared.n_items,
         pair_begin=np.asarray(prepared.pair_begin[pairs], dtype=np.int64),
         pair_event=np.asarray(prepared.pair_event[pairs], dtype=np.int64),
+        user=np.searchsorted(prepared.user_sessions, session, side="right") - 1,
     )
 
 

@@ -5,7 +5,6 @@
     algorithm    algorithms   Config, build(config, given)              `algorithms.Given`
     residual     residual     Config, build(config, base, model), learnable(config, model)
     objective    objectives   Config, build(config, items)              `objectives.Items`
-    row          baselines    Config, build(config)                     rows of the evaluation panel
 
 `Config` is a dataclass of the part's options with their defaults and ranges (`metarec.options`); its `name` is that of the
 file. **It is read without running the rest of the file**: help, completion and refusals name options and their ranges in a

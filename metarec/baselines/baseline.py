@@ -32,9 +32,22 @@ class Baseline:
 
     fit: Callable[..., Scorer]
     default: Mapping[str, Value] = field(default_factory=dict)  # every option
-    space: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)  # what is tuned on validation users
+    space: Mapping[str, tuple[Value, ...]] = field(
+        default_factory=dict
+    )  # those tuned on validation users; default inside
+    label: str = ""  # in tables, at most 22 characters; where none is given, `BASELINES` puts the name with spaces
+    in_full: bool = True  # part of `evaluation.panel=full`; else only measured where it is asked for by name
     needs_clock: bool = False
-    uses_support: bool = False  # may look at the user's support, under some options at least
+    max_items: int | None = None  # of the catalogue, where a dense item x item matrix is made
+    uses_support: bool = (
+        False  # may look at the user's support, under some options at least; else it has no curve over K
+    )
+
+    def __post_init__(self) -> None:
+        """A grid that cannot be searched is told where it is written, and not when it is searched."""
+        for name, values in self.space.items():
+            if name not in self.default or self.default[name] not in values:
+                raise ValueError(f"space: {name}: its default, {self.default.get(name)}, is not among {values}")
 
     def __call__(self, log: TrainingLog, **options: Value) -> Scorer:
         """Fit with these options, the others at their defaults; ConfigError for an option that is not one."""
@@ -43,10 +56,17 @@ class Baseline:
                 close = nearest(name, self.default)
                 raise ConfigError(name, options[name], "this baseline has no such option",
                                   f"say {close or ' | '.join(self.default) or 'none: it has no options'}")  # fmt: skip
-        if self.needs_clock and not log.has_clock:
-            raise ConfigError("baselines", "a log without a clock", "this baseline goes by the time of events",
-                              "leave it out, or give the log times")  # fmt: skip
+        if reason := self.why_not(log.has_clock, log.n_items):
+            raise ConfigError("baselines", self.label or "a row", reason, "leave it out, or give it another log")
         return self.fit(log, **{**self.default, **options})
+
+    def why_not(self, has_clock: bool, n_items: int) -> str | None:
+        """Why a log is refused, if it is: known before anything is trained or fitted."""
+        if self.needs_clock and not has_clock:
+            return "the log has an order and no clock, so nothing is recent"
+        if self.max_items is not None and n_items > self.max_items:
+            return f"a dense item x item matrix is made for {self.max_items:,} items at most, and there are {n_items:,}"
+        return None
 
 
 def scored(asked: Asked, base: Floats, histories: Iterable[Ints], votes: Votes) -> Floats:

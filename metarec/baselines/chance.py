@@ -28,4 +28,4 @@ def fit(log: TrainingLog, *, seed: int) -> Scorer:
     return scores
 
 
-RANDOM = Baseline(fit, default={"seed": 0})
+ROWS = {"random": Baseline(fit, default={"seed": 0})}

@@ -7,8 +7,10 @@ Shapes: E events, S training sessions, P training pairs, V items.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from metarec.baselines.ragged import Floats, Ints, Ragged, ranges, running
 
 UNKNOWN = -1  # an item outside the vocabulary
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,20 @@ class TrainingLog:
     pair_begin: Ints  # [P], training pairs in stored order: the prefix is item[pair_begin:pair_event] ...
     pair_event: Ints  # [P], ... and the target item[pair_event]
     n_items: int
+    user: Ints  # [S], a number of each session's user, from 0 on
+    _kept: dict[str, tuple[Hashable, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: str, make: Callable[[], T], of: Hashable = None) -> T:
+        """What `make` returns, made for this log once under `key`, a name of the caller's file: for all settings tried.
+
+        Where it depends on options, `of` holds them. Only the latest value of a key is kept, and let go before the next
+        one is made, since there may be memory for one only.
+        """
+        if key not in self._kept or self._kept[key][0] != of:
+            self._kept.pop(key, None)
+            self._kept[key] = of, make()
+        found: T = self._kept[key][1]
+        return found
 
     @cached_property
     def _event(self) -> Ragged:

@@ -39,8 +39,11 @@ def fit(log: TrainingLog, *, window: int, smoothing: float) -> Scorer:
     return lambda asked: scored(asked, base, asked.histories(False), votes)
 
 
-MARKOV = Baseline(
-    fit,
-    default={"window": 1, "smoothing": 0.1},
-    space={"window": (1, 2, 3, 5, 10), "smoothing": (0.1, 1.0, 10.0, 100.0)},
-)
+ROWS = {
+    "markov": Baseline(
+        fit,
+        default={"window": 1, "smoothing": 0.1},
+        space={"window": (1, 2, 3, 5, 10), "smoothing": (0.1, 1.0, 10.0, 100.0)},
+        label="Markov, first order",
+    )
+}

@@ -40,11 +40,7 @@ class SessionIndex:
     @staticmethod
     def of(log: TrainingLog) -> SessionIndex:
         """Made once for a log, used by every setting that is tried."""
-        kept = vars(log)  # where a cached_property of TrainingLog would keep it
-        if "session_index" not in kept:
-            kept["session_index"] = SessionIndex._of(log)
-        found: SessionIndex = kept["session_index"]
-        return found
+        return log.once("session_index", lambda: SessionIndex._of(log))
 
     @staticmethod
     def _of(log: TrainingLog) -> SessionIndex:

@@ -56,8 +56,14 @@ def fit_support(log: TrainingLog, *, decay: float) -> Scorer:
     return lambda asked: scored(asked, log.below_one, asked.histories(True), votes)
 
 
-REPEAT_LAST = Baseline(fit_last)
-FREQUENT_PREFIX = Baseline(fit_prefix)
-FREQUENT_SUPPORT = Baseline(
-    fit_support, default={"decay": 1.0}, space={"decay": (1.0, 0.98, 0.95, 0.9, 0.8, 0.6)}, uses_support=True
-)
+ROWS = {
+    "repeat_last": Baseline(fit_last),
+    "frequent_prefix": Baseline(fit_prefix, label="frequent in prefix"),
+    "frequent_support": Baseline(
+        fit_support,
+        default={"decay": 1.0},
+        space={"decay": (1.0, 0.98, 0.95, 0.9, 0.8, 0.6)},
+        label="frequent in support",
+        uses_support=True,
+    ),
+}

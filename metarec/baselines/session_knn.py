@@ -44,15 +44,18 @@ def fit(log: TrainingLog, *, k: int, sample_size: int, similarity: str, support:
     return lambda asked: scored(asked, log.below_one, asked.histories(support), votes)
 
 
-SESSION_KNN = Baseline(
-    fit,
-    default={"k": 100, "sample_size": 1000, "similarity": "cosine", "support": False, "repeats": True},
-    space={
-        "k": (50, 100, 500, 1000, 1500),
-        "sample_size": (500, 1000, 2500, 5000, 10000),
-        "similarity": ("cosine", "jaccard"),
-        "support": (False, True),
-        "repeats": (True, False),
-    },
-    uses_support=True,
-)
+ROWS = {
+    "session_knn": Baseline(
+        fit,
+        default={"k": 100, "sample_size": 1000, "similarity": "cosine", "support": False, "repeats": True},
+        space={
+            "k": (50, 100, 500, 1000, 1500),
+            "sample_size": (500, 1000, 2500, 5000, 10000),
+            "similarity": ("cosine", "jaccard"),
+            "support": (False, True),
+            "repeats": (True, False),
+        },
+        uses_support=True,
+        label="Session-KNN",
+    )
+}

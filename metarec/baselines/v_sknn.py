@@ -72,20 +72,23 @@ def fit(
     return lambda asked: scored(asked, log.below_one, asked.histories(support), votes)
 
 
-V_SKNN = Baseline(
-    fit,
-    default={
-        "k": 100, "sample_size": 1000, "weighting": "div", "weighting_score": "div", "idf_weighting": 0, "support": False,
-        "repeats": True,
-    },
-    space={
-        "k": (50, 100, 500, 1000, 1500),
-        "sample_size": (500, 1000, 2500, 5000, 10000),
-        "weighting": ("same", "linear", "div", "log", "quadratic"),
-        "weighting_score": ("same", "linear", "div", "log", "quadratic"),
-        "idf_weighting": (0, 1, 2, 5, 10),
-        "support": (False, True),
-        "repeats": (True, False),
-    },
-    uses_support=True,
-)  # fmt: skip
+ROWS = {
+    "v_sknn": Baseline(
+        fit,
+        default={
+            "k": 100, "sample_size": 1000, "weighting": "div", "weighting_score": "div", "idf_weighting": 0,
+            "support": False, "repeats": True,
+        },
+        space={
+            "k": (50, 100, 500, 1000, 1500),
+            "sample_size": (500, 1000, 2500, 5000, 10000),
+            "weighting": ("same", "linear", "div", "log", "quadratic"),
+            "weighting_score": ("same", "linear", "div", "log", "quadratic"),
+            "idf_weighting": (0, 1, 2, 5, 10),
+            "support": (False, True),
+            "repeats": (True, False),
+        },
+        uses_support=True,
+        label="V-SKNN",
+    )
+}  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from metarec.config.schema import PANELS, ROWS
+from metarec.baselines import NAMES
+from metarec.config.schema import OF_A_MODEL, PANELS
 from metarec.config.seen import Refusal, Seen
 from metarec.errors import nearest
 
@@ -15,13 +16,14 @@ def panel_names(seen: Seen) -> Iterator[Refusal]:
     asked = seen.get("evaluation.panel")
     if asked is None:
         return
-    known = PANELS if isinstance(asked, str) else ROWS
+    rows = (*NAMES, *OF_A_MODEL)
+    known = PANELS if isinstance(asked, str) else rows
     for name in [asked] if isinstance(asked, str) else asked:
         if name in known:
             continue
         if name in ALWAYS:
             yield "evaluation.panel", f"{name} is in every table, whatever the panel", "leave it out"
-        elif isinstance(asked, str) and name in ROWS:
+        elif isinstance(asked, str) and name in rows:
             yield "evaluation.panel", "one row is a list of one", f"give [{name}]"
         else:
             near = nearest(name, known)

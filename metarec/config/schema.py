@@ -125,16 +125,8 @@ class ControlGrid:
     users: int = ranged(512, min=1)  # of the validation split, evenly spaced
 
 
-WITHOUT_TRAINING = (
-    "random", "popularity", "recent_popularity", "repeat_last", "frequent_prefix", "frequent_support", "markov",
-    "session_knn", "v_sknn", "pair_knn", "leaky_popularity",
-)  # fmt: skip
-ROWS = (*WITHOUT_TRAINING, "in_context", "in_context_user", "head_only", "scratch")  # of the panel
-PANELS = {
-    "quick": ("popularity", "frequent_support", "in_context"),
-    "full": tuple(name for name in ROWS if name not in ("pair_knn", "leaky_popularity")),  # only there to be reproduced
-    "none": (),
-}
+PANELS = ("quick", "full", "none")  # `metarec.verbs.panel.rows_of` says of which rows
+OF_A_MODEL = ("in_context", "in_context_user", "head_only", "scratch")  # rows beside those of `metarec.baselines.NAMES`
 
 
 @dataclass

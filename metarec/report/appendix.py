@@ -8,9 +8,9 @@ from typing import Any
 from metarec.options import flat
 from metarec.report import cells, figures
 from metarec.report.blocks import Block, Folded, Listing, Section, section
-from metarec.report.comparison_text import MB, label
 from metarec.report.configurations import Configuration
 from metarec.report.finished import Run
+from metarec.report.labels import label
 from metarec.report.sections import classification, figure_of
 from metarec.report.sheet import Cell, Sheet
 

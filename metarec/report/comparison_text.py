@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from metarec.report import cells
-from metarec.report.labels import LABELS
+from metarec.report.labels import label
 from metarec.report.sheet import Cell, Sheet, latex, markdown, markdown_text, rich_table
 
 Json = dict[str, Any]
@@ -18,13 +18,8 @@ HOW = "p: sign-flip test over users, Holm's correction over {count} differences"
 POWER = "effect size: mean over users / sd over users; detectable: the true difference found with 80 % power"
 
 
-def label(method: str) -> str:
-    """A method as a reader knows it."""
-    return LABELS.get(method, method.replace("_", " "))
-
-
 def brief(method: str) -> str:
-    """The same inside a line: control, few-shot."""
+    """The label inside a line: control, few-shot."""
     return "control" if method == "control" else label(method).split(" (")[0].removesuffix(", zero-shot")
 
 

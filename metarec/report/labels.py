@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-LABELS: Mapping[str, str] = {
-    "random": "random",
-    "popularity": "popularity",
-    "recent_popularity": "recent popularity",
-    "repeat_last": "repeat last",
-    "frequent_prefix": "frequent in prefix",
-    "frequent_support": "frequent in support",
-    "markov": "Markov, first order",
-    "session_knn": "Session-KNN",
-    "v_sknn": "V-SKNN",
-    "pair_knn": "pair KNN",
-    "leaky_popularity": "leaky popularity",
+from metarec.baselines import BASELINES
+
+LABELS: Mapping[str, str] = {  # of methods that are no baseline; these say themselves what they are called
     "pretrained": "pretrained, zero-shot",
     "in_context": "in-context",
     "in_context_user": "in-context, histories",
@@ -27,15 +18,13 @@ LABELS: Mapping[str, str] = {
     "bayes_zeroshot": "Bayes zero-shot",
     "bayes_fewshot": "Bayes few-shot",
 }
-# known without a gradient | one set of weights for all | adapted without meta-learning | meta-learned | the optimum
+# one set of weights for all | adapted without meta-learning | meta-learned | the optimum; the baselines stand above
 _GROUPS = (
-    ("random", "popularity", "recent_popularity", "repeat_last", "frequent_prefix", "frequent_support", "markov",
-     "session_knn", "v_sknn", "pair_knn", "leaky_popularity"),
     ("pretrained", "in_context", "in_context_user"),
     ("control", "head_only", "scratch"),
     ("zeroshot", "fewshot"),
     ("bayes_zeroshot", "bayes_fewshot"),
-)  # fmt: skip
+)
 _BRIEF = {
     "control": "control",
     "pretrained": "pretrained",
@@ -44,10 +33,15 @@ _BRIEF = {
 }
 
 
+def label(method: str) -> str:
+    """A method as a reader knows it; one that is not known here is called by its name."""
+    return BASELINES[method].label if method in BASELINES else LABELS.get(method, method.replace("_", " "))
+
+
 def labels_of(methods: Iterable[str], classification: bool = False) -> dict[str, str]:
-    """method -> label; a method that is not known here is called by its name."""
+    """method -> label, as it is beside the others."""
     there = list(methods)
-    labels = {method: LABELS.get(method, method.replace("_", " ")) for method in there}
+    labels = {method: label(method) for method in there}
     if "zeroshot" in labels and "fewshot" not in labels:
         labels["zeroshot"] = "zero-shot"  # nothing was meta-learned
     if classification and "pretrained" in labels:
@@ -57,14 +51,15 @@ def labels_of(methods: Iterable[str], classification: bool = False) -> dict[str,
 
 def brief(method: str) -> str:
     """The label for a running line or the side of a difference: "control", "few-shot"."""
-    return _BRIEF.get(method, LABELS.get(method, method.replace("_", " ")).split(" (")[0])
+    return _BRIEF.get(method) or label(method).split(" (")[0]
 
 
 def groups(methods: Iterable[str]) -> list[list[str]]:
     """The methods in the order of a table; without a panel they are one group, since four lines need no rules."""
     there = list(methods)
-    found = [[method for method in group if method in there] for group in _GROUPS]
-    known = {method for group in _GROUPS for method in group}
+    ordered = (tuple(BASELINES), *_GROUPS)
+    found = [[method for method in group if method in there] for group in ordered]
+    known = {method for group in ordered for method in group}
     found.insert(0, [method for method in there if method not in known])
     found = [group for group in found if group]
     if len(there) > 8:

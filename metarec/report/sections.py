@@ -10,9 +10,9 @@ from typing import Any
 
 from metarec.report import cells, figures
 from metarec.report.blocks import Block, Card, Folded, Picture, Section, Text, section
-from metarec.report.comparison_text import DIFFERENCE, HOW, POWER, brief, difference_cells, label
+from metarec.report.comparison_text import DIFFERENCE, HOW, POWER, brief, difference_cells
 from metarec.report.finished import Run
-from metarec.report.labels import groups
+from metarec.report.labels import groups, label
 from metarec.report.sheet import Cell, Sheet
 
 Json = dict[str, Any]

@@ -11,8 +11,9 @@ from rich.text import Text as Line
 from metarec.report import cells, figures, sections
 from metarec.report.appendix import tuning
 from metarec.report.blocks import Block, Folded, Section, Text
-from metarec.report.comparison_text import HOW, brief, label
+from metarec.report.comparison_text import HOW, brief
 from metarec.report.finished import Run
+from metarec.report.labels import label
 from metarec.report.pages import Page
 from metarec.report.sheet import Cell, Sheet, rich_table
 from metarec.report.survey import Blocks, gain_over, strongest

@@ -11,8 +11,9 @@ import numpy as np
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
 from metarec.baselines import BASELINES
+from metarec.baselines.source import source_hash
 from metarec.benches import AnyBench, ImageBench, SequenceBench
-from metarec.config.schema import PANELS, WITHOUT_TRAINING, TrainConfig
+from metarec.config.schema import OF_A_MODEL, TrainConfig
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
 from metarec.data.history import Stream
@@ -25,7 +26,7 @@ from metarec.verbs.measure import control_tuning
 from metarec.verbs.tuned import tuned
 from metarec.verbs.warm_start import warm_start
 
-WHY_NO_CLOCK = "the log has an order and no clock, so nothing is recent"
+QUICK = ("popularity", "frequent_support", "in_context")
 WHY_IMAGES = "an image has no history"
 WHY_ONE = "every user is one sequence, so a prefix holds the support already"
 WHY_HISTORY = "dataset.history=user: every row reads the support in front of the prefix already"
@@ -37,9 +38,8 @@ def panel(
     """The rows of `evaluation.panel`, in its order. What cannot be here is left out with the reason; where it was asked
     for by name, ConfigError."""
     asked = config.evaluation.panel
-    names = PANELS[asked] if isinstance(asked, str) else tuple(dict.fromkeys(asked))
     found, make = Panel(), _Rows(config, bench, base, source, run_dir, stop)
-    for name in names:
+    for name in rows_of(asked):
         reason = _why_not(name, bench)
         if reason is None:
             found.rows[name] = make(name)
@@ -48,6 +48,14 @@ def panel(
         else:
             raise ConfigError("evaluation.panel", name, reason, "leave it out")
     return found
+
+
+def rows_of(asked: str | list[str]) -> tuple[str, ...]:
+    """The rows of a panel by its name, or of a list, each once."""
+    if not isinstance(asked, str):
+        return tuple(dict.fromkeys(asked))
+    full = (*(name for name, row in BASELINES.items() if row.in_full), *OF_A_MODEL)
+    return {"quick": QUICK, "full": full, "none": ()}[asked]
 
 
 def check_panel(config: TrainConfig, bench: AnyBench) -> None:
@@ -61,8 +69,8 @@ def check_panel(config: TrainConfig, bench: AnyBench) -> None:
 def _why_not(name: str, bench: AnyBench) -> str | None:
     if isinstance(bench, ImageBench):
         return None if name in ("head_only", "scratch") else WHY_IMAGES
-    if name in BASELINES and BASELINES[name].needs_clock and not bench.prepared.has_clock:
-        return WHY_NO_CLOCK
+    if name in BASELINES:
+        return BASELINES[name].why_not(bench.prepared.has_clock, bench.n_items)
     if name in ("in_context", "in_context_user"):
         if bench.batcher.stream is not None:
             return WHY_HISTORY
@@ -88,7 +96,7 @@ class _Rows:
         self.log = None if isinstance(bench, ImageBench) else training_log(bench.prepared)
 
     def __call__(self, name: str) -> Row:
-        if name in WITHOUT_TRAINING:
+        if name in BASELINES:
             return self._baseline(name)
         if name == "in_context":
             return self._in_context()
@@ -113,18 +121,19 @@ class _Rows:
         assert self.log is not None
         log, batcher, judge = self.log, self.bench.batcher, self.judge
         baseline = BASELINES[name]
+        default = {option: baseline.default[option] for option in baseline.space}  # the others stay as they are
         if not baseline.space:
             return baseline_row(name, log, batcher, baseline.default)
 
         def choose() -> dict[str, Any]:
             with progress(judge.n_settings(baseline.space), f"tune {name}", self.config.logger.console) as bar:
                 return judge.choose(
-                    baseline.space, baseline.default, lambda options: baseline_row(name, log, batcher, options).scorer,
+                    baseline.space, default, lambda options: baseline_row(name, log, batcher, options).scorer,
                     lambda: bar.advance(1),
                 )  # fmt: skip
 
         space = {option: list(values) for option, values in baseline.space.items()}
-        record = tuned(self.config, "panel", [*self._depends_on(name), space], choose)
+        record = tuned(self.config, "panel", [*self._depends_on(name), space, source_hash(name)], choose)
         return replace(baseline_row(name, log, batcher, record["chosen"]), tuning=record)
 
     def _in_context(self) -> Row:

@@ -42,8 +42,9 @@ def metrics(mars: Prepared, item: np.ndarray, n_items: int, ties: str) -> dict[s
     pairs = np.concatenate(of_user)
     assert len(pairs) == 693
     log = TrainingLog(
-        item, mars.time, mars.has_clock, begin, end, mars.pair_begin[pairs], mars.pair_event[pairs], n_items
-    )
+        item, mars.time, mars.has_clock, begin, end, mars.pair_begin[pairs], mars.pair_event[pairs], n_items,
+        np.arange(len(begin)),
+    )  # fmt: skip
     test = mars.episodes("test")
     support = test.first_pair[:, None] + np.arange(5)
     query = test.first_pair[:, None] + np.arange(5, 15)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
+from metarec.baselines import BASELINES
 from metarec.baselines.asked import Asked
 from metarec.baselines.log import TrainingLog
 from metarec.baselines.ragged import Ragged, running
@@ -41,6 +43,7 @@ class Small:
     sessions: list[list[tuple[int, int]]]
     n_train: int
     questions: list[Question]
+    users: list[list[int]]  # of training: the numbers of each one's sessions
     log: TrainingLog
     asked: Asked
 
@@ -91,12 +94,13 @@ def small(n_items: int, sessions: list[list[tuple[int, int]]], users: list[list[
         for place, (s, last) in enumerate(pairs[n] for n in numbers[n_support:]):
             questions.append(Question(number, place, [(s, p) for p in range(last)], sorted(seen)))
     first, last = start[:n_train], start[1 : n_train + 1]
-    log = TrainingLog(item, time, has_clock, first, last, begin[:of_train], event[:of_train], n_items)
+    owner = np.repeat(np.arange(n_train_users), [len(own) for own in users[:n_train_users]])
+    log = TrainingLog(item, time, has_clock, first, last, begin[:of_train], event[:of_train], n_items, owner)
     asked = Asked.of_pairs(
         item, begin, event, np.array(user, np.int64), np.array(support, np.int64).reshape(len(user), n_support),
         np.array(query, np.int64).reshape(len(user), n_query),
     )  # fmt: skip
-    return Small(n_items, has_clock, sessions, n_train, questions, log, asked)
+    return Small(n_items, has_clock, sessions, n_train, questions, users[:n_train_users], log, asked)
 
 
 def spelt(training: str, asked: str, n_support: int = 0, n_query: int = 1, n_items: int = 5) -> Small:
@@ -143,6 +147,18 @@ def places(keys: list[Any]) -> list[int]:
 def nine_digits(votes: dict[int, float]) -> dict[int, float]:
     top = max(votes.values(), default=1.0)
     return {item: round(vote / top, 9) for item, vote in votes.items() if vote > 0}
+
+
+def check(name: str, slow: Callable[..., list[Any]], s: Small, **options: Any) -> None:
+    """A row puts the items where its slow version, (small, question, options) -> keys, has them."""
+    row = BASELINES[name]
+    if row.why_not(s.has_clock, s.n_items) or not s.popularity:
+        return  # refused (test_baseline.py), or there is nothing to learn from
+    scores = row(s.log, **options)(s.asked)
+    assert scores.dtype == np.float64
+    assert scores.shape == (len(s.asked), s.asked.n_query, s.n_items)
+    for q, found in zip(s.questions, scores.reshape(-1, s.n_items), strict=True):
+        assert places(found.tolist()) == places(slow(s, q, **options))
 
 
 # --- rows: (small, question, options) -> a key for each item, item 1 first ----------------------------------------------
@@ -263,6 +279,38 @@ def v_sknn(s: Small, q: Question, k: int, sample_size: int, weighting: str, weig
 def over_popularity(s: Small, votes: dict[int, float]) -> list[Any]:
     levels = nine_digits(votes)
     return [(levels.get(item, -1.0), s.popularity[item]) for item in range(1, s.n_items + 1)]
+
+
+def ridge(x: Any, l2: float) -> Any:
+    """[V, V]: min ||X - X B||^2 + l2 ||B||^2 with a zero diagonal, column by column: item j from the others."""
+    n = x.shape[1]
+    out = np.zeros((n, n))
+    for j in range(n):
+        others = [i for i in range(n) if i != j]
+        rows = np.vstack([x[:, others], math.sqrt(l2) * np.eye(n - 1)])
+        out[others, j] = np.linalg.lstsq(rows, np.concatenate([x[:, j], np.zeros(n - 1)]), rcond=None)[0]
+    return out
+
+
+def binary(s: Small) -> Any:
+    """[training users, V]: who had what."""
+    x = np.zeros((len(s.users), s.n_items))
+    for row, own in zip(x, s.users, strict=True):
+        for item in s.items([(session, place) for session in own for place in range(len(s.sessions[session]))]):
+            row[item - 1] = 1.0
+    return x
+
+
+def ease(s: Small, q: Question, l2: float, support: bool, repeats: bool) -> list[Any]:
+    history = set(s.items(list({*q.prefix, *q.support} if support else q.prefix)))
+    weights = ridge(binary(s), l2)
+    score = [sum(weights[own - 1, item] for own in history) for item in range(s.n_items)]
+    top = max(1e-6, *map(abs, score))  # lstsq leaves 1e-17 in the place of 0
+    return [
+        (repeats or item not in history, round(score[item - 1] / top, 9) * (repeats or item not in history),
+         s.popularity[item])
+        for item in range(1, s.n_items + 1)
+    ]  # fmt: skip
 
 
 def pair_knn(s: Small, q: Question) -> list[Any]:

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from metarec.baselines import NAMES
 from metarec.metrics.curve import curve
 from metarec.metrics.summary import TargetRecords, summarise
 
 PANEL = (
-    "random", "popularity", "recent_popularity", "repeat_last", "frequent_prefix", "frequent_support", "markov",
-    "session_knn", "v_sknn", "pair_knn", "leaky_popularity", "pretrained", "in_context", "in_context_user", "control",
-    "head_only", "scratch", "zeroshot", "fewshot", "bayes_zeroshot", "bayes_fewshot",
+    *NAMES, "pretrained", "in_context", "in_context_user", "control", "head_only", "scratch", "zeroshot", "fewshot",
+    "bayes_zeroshot", "bayes_fewshot",
 )  # fmt: skip
 _QUALITY = {"pretrained": 1.05, "bayes_zeroshot": 0.5, "bayes_fewshot": 0.2, "zeroshot": 1.0, "control": 0.98,
             "fewshot": 0.6}  # fmt: skip

@@ -9,7 +9,8 @@ import pytest
 from reference.small_documents import CONDITIONS, PANEL, TUNING, curved, document
 from rich.console import Console
 
-from metarec.report.labels import LABELS, brief, groups, labels_of
+from metarec.baselines import NAMES
+from metarec.report.labels import LABELS, brief, groups, label, labels_of
 from metarec.report.tables import WIDTH, funnel_table, plain_text, results_table, show
 
 
@@ -24,8 +25,8 @@ def test_methods_differences_shares_and_conditions() -> None:
     assert max(map(len, lines)) <= WIDTH
     assert "\x1b" not in text
     assert "…" not in text
-    for label in (*(LABELS[m] for m in data["metrics"]), "share of gap: few-shot", "share of gap: control"):
-        assert any(line.startswith(label) for line in lines), label
+    for said in (*(label(m) for m in data["metrics"]), "share of gap: few-shot", "share of gap: control"):
+        assert any(line.startswith(said) for line in lines), said
     few = line_of(text, "few-shot (meta)")
     low, high = data["intervals"]["fewshot"]["ndcg@10"]
     figures = data["metrics"]["fewshot"]
@@ -54,10 +55,10 @@ def test_the_whole_panel_stands_in_its_groups() -> None:
     lines = text.splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert "…" not in text
-    first = [lines.index(line_of(text, LABELS[m])) for m in PANEL]
+    first = [lines.index(line_of(text, label(m))) for m in PANEL]
     assert first == sorted(first)  # PANEL is in the order of the table
-    for after in ("leaky_popularity", "in_context_user", "scratch", "fewshot"):
-        below = lines[lines.index(line_of(text, LABELS[after])) + 1]
+    for after in (list(NAMES)[-1], "in_context_user", "scratch", "fewshot"):
+        below = lines[lines.index(line_of(text, label(after))) + 1]
         assert set(below) <= {"─", " "}, after  # a rule between groups
     for method in PANEL:
         if method not in ("fewshot", "bayes_zeroshot", "bayes_fewshot"):
@@ -188,5 +189,6 @@ def test_labels_and_groups() -> None:
     assert groups(("fewshot", "control", "own")) == [["own", "control", "fewshot"]]
     assert groups(()) == []
     assert labels_of(("my_method", "zeroshot")) == {"my_method": "my method", "zeroshot": "zero-shot"}
-    assert set(PANEL) == set(LABELS)
-    assert max(map(len, LABELS.values())) <= 22
+    assert set(PANEL) == {*LABELS, *NAMES}
+    assert len(LABELS) + len(NAMES) == len(PANEL)  # no row takes the name of a method that is no baseline
+    assert max(len(label(method)) for method in PANEL) <= 22

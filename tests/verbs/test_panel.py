@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from reference.tiny_runs import Work, metrics
 
 from metarec.baselines import BASELINES
-from metarec.config.schema import PANELS, ROWS
+from metarec.config.schema import OF_A_MODEL, PANELS
 from metarec.errors import ConfigError
 from metarec.metrics.ranking import METRICS
+from metarec.verbs.panel import rows_of
 
 FULL = ("evaluation.panel=full", "evaluation.ks=[0,1,5,8]", "evaluation.grid=true", "evaluation.latency=true",
         "evaluation.control.lrs=[0.01,0.1]")  # fmt: skip
@@ -25,18 +27,30 @@ def full(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 def test_every_row_is_there_or_left_out_with_its_reason(full: Path) -> None:
     found = metrics(full)
-    assert set(PANELS["full"]) <= set(found["metrics"]) | set(found["left_out"])
+    assert set(rows_of("full")) <= set(found["metrics"]) | set(found["left_out"])
     assert found["left_out"] == {"recent_popularity": "the log has an order and no clock, so nothing is recent"}
     columns = set(pq.read_table(full / "per_user.parquet").column_names)
     assert {f"{row}.ndcg@10" for row in found["metrics"]} <= columns
-    assert set(ROWS) - set(PANELS["full"]) == {"pair_knn", "leaky_popularity"}
+
+
+def test_a_panel_has_its_rows_in_the_order_of_tables() -> None:
+    every = (*BASELINES, *OF_A_MODEL)
+    assert len(set(every)) == len(every)
+    assert [name for name in every if name not in rows_of("full")] == [
+        name for name, row in BASELINES.items() if not row.in_full
+    ]
+    for name in PANELS:
+        assert list(rows_of(name)) == [row for row in every if row in rows_of(name)]
+    assert rows_of(["markov", "pair_knn", "markov"]) == ("markov", "pair_knn")
+    assert not BASELINES["pair_knn"].in_full
+    assert not BASELINES["leaky_popularity"].in_full
 
 
 def test_all_rows_are_tuned_with_one_budget_on_the_same_users(full: Path) -> None:
     """2 step sizes x 2 numbers of steps: four settings for everybody, or all where a row has fewer."""
     found = metrics(full)
     tunable = {name for name in BASELINES if BASELINES[name].space} | {"in_context", "head_only", "scratch", "control"}
-    assert set(found["tuning"]) == tunable - {"recent_popularity", "pair_knn"}
+    assert set(found["tuning"]) == tunable & set(rows_of("full")) - set(found["left_out"]) | {"control"}
     for name, record in found["tuning"].items():
         n_settings = 4
         if name in BASELINES:
@@ -63,6 +77,25 @@ def test_what_was_tuned_is_not_tuned_again_and_a_damaged_record_is(tmp_path: Pat
         path.write_text("{")
     assert metrics(work.train(*words))["metrics"] == first["metrics"]
     assert {path: text for path, (text, _) in kept().items()} == {path: text for path, (text, _) in before.items()}
+
+
+def test_a_row_whose_code_changed_is_tuned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, words = Work(tmp_path, tmp_path / "cache"), ("evaluation.panel=[markov]",)
+    first = metrics(work.train(*words))
+    assert metrics(work.train(*words))["tuning"] == first["tuning"]
+    assert len(list((work.cache / "panel").glob("*.json"))) == 1
+    monkeypatch.setattr("metarec.verbs.panel.source_hash", lambda name: f"{name}, changed")
+    assert metrics(work.train(*words))["metrics"] == first["metrics"]
+    assert len(list((work.cache / "panel").glob("*.json"))) == 2
+
+
+def test_an_option_may_be_left_out_of_the_grid(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays at its default."""
+    row = replace(BASELINES["markov"], space={"window": (1, 2)})
+    monkeypatch.setattr("metarec.verbs.panel.BASELINES", {**BASELINES, "markov": row})
+    found = metrics(work.train("evaluation.panel=[markov]"))
+    assert [set(tried) for tried in found["tuning"]["markov"]["tried"]] == [{"window", "ndcg@10"}] * 2
+    assert set(found["tuning"]["markov"]["chosen"]) == {"window"}
 
 
 def test_rows_of_chance_are_at_chance(full: Path) -> None:
@@ -126,6 +159,21 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(
     with pytest.raises(ConfigError, match=line.replace("[", r"\[")):
         work.train(*words)
     assert work.directories("train") == [] or not any(work.directories("train")[-1].iterdir())
+
+
+def test_a_catalogue_too_large_for_a_row_is_refused_or_the_row_left_out(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {**BASELINES, "ease": replace(BASELINES["ease"], max_items=29)}
+    monkeypatch.setattr("metarec.verbs.panel.BASELINES", small)
+    with pytest.raises(
+        ConfigError, match="ease: a dense item x item matrix is made for 29 items at most, and there are 30"
+    ):
+        work.train("evaluation.panel=[ease]")
+    monkeypatch.setattr("metarec.verbs.panel.QUICK", ("popularity", "ease"))
+    found = metrics(work.train("evaluation.panel=quick"))
+    assert "ease" not in found["metrics"]
+    assert found["left_out"] == {"ease": "a dense item x item matrix is made for 29 items at most, and there are 30"}
 
 
 def test_in_context_is_left_out_where_every_user_is_one_sequence(tmp_path: Path, work: Work) -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from reference.tiny_runs import Work, assert_same_run, metrics, same_bits, state, tensors, without_paths
 
-from metarec.config.schema import PANELS
 from metarec.core import fused
 from metarec.metrics.ranking import METRICS
 from metarec.runs.checkpoint import list_checkpoints, read_pointer, verify_checkpoint
 from metarec.runs.history import read_history
 from metarec.runs.rundir import verify
+from metarec.verbs.panel import QUICK
 
 FILES = """config.yaml overrides.json environment.json funnel.json history.jsonl pretrain_history.jsonl metrics.json
 per_user.parquet manifest.json loss.png validation.png checkpoints/best.json checkpoints/last.json""".split()
@@ -48,7 +48,7 @@ def test_metrics_have_the_published_keys(finished: Path) -> None:
     assert (found["model"], found["dataset"]) == ("gru4rec", "synthetic")
     assert found["config"]["train"]["steps"] == 6
     methods = {"pretrained", "control", "zeroshot", "fewshot", "bayes_zeroshot", "bayes_fewshot"}
-    assert set(found["metrics"]) == methods | set(PANELS["quick"])
+    assert set(found["metrics"]) == methods | set(QUICK)
     for row in (*found["metrics"].values(), found["comparison"], *found["improvement"].values()):
         assert set(row) == set(METRICS)
     for metric in METRICS:
@@ -216,7 +216,7 @@ def test_patience_stops_early(work: Work) -> None:
 def test_supervised_training_is_a_run_of_its_own(work: Work) -> None:
     run = work.train("algorithm=supervised")
     found = metrics(run)
-    assert set(found["metrics"]) == {"zeroshot", "control", "bayes_zeroshot", "bayes_fewshot", *PANELS["quick"]}
+    assert set(found["metrics"]) == {"zeroshot", "control", "bayes_zeroshot", "bayes_fewshot", *QUICK}
     assert (found["algorithm"], found["residual"]) == ("supervised", "off")
     assert verify(run) == []
     assert without_paths(found) == without_paths(metrics(work.train("algorithm=supervised")))
