@@ -27,11 +27,11 @@ from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params, Weights
 from metarec.data.batches import Batcher
 from metarec.data.episodes import EpisodeRanges
-from metarec.data.history import ranges
 from metarec.errors import DivergedError
 from metarec.metrics.ranking import METRICS
 from metarec.metrics.ranks import rank_and_top, rank_of_target, refuse_non_finite
 from metarec.metrics.summary import TargetRecords
+from metarec.ragged import ranges
 from metarec.tasks import Tasks
 
 Ints = NDArray[np.int64]

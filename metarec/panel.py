@@ -23,9 +23,9 @@ from metarec.baselines.log import TrainingLog
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
-from metarec.data.history import ranges
 from metarec.data.store import Prepared, train_sessions
 from metarec.evaluate import Judged, Scorer, Seen, monitored, ranks
+from metarec.ragged import ranges
 from metarec.search import settings
 from metarec.tasks import Tasks
 

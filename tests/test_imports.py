@@ -13,7 +13,7 @@ ROOT = Path(metarec.__file__).parent
 
 # a part may import what stands in a lower row; parts of the middle row do not import each other
 ROWS = [
-    {"errors", "options", "durable"},
+    {"errors", "options", "durable", "ragged"},
     {"core"},
     {"data", "models", "algorithms", "residual", "objectives", "schedules", "metrics", "baselines"},
     {"report", "runs", "trackers", "tasks", "parts", "train", "pretrain", "evaluate", "search", "panel"},

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from metarec.baselines.ragged import Ints, Ragged, distinct, ranges, running
+from metarec.ragged import Ints, Ragged, distinct, ranges, running
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from metarec.baselines.asked import Asked
 from metarec.baselines.log import TrainingLog
-from metarec.baselines.ragged import Floats, Ints
 from metarec.errors import ConfigError, nearest
+from metarec.ragged import Floats, Ints
 
 Scorer = Callable[[Asked], Floats]
 Value = bool | int | float | str

@@ -20,7 +20,7 @@ import numpy as np
 
 from metarec.baselines.baseline import DIGITS, Baseline, Scorer, scored
 from metarec.baselines.log import TrainingLog
-from metarec.baselines.ragged import Floats, Ints, Ragged, distinct
+from metarec.ragged import Floats, Ints, Ragged, distinct
 
 MAX_ITEMS = 10_000  # 0.8 GB a matrix; an inversion takes about 4 GB and three minutes on one core
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from metarec.baselines.ragged import Floats, Ints, Ragged, ranges, running
+from metarec.ragged import Floats, Ints, Ragged, ranges, running
 
 UNKNOWN = -1  # an item outside the vocabulary
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import numpy as np
 
 from metarec.baselines.baseline import Baseline, Scorer, scored
 from metarec.baselines.log import TrainingLog
-from metarec.baselines.ragged import Floats, Ints, running
+from metarec.ragged import Floats, Ints, running
 
 
 def fit(log: TrainingLog, *, window: int, smoothing: float) -> Scorer:

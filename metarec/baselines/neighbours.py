@@ -15,7 +15,7 @@ import numpy as np
 
 from metarec.baselines.baseline import levels
 from metarec.baselines.log import TrainingLog
-from metarec.baselines.ragged import Floats, Ints, Ragged, distinct, running
+from metarec.ragged import Floats, Ints, Ragged, distinct, running
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from metarec.baselines.asked import Asked
 from metarec.baselines.baseline import Baseline, Scorer
 from metarec.baselines.log import TrainingLog
-from metarec.baselines.ragged import Floats, Ints, Ragged, distinct, ranges
+from metarec.ragged import Floats, Ints, Ragged, distinct, ranges
 
 LAST, K = 3, 100
 

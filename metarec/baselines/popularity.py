@@ -20,7 +20,7 @@ import numpy as np
 from metarec.baselines.asked import Asked
 from metarec.baselines.baseline import Baseline, Scorer
 from metarec.baselines.log import TrainingLog
-from metarec.baselines.ragged import Floats
+from metarec.ragged import Floats
 
 
 def fit(log: TrainingLog) -> Scorer:

@@ -17,7 +17,7 @@ import numpy as np
 
 from metarec.baselines.baseline import Baseline, Scorer, levels, scored
 from metarec.baselines.log import TrainingLog
-from metarec.baselines.ragged import Floats, Ints
+from metarec.ragged import Floats, Ints
 
 
 def latest_first(history: Ints) -> tuple[Ints, Ints]:

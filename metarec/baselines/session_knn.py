@@ -20,7 +20,7 @@ import numpy as np
 from metarec.baselines.baseline import Baseline, Scorer, scored
 from metarec.baselines.log import TrainingLog
 from metarec.baselines.neighbours import SessionIndex, most_similar
-from metarec.baselines.ragged import Floats, Ints
+from metarec.ragged import Floats, Ints
 
 # (common items, items of this session, items of the other ones)
 SIMILARITIES: dict[str, Callable[[Ints, int, Ints], Floats]] = {

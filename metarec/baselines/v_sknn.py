@@ -31,8 +31,8 @@ import numpy as np
 from metarec.baselines.baseline import Baseline, Scorer, scored
 from metarec.baselines.log import TrainingLog
 from metarec.baselines.neighbours import SessionIndex, most_similar
-from metarec.baselines.ragged import Floats, Ints
 from metarec.baselines.repeats import latest_first
+from metarec.ragged import Floats, Ints
 
 WEIGHTS: dict[str, Callable[[Ints, int], Floats]] = {  # (age, events of the session)
     "same": lambda age, length: np.ones(len(age)),

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec.core.batch import EpisodeBatch, PairBatch
-from metarec.data.history import BREAK, Laid, Stream, behind, ranges
+from metarec.data.history import BREAK, Laid, Stream, behind
 from metarec.data.packing import pack
+from metarec.ragged import ranges
 
 Ints = NDArray[np.int64]
 CPU = torch.device("cpu")

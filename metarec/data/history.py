@@ -22,15 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarec.data.store import Prepared
+from metarec.ragged import Ints, ranges
 
-Ints = NDArray[np.int64]
 BREAK = -1  # in place of an event: here one session ends and another begins
-
-
-def ranges(begin: Ints, counts: Ints) -> Ints:
-    """begin[0], begin[0] + 1, ... (counts[0] numbers), begin[1], ..."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts) + np.repeat(begin, counts)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metarec.data.history import Ints, ranges
 from metarec.data.store import Prepared, train_sessions
+from metarec.ragged import Ints, ranges
 
 PERCENTILE = 95
 EVENTS_AT_ONCE = 1_000_000  # of the training sessions: what is held in memory, not the result

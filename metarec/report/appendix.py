@@ -8,6 +8,7 @@ from typing import Any
 from metarec.options import flat
 from metarec.report import cells, figures
 from metarec.report.blocks import Block, Folded, Listing, Section, section
+from metarec.report.comparison_text import MB
 from metarec.report.configurations import Configuration
 from metarec.report.finished import Run
 from metarec.report.labels import label

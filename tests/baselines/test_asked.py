@@ -9,7 +9,7 @@ from reference.baselines_reference import Small, smalls, spelt
 from reference.small_logs import quick
 
 from metarec.baselines.asked import Asked
-from metarec.baselines.ragged import Ragged
+from metarec.ragged import Ragged
 
 EMPTY = Ragged(np.empty(0, np.int64), np.zeros(1, np.int64))
 

@@ -11,8 +11,8 @@ from reference.baselines_reference import spelt
 
 from metarec.baselines import BASELINES
 from metarec.baselines.baseline import Baseline
-from metarec.baselines.ragged import Ragged
 from metarec.errors import ConfigError
+from metarec.ragged import Ragged
 
 S = spelt("abc abd ab ca", "ab")
 

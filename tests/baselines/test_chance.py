@@ -8,9 +8,9 @@ from reference.baselines_reference import spelt
 
 from metarec.baselines import BASELINES
 from metarec.baselines.asked import Asked
-from metarec.baselines.ragged import Ragged
 from metarec.metrics.ranking import hit_rate
 from metarec.metrics.ranks import rank_of_target
+from metarec.ragged import Ragged
 
 V, T, Q = 50, 400, 5
 RANDOM = BASELINES["random"]

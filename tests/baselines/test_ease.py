@@ -12,8 +12,8 @@ from reference.baselines_reference import Small, binary, ridge, small, smalls, s
 from reference.small_logs import quick
 
 from metarec.baselines import BASELINES, ease
-from metarec.baselines.ragged import Floats
 from metarec.errors import ConfigError
+from metarec.ragged import Floats
 
 EASE = BASELINES["ease"]
 

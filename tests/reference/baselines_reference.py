@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from metarec.baselines import BASELINES
 from metarec.baselines.asked import Asked
 from metarec.baselines.log import TrainingLog
-from metarec.baselines.ragged import Ragged, running
+from metarec.ragged import Ragged, running
 
 Event = tuple[int, int]  # session, position
 UNKNOWN = -1
