@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,20 @@ import metarec
 
 ROOT = Path(metarec.__file__).parent
 
-# a part may import what stands in a lower row; parts of the middle row do not import each other
-ROWS = [
-    {"errors", "options", "durable", "ragged"},
-    {"core"},
-    {"data", "models", "algorithms", "residual", "objectives", "schedules", "metrics", "baselines"},
-    {"report", "runs", "trackers", "tasks", "parts", "train", "pretrain", "evaluate", "search", "panel"},
-    {"config", "build", "benches", "verbs"},
-    {"cli"},
-    {"__main__", "__init__"},
-]
+PAGE = (Path(__file__).parent.parent / "docs/architecture.md").read_text(encoding="utf-8")
+
+
+def rows_of_the_page() -> tuple[list[set[str]], int]:
+    """The rooms of each line of the map, the lowest first, and the number of the starred line."""
+    (block,) = re.findall(r"<!-- map -->\n```\n(.*?)```", PAGE, re.DOTALL)
+    lines = [line.split("  ")[0] for line in block.splitlines()][::-1]
+    (starred,) = [number for number, line in enumerate(lines) if line.startswith("* ")]
+    return [set(line.removeprefix("* ").split()) for line in lines], starred
+
+
+# a room may import what stands in a lower row; rooms of the middle row do not import each other
+ROWS, MIDDLE = rows_of_the_page()
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
-MIDDLE = 2
 # types only: the description of a dataset is also the schema of its configuration group
 KNOW_HYDRA = {"config", "build", "verbs", "cli"}
 HYDRA = {"hydra", "omegaconf"}
