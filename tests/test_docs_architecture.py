@@ -21,7 +21,6 @@ from metarec import build, cli, parts
 from metarec.config.overrides import check_words
 from metarec.errors import ConfigError
 from metarec.evaluate import Control
-from metarec.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 FILES = re.compile(r"^<!-- (?P<path>\S+) -->\n```\w+\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -71,15 +70,11 @@ def test_the_page_keeps_to_the_style(path: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("words", [("algorithm=boil", "residual=off"), ("algorithm=fomaml", "residual=bitfit")])
 def test_a_whole_run(words: tuple[str, ...], folder: Path, work: Work) -> None:
-    asked = work.words(
-        "train", *tiny(*words, "train.steps=2", "train.eval_every=1"), "--config-dir", str(folder / "conf")
-    )
+    asked = work.words("train", *tiny(*words), "--config-dir", str(folder / "conf"))
     assert cli.main(asked) == 0
     (run,) = work.directories("train")
     assert {"pretrained", "control", "zeroshot", "fewshot"} <= set(metrics(run)["metrics"])
     assert work.eval(run)["metrics"] == metrics(run)["metrics"]
-    tensors, _ = load_checkpoint(run / "checkpoints" / "step-000002")
-    assert any(name.startswith("phi/") for name in tensors)
 
 
 def learner(algorithm: str, residual: str) -> Any:
@@ -99,10 +94,10 @@ def test_what_adapts() -> None:
 def test_options_are_checked_like_all_others(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"algorithm\.order: third: not a choice"):
         check_words("train", ["algorithm=boil", "algorithm.order=third"], config_dir=folder / "conf")
+    config, off = parts.default("algorithm", "boil"), parts.default("residual", "off")
+    config.inner.adapt = list(MODEL.head)[:1]
     with pytest.raises(ConfigError, match="nothing adapts but the head -- use residual=off"):
-        config = parts.default("algorithm", "boil")
-        config.inner.adapt = list(MODEL.head)[:1]
-        build.algorithm(config, parts.default("residual", "off"), MODEL, CONTROL, outer_steps=1, support_share=0.5)
+        build.algorithm(config, off, MODEL, CONTROL, outer_steps=1, support_share=0.5)
 
 
 # The limits of the house
@@ -116,13 +111,8 @@ def test_files_are_short() -> None:
     sources = [lines_of(path) for path in (ROOT / "metarec").rglob("*.py")]
     tests = [lines_of(path) for path in (ROOT / "tests").rglob("*.py")]
     assert statistics.median(sources) <= 150
-    long = [
-        path
-        for room in ("metarec", "tests", "benchmarks")
-        for path in (ROOT / room).rglob("*.py")
-        if lines_of(path) > 400
-    ]
-    assert long == []
+    every = [path for room in ("metarec", "tests", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+    assert [path for path in every if lines_of(path) > 400] == []
     assert sum(tests) >= 0.8 * sum(sources)
 
 

@@ -5,7 +5,7 @@ the data: it would be compiled without end.) A compiled function gives the same 
 in every run; against the function as it stands it differs by rounding. One row alone is not worth a kernel of its own.
 
 Two of them see all entries of a pass at once; `gates` is called in every step of the recurrence, where a call costs as much
-as it saves on a CPU, so it is compiled on a GPU only, where five kernels become one (figures: docs/architecture.md).
+as it saves on a CPU, so it is compiled on a GPU only, where five kernels become one (figures: docs/engine.md).
 
 The switch is one for the process, as those for threads and determinism are. What cannot be compiled runs as it stands.
 
