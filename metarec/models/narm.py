@@ -1,0 +1,158 @@
+"""NARM: a recurrent next-item model that looks back over its own states; written once for one user or many.
+
+    h_j = GRU(E[item_j], h_{j-1});   a_ij = v . sigmoid(A1 h_j + A2 h_i),   c_j = [h_j ; sum over i <= j of a_ij h_i]
+    score(item | prefix) = E[item] . B dropout(c_last)             (tie, the bilinear decoder; or W dropout(c_last) + b)
+
+Source: Li et al. 2017, arXiv:1711.04725, eq. 3 to 10; weights a_ij are not normalised, as there. What differs here: the GRU
+has torch's biases (`gru.*` are names and gate order of torch.nn.GRU), and the loss is over the whole catalogue.
+Shapes: T tasks, N pairs a task, S states of the batch (`core.batch`), P pairs of a state and one that it looks back at,
+V items, d embedding, H hidden. Item 0 is padding: its embedding is never read by a valid state and it has no logit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from metarec.core.attention import Layout
+from metarec.core.batch import Sequences
+from metarec.core.gru import gru
+from metarec.core.ops import embed, linear, linear_rows
+from metarec.core.weights import FastWeight, Params, Weight, Weights, own
+
+
+@dataclass
+class Config:
+    """What conf/model/narm.yaml sets."""
+
+    name: str = "narm"
+    embedding_dim: int = field(default=64, metadata={"min": 1})
+    hidden_dim: int = field(default=128, metadata={"min": 1})
+    dropout: float = field(default=0.5, metadata={"min": 0, "max": 1, "exclusive": {"max"}})
+    embedding_dropout: float = field(default=0.25, metadata={"min": 0, "max": 1, "exclusive": {"max"}})
+    tie: bool = True
+    max_len: int = field(default=50, metadata={"min": 1})
+
+
+def build(config: Config, n_items: int) -> NARM:
+    return NARM(
+        n_items, config.embedding_dim, config.hidden_dim, config.dropout, config.embedding_dropout, config.tie
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NARM:
+    n_items: int
+    embedding_dim: int = 64
+    hidden_dim: int = 128
+    dropout: float = 0.5  # of what the decoder reads
+    embedding_dropout: float = 0.25
+    tie: bool = True  # score with the item embedding
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every weight by name; the order is the order of the checkpoint."""
+        v, d, h = self.n_items, self.embedding_dim, self.hidden_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "embedding.weight": (v + 1, d),
+            "gru.weight_ih_l0": (3 * h, d), "gru.weight_hh_l0": (3 * h, h),
+            "gru.bias_ih_l0": (3 * h,), "gru.bias_hh_l0": (3 * h,),
+            "attention.query.weight": (h, h), "attention.key.weight": (h, h), "attention.mass": (h,),
+        }  # fmt: skip
+        if self.tie:
+            return shapes | {"decoder.weight": (d, 2 * h)}
+        return shapes | {"fc.weight": (v, 2 * h), "fc.bias": (v,)}
+
+    def context_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What `residual=context` adapts: the state before any event, and a shift of what the decoder reads."""
+        return {"context.state": (self.hidden_dim,), "context.shift": (2 * self.hidden_dim,)}
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        return (*(("embedding.weight", "decoder.weight") if self.tie else ("fc.weight", "fc.bias")), "context.shift")
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
+        """Uniform +-1/sqrt(inputs), of the GRU +-1/sqrt(H) as in torch; an untied embedding N(0, 1); row 0 is zero."""
+        params: Params = {}
+        for name, shape in self.shapes().items():
+            if name == "embedding.weight" and not self.tie:
+                params[name] = torch.randn(shape, generator=generator, dtype=dtype)
+                continue
+            inputs = {"gru": self.hidden_dim, "fc": 2 * self.hidden_dim}.get(name.partition(".")[0], shape[-1])
+            bound = inputs**-0.5
+            params[name] = torch.rand(shape, generator=generator, dtype=dtype).mul_(2 * bound).sub_(bound)
+        params["embedding.weight"][0] = 0.0
+        return params
+
+    def encode(self, params: Weights, sequences: Sequences, generator: torch.Generator | None = None) -> Tensor:
+        """Global beside local state, [T + S, 2H]: of each task before any event, then behind every event.
+
+        Before any event there is nothing to look back at. A generator switches dropout on.
+        """
+        n_tasks = sequences.n_tasks
+        x = _drop(embed(sequences.items, params["embedding.weight"]), self.embedding_dropout, generator)
+        x = linear(x, params["gru.weight_ih_l0"], params["gru.bias_ih_l0"])
+        start = own(params["context.state"], n_tasks) if "context.state" in params else None
+        h = gru(x, sequences, params["gru.weight_hh_l0"], params["gru.bias_hh_l0"], start)
+        query, key = (_of_states(h, sequences, params[f"attention.{name}.weight"]) for name in ("query", "key"))
+        looking, seen, task = _looks(sequences)
+        inner = torch.sigmoid(query.index_select(0, looking) + key.index_select(0, seen))  # [P, H]
+        mass = (inner * own(params["attention.mass"], n_tasks).index_select(0, task)).sum(1, keepdim=True)
+        local = torch.zeros_like(h).index_add(0, looking, mass * h.index_select(0, seen))
+        begin = h.new_zeros(n_tasks, self.hidden_dim) if start is None else start
+        return torch.cat([torch.cat([begin, torch.zeros_like(begin)], 1), torch.cat([h, local], 1)])
+
+    def score(
+        self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
+    ) -> Tensor:
+        """states [T, N, 2H] -> logits [T, N, V], column i - 1 for item i. A generator switches dropout on.
+
+        items int64 [C], rising without a repeat -> only their columns, [T, N, C]; [T, N] -> one for each pair, [T, N].
+        """
+        states = _drop(states, self.dropout, generator)
+        if "context.shift" in params:
+            states = states + own(params["context.shift"], states.shape[0])[:, None, :]
+        if not self.tie:
+            weight, bias = params["fc.weight"], params["fc.bias"]
+            return linear(states, weight, bias) if items is None else linear_rows(states, weight, bias, items - 1)
+        states, table = linear(states, params["decoder.weight"]), params["embedding.weight"]
+        if items is not None:
+            return linear_rows(states, table, None, items)
+        if isinstance(table, FastWeight) and (table.offset is not None or table.tap is not None):
+            return linear(states, table)[..., 1:]  # a task's own row 0 as well, which has no logit
+        return linear(states, (table.shared if isinstance(table, FastWeight) else table)[1:])
+
+
+def _drop(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    if generator is None or rate == 0:
+        return x
+    keep = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) >= rate
+    return x * keep / (1 - rate)
+
+
+def _of_states(states: Tensor, sequences: Sequences, weight: Weight) -> Tensor:
+    """states [S, in], weight [out, in] -> [S, out]: laid out by tasks for the operator, and back."""
+    layout = Layout.of(sequences)
+    tokens = states.new_zeros(len(layout.event), states.shape[1]).index_copy(0, layout.state, states)
+    y = linear(tokens.view(-1, layout.width, states.shape[1]), layout.spread(weight))
+    return y.flatten(0, 1).index_select(0, layout.state)
+
+
+def _looks(sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+    """Each state and each of its sequence up to it: (the state that looks, the one it sees, their task), int64 [P].
+
+    Made once for a batch.
+    """
+    kept = vars(sequences)  # where a cached_property of Sequences would keep it
+    if "looks" not in kept:
+        lengths = sequences.lengths.flatten()
+        row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+        state = torch.arange(len(row), device=lengths.device)
+        first = sequences.places.flatten()[row]
+        count = state - first + 1  # the states that each looks at
+        looking = state.repeat_interleave(count)
+        number = torch.arange(len(looking), device=lengths.device) - (count.cumsum(0) - count)[looking]
+        kept["looks"] = looking, first[looking] + number, row[looking] // sequences.lengths.shape[1]
+    found: tuple[Tensor, Tensor, Tensor] = kept["looks"]
+    return found

@@ -1,0 +1,275 @@
+"""NARM against nn.GRU and its attention written out, one prefix at a time; every algorithm and residual in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from algorithms import test_matrix as matrix
+from reference.small_episodes import small_log
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarec import build
+from metarec.algorithms import inner as inner_loop
+from metarec.algorithms.inner import InnerLoop, adapt
+from metarec.config.check import check
+from metarec.config.schema import TrainConfig
+from metarec.core import attention, offsets
+from metarec.core.batch import PairBatch, Sequences
+from metarec.core.weights import FastWeight, Params, Weights
+from metarec.models import narm
+from metarec.models.narm import NARM
+from metarec.objectives.cross_entropy import cross_entropy
+from metarec.tasks import Tasks
+
+V, D, H = 11, 3, 4
+MODEL = NARM(V, D, H, dropout=0.3, embedding_dropout=0.2)
+MODELS = {"tied": MODEL, "untied": replace(MODEL, tie=False)}
+PLAIN = replace(MODEL, dropout=0.0, embedding_dropout=0.0)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def weights(model: NARM = MODEL, context: float | None = None, seed: int = 1) -> Params:
+    """`context` is the size of the context's numbers."""
+    params = {name: 0.6 * normal(*shape, seed=seed + n) for n, (name, shape) in enumerate(model.shapes().items())}
+    if context is not None:
+        for n, (name, shape) in enumerate(model.context_shapes().items()):
+            params[name] = context * normal(*shape, seed=seed + 100 + n)
+    return params
+
+
+def logits(params: Weights, pairs: PairBatch, model: NARM = MODEL, draw: torch.Generator | None = None) -> Tensor:
+    return model.score(params, pairs.gather(model.encode(params, pairs.sequences, draw)), draw)
+
+
+def close(got: Tensor, wanted: Tensor, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+def ragged(max_len: int = 50) -> tuple[PairBatch, list[list[int]]]:
+    """(pairs [5, 14], the prefix of each pair)."""
+    log = small_log(3, n_users=5, longest=12, n_pairs=14, unknown=0.3, max_len=max_len)
+    pairs = np.arange(5 * 14).reshape(5, 14)
+    return log.batcher.pairs(pairs), [prefix for prefix, _ in log.expand(pairs.ravel())]
+
+
+# -- one prefix at a time -------------------------------------------------------------------------------------------
+
+
+def slow_logits(params: Params, prefix: Sequence[int]) -> Tensor:
+    """Logits [V] behind one prefix: states by nn.GRU, then one state after another; any number of times differentiable."""
+    n_hidden = params["gru.weight_hh_l0"].shape[1]
+    state = params.get("context.state", torch.zeros(n_hidden, dtype=torch.float64))
+    local = torch.zeros(n_hidden, dtype=torch.float64)
+    if prefix:
+        x = params["embedding.weight"][list(prefix)]
+        layer = nn.GRU(x.shape[1], n_hidden, dtype=torch.float64)
+        given = {name.removeprefix("gru."): value for name, value in params.items() if name.startswith("gru.")}
+        states, _ = functional_call(layer, given, (x, state[None]))
+        state = states[-1]
+        for other in states:
+            inner = params["attention.query.weight"] @ state + params["attention.key.weight"] @ other
+            local = local + params["attention.mass"] @ inner.sigmoid() * other
+    both = torch.cat([state, local])
+    both = both + params["context.shift"] if "context.shift" in params else both
+    if "fc.weight" in params:
+        return params["fc.weight"] @ both + params["fc.bias"]
+    return params["embedding.weight"][1:] @ (params["decoder.weight"] @ both)
+
+
+def check_logits(model: NARM, max_len: int, context: float | None = None) -> None:
+    (pairs, prefixes), params = ragged(max_len), weights(model, context)
+    assert any(not prefix for prefix in prefixes)  # a prefix without a known item
+    wanted = torch.stack([slow_logits(params, prefix) for prefix in prefixes])
+    close(logits(params, pairs, model), wanted.view(5, 14, -1))
+
+
+@pytest.mark.parametrize("context", [None, 0.7])
+@pytest.mark.parametrize("max_len", [50, 6, 1])
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_it_written_out(name: str, max_len: int, context: float | None) -> None:
+    check_logits(MODELS[name], max_len, context)
+
+
+def test_looking_past_the_session_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: every state sees the one after those that it should."""
+    true = narm._looks
+
+    def past(sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+        looking, seen, task = true(sequences)
+        return looking, (seen + 1).clamp(max=int(seen.max())), task
+
+    monkeypatch.setattr(narm, "_looks", past)
+    with pytest.raises(AssertionError):
+        check_logits(MODEL, 50)
+
+
+# -- laws -----------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_init_and_head() -> None:
+    for model in MODELS.values():
+        params = model.init(torch.Generator().manual_seed(1))
+        again = model.init(torch.Generator().manual_seed(1))
+        assert {name: tuple(value.shape) for name, value in params.items()} == model.shapes()
+        assert all(torch.equal(params[name], again[name]) for name in params)
+        assert not params["embedding.weight"][0].any()
+    assert MODEL.head == ("embedding.weight", "decoder.weight", "context.shift")
+    assert MODELS["untied"].head == ("fc.weight", "fc.bias", "context.shift")
+
+
+def test_a_configuration_makes_it() -> None:
+    config, errors = check("train", {"model": {"name": "narm", "hidden_dim": 8, "tie": False}}, rules=False)
+    assert errors == []
+    assert isinstance(config, TrainConfig)
+    assert build.model(config.model, V) == NARM(V, 64, 8, 0.5, 0.25, False)
+
+
+def test_a_later_item_changes_no_earlier_state() -> None:
+    items = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    sequences = Sequences(items, torch.tensor([[0, 2]]), torch.tensor([[5, 6]]))
+    changed = Sequences(items.clone(), sequences.starts, sequences.lengths)
+    changed.items[0, 4] = 7
+    params = weights(context=0.5)
+    same = (MODEL.encode(params, sequences) == MODEL.encode(params, changed)).all(1)
+    assert same.tolist() == [True, *[True] * 4, False, *[True] * 2, *[False] * 4]
+
+
+def test_padding_is_never_read() -> None:
+    pairs, _ = ragged(6)
+    params = weights()
+    changed = params | {"embedding.weight": params["embedding.weight"].clone()}
+    changed["embedding.weight"][0] = 1e9
+    assert torch.equal(logits(params, pairs), logits(changed, pairs))
+
+
+def test_no_event_at_all() -> None:
+    sequences = Sequences(torch.zeros(2, 1).long(), torch.zeros(2, 1).long(), torch.zeros(2, 1).long())
+    assert torch.equal(MODEL.encode(weights(), sequences), torch.zeros(2, 2 * H, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_zero_context_and_another_dress_give_the_same_bits(name: str) -> None:
+    model, (pairs, _) = MODELS[name], ragged()
+    plain = logits(weights(model), pairs, model)
+    assert torch.equal(plain, logits(weights(model, context=0.0), pairs, model))
+    assert torch.equal(plain, logits({n: FastWeight(v) for n, v in weights(model).items()}, pairs, model))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_some_items_are_columns_of_all(name: str) -> None:
+    """Shared weights and weights of each task, behind an inner step."""
+    model, batch = MODELS[name], small_log(5).batcher.pairs(np.arange(32).reshape(4, 8))
+    params = weights(model, context=0.5)
+    loss = Tasks(model, cross_entropy, lambda phi: phi).loss(batch)
+    for theta in (params, adapt(loss, params, 4, InnerLoop(0.5, 2))):
+        states = batch.gather(model.encode(theta, batch.sequences))
+        for draw in (None, torch.Generator().manual_seed(1)):
+            again = [None if draw is None else draw.clone_state() for _ in range(3)]
+            full = model.score(theta, states, again[0])
+            some, each = torch.tensor([1, 4, 11]), torch.arange(32).view(4, 8) % 11 + 1
+            close(model.score(theta, states, again[1], some), full[..., some - 1])
+            close(model.score(theta, states, again[2], each), full.gather(2, each[..., None] - 1)[..., 0])
+
+
+def test_dropout_only_with_a_generator_of_events_and_of_what_the_decoder_reads() -> None:
+    pairs, _ = ragged()
+    plain, draw = logits(weights(), pairs, PLAIN), torch.Generator().manual_seed(1)
+    assert torch.equal(plain, logits(weights(), pairs))
+    assert torch.equal(plain, logits(weights(), pairs, PLAIN, draw))  # nothing to drop
+    for model in (replace(PLAIN, dropout=0.5), replace(PLAIN, embedding_dropout=0.5)):
+        assert not torch.equal(plain, logits(weights(), pairs, model, draw))
+    x = narm._drop(torch.ones(40_000, dtype=torch.float64), 0.25, draw)
+    assert set(x.unique().tolist()) == {0.0, 4 / 3}
+    assert abs(x.mean().item() - 1) < 5 * (1 / 3 / 40_000) ** 0.5
+
+
+# -- every algorithm and residual, as in algorithms/test_matrix.py --------------------------------------------------
+
+CELLS = [
+    (name, algorithm, residual, setting)
+    for name in MODELS
+    for algorithm in matrix.ALGORITHMS
+    for residual in matrix.RESIDUALS
+    for setting in ("clip", "prox", "cut")
+    if (algorithm, setting) in matrix.ASKED
+]
+
+
+@pytest.fixture
+def in_matrix(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the matrix asks of a model, by hand."""
+    for name, model in MODELS.items():
+        for known, of_narm in (
+            (matrix.MODELS, replace(model, dropout=0.0, embedding_dropout=0.0)),
+            (matrix.LOGITS, lambda own, prefixes: torch.stack([slow_logits(own, prefix) for prefix in prefixes])),
+            (matrix.HEAD, ["embedding.weight", "decoder.weight"] if model.tie else ["fc.weight", "fc.bias"]),
+            (matrix.CONTEXTS, ["context.state", "context.shift"]),
+            (matrix.NORMS, []),
+            (matrix.STATISTICS, []),
+        ):
+            monkeypatch.setitem(known, name, of_narm)  # type: ignore[arg-type]
+    matrix.episodes.cache_clear()
+    yield
+    matrix.episodes.cache_clear()
+
+
+def check_cell(it: Any) -> None:
+    """As the matrix does: of each tensor relative to its own largest entry, or to 1e-12 of the largest of all."""
+    (losses, grads), (slow_losses, slow_grads) = it.engine(), it.reference()
+    close(losses, slow_losses, 1e-10)
+    assert list(grads) == list(slow_grads)
+    largest = max(float(value.abs().max()) for value in slow_grads.values())
+    assert largest > 1e-2
+    for name, slow in slow_grads.items():
+        allowed = 1e-10 * max(float(slow.abs().max()), 1e-2 * largest)
+        assert float((grads[name] - slow).abs().max()) < allowed, name
+
+
+@pytest.mark.usefixtures("in_matrix")
+@pytest.mark.parametrize(("name", "algorithm", "residual", "setting"), CELLS)
+def test_meta_losses_and_gradients_are_those_of_one_task_at_a_time(
+    name: str, algorithm: str, residual: str, setting: str
+) -> None:
+    check_cell(matrix.cell(name, algorithm, residual, setting))
+
+
+@pytest.mark.usefixtures("in_matrix")
+@pytest.mark.parametrize("algorithm", ["maml", "anil"])
+@pytest.mark.parametrize("name", MODELS)
+def test_chunks_and_blocks_change_no_number(name: str, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every state is a chunk of its own; every gradient counts as wide and is kept as a product."""
+    monkeypatch.setattr(attention, "chunk_width", lambda counts: 1)
+    monkeypatch.setattr(offsets, "WIDE", 0)
+
+    def moved(
+        offset: offsets.Offset | None, step: offsets.Offset, rank: int, scale: offsets.Scale, join: bool
+    ) -> offsets.Offset:
+        return step.scaled(scale) if offset is None else offset.plus(step.scaled(scale))
+
+    monkeypatch.setattr(inner_loop, "moved", moved)
+    it = matrix.cell(name, algorithm, "off", "clip")
+    check_cell(it)
+    assert attention.Layout.of(it.batch.support.sequences).owner is not None  # there were chunks
+
+
+@pytest.mark.usefixtures("in_matrix")
+@pytest.mark.parametrize("residual", matrix.RESIDUALS)
+@pytest.mark.parametrize("algorithm", matrix.SECOND)
+def test_the_meta_gradient_is_the_slope_of_the_meta_loss(algorithm: str, residual: str) -> None:
+    """Of second order; of first it is not."""
+    it = matrix.cell("tied", algorithm, residual, "clip")
+    _, grads = it.engine()
+    for along in (*matrix.jointly(it, 2), *matrix.one_by_one(it)):
+        assert matrix.slope_error(it, grads, along) < 1e-6, f"along {', '.join(along)}"
+    cut = matrix.cell("tied", algorithm, residual, "cut")
+    _, grads = cut.engine()
+    assert any(matrix.slope_error(cut, grads, along, (1e-6,)) > 1e-3 for along in matrix.jointly(cut, 3))
