@@ -17,11 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metarec.core.attention import Layout
 from metarec.core.batch import Sequences
 from metarec.core.gru import gru
-from metarec.core.ops import embed, linear, linear_rows
-from metarec.core.weights import FastWeight, Params, Weight, Weights, own
+from metarec.core.ops import embed, linear
+from metarec.core.states import dropout, linear_states, score_items
+from metarec.core.weights import Params, Weights, own
 from metarec.options import ranged
 
 
@@ -38,7 +38,7 @@ class Config:
     max_len: int = ranged(50, min=1)
 
     has: ClassVar[tuple[str, ...]] = ("recurrence",)
-    pretrain_lr: ClassVar[float] = 3e-3  # 1e-3: validation NDCG@10 .278 against .284 after 6 epochs of the embedded world
+    pretrain_lr: ClassVar[float] = 3e-3  # six epochs of the embedded world: validation NDCG@10 .284; of 1e-3 .278
     context_lr: ClassVar[float] = 0.3  # at 3.0 a short run ends below where it began
 
 
@@ -97,12 +97,12 @@ class NARM:
         Before any event there is nothing to look back at. A generator switches dropout on.
         """
         n_tasks = sequences.n_tasks
-        x = _drop(embed(sequences.items, params["embedding.weight"]), self.embedding_dropout, generator)
+        x = dropout(embed(sequences.items, params["embedding.weight"]), self.embedding_dropout, generator)
         x = linear(x, params["gru.weight_ih_l0"], params["gru.bias_ih_l0"])
         start = own(params["context.state"], n_tasks) if "context.state" in params else None
         h = gru(x, sequences, params["gru.weight_hh_l0"], params["gru.bias_hh_l0"], start)
-        query, key = (_of_states(h, sequences, params[f"attention.{name}.weight"]) for name in ("query", "key"))
-        looking, seen, task = _looks(sequences)
+        query, key = (linear_states(h, sequences, params[f"attention.{name}.weight"]) for name in ("query", "key"))
+        looking, seen, task = sequences.once(_looks)
         inner = torch.sigmoid(query.index_select(0, looking) + key.index_select(0, seen))  # [P, H]
         mass = (inner * own(params["attention.mass"], n_tasks).index_select(0, task)).sum(1, keepdim=True)
         local = torch.zeros_like(h).index_add(0, looking, mass * h.index_select(0, seen))
@@ -116,49 +116,19 @@ class NARM:
 
         items int64 [C], rising without a repeat -> only their columns, [T, N, C]; [T, N] -> one for each pair, [T, N].
         """
-        states = _drop(states, self.dropout, generator)
+        states = dropout(states, self.dropout, generator)
         if "context.shift" in params:
             states = states + own(params["context.shift"], states.shape[0])[:, None, :]
-        if not self.tie:
-            weight, bias = params["fc.weight"], params["fc.bias"]
-            return linear(states, weight, bias) if items is None else linear_rows(states, weight, bias, items - 1)
-        states, table = linear(states, params["decoder.weight"]), params["embedding.weight"]
-        if items is not None:
-            return linear_rows(states, table, None, items)
-        if isinstance(table, FastWeight) and (table.offset is not None or table.tap is not None):
-            return linear(states, table)[..., 1:]  # a task's own row 0 as well, which has no logit
-        return linear(states, (table.shared if isinstance(table, FastWeight) else table)[1:])
-
-
-def _drop(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    if generator is None or rate == 0:
-        return x
-    keep = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) >= rate
-    return x * keep / (1 - rate)
-
-
-def _of_states(states: Tensor, sequences: Sequences, weight: Weight) -> Tensor:
-    """states [S, in], weight [out, in] -> [S, out]: laid out by tasks for the operator, and back."""
-    layout = Layout.of(sequences)
-    tokens = states.new_zeros(len(layout.event), states.shape[1]).index_copy(0, layout.state, states)
-    y = linear(tokens.view(-1, layout.width, states.shape[1]), layout.spread(weight))
-    return y.flatten(0, 1).index_select(0, layout.state)
+        if self.tie:
+            states = linear(states, params["decoder.weight"])
+            return score_items(states, params["embedding.weight"], None, items, padded=True)
+        return score_items(states, params["fc.weight"], params["fc.bias"], items)
 
 
 def _looks(sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
-    """Each state and each of its sequence up to it: (the state that looks, the one it sees, their task), int64 [P].
-
-    Made once for a batch.
-    """
-    kept = vars(sequences)  # where a cached_property of Sequences would keep it
-    if "looks" not in kept:
-        lengths = sequences.lengths.flatten()
-        row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-        state = torch.arange(len(row), device=lengths.device)
-        first = sequences.places.flatten()[row]
-        count = state - first + 1  # the states that each looks at
-        looking = state.repeat_interleave(count)
-        number = torch.arange(len(looking), device=lengths.device) - (count.cumsum(0) - count)[looking]
-        kept["looks"] = looking, first[looking] + number, row[looking] // sequences.lengths.shape[1]
-    found: tuple[Tensor, Tensor, Tensor] = kept["looks"]
-    return found
+    """Each state and each of its sequence up to it: (the state that looks, the one it sees, their task), int64 [P]."""
+    count = sequences.step + 1  # the states that each looks at
+    state = torch.arange(len(count), device=count.device)
+    looking = state.repeat_interleave(count)
+    number = torch.arange(len(looking), device=count.device) - (count.cumsum(0) - count)[looking]
+    return looking, (state - sequences.step)[looking] + number, sequences.task[looking]
