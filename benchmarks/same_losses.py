@@ -4,10 +4,10 @@
     python benchmarks/same_losses.py --against v0.1.0 --only algorithms
 
 Both trees run the same short sweeps of `metarec train` on the embedded world, one thread, with caches of their own: every
-algorithm with every residual, every algorithm on SASRec, every objective, pretraining alone; and Conv4 where METAREC_DATA
-names the public logs. Compared are all losses, gradient norms and validation figures of meta-training and pretraining, and
-the test figures, as the floats they are. Exits with 1 and names the first difference of each run
-that differs, or that only one of the trees can do.
+algorithm with every residual, every algorithm on SASRec and on NARM, every objective, pretraining alone; and Conv4 where
+METAREC_DATA names the public logs. Compared are all losses, gradient norms and validation figures of meta-training and
+pretraining, and the test figures, as the floats they are. Exits with 1 and names the first difference of each run that
+differs, or that only one of the trees can do.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ IMAGES = [
 SWEEPS: dict[str, list[str]] = {
     "algorithms": [f"algorithm={ALGORITHMS}", "residual=off,on,context", *SMALL],
     "sasrec": [f"algorithm={ALGORITHMS}", "model=sasrec", "model.dim=16", *SMALL],
+    "narm": [f"algorithm={ALGORITHMS}", "model=narm", "model.hidden_dim=16", "residual=off,context", "pretrain.lr=0.003",
+             "algorithm.inner.lr=0.3", *SMALL],
     "objectives": [
         "objective=cross_entropy,chunked_cross_entropy,sampled_softmax,bpr_max,bce,gbce", "algorithm=fomaml", "residual=off",
         *SMALL,

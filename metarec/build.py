@@ -157,14 +157,21 @@ CONTEXT_LR, CONTEXT_STEPS = 3.0, 1  # contexts are few and start at zero: they t
 
 
 def algorithm(
-    config: MetaConfig, on: Part, model: Model, control: Control, *, outer_steps: int, support_share: float
+    config: MetaConfig,
+    on: Part,
+    model: Model,
+    control: Control,
+    *,
+    outer_steps: int,
+    support_share: float,
+    context_lr: float = CONTEXT_LR,
 ) -> Algorithm:
     """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control, where it moves
     whole weights as the control does. Raises ConfigError for options that this model cannot have."""
     section, beside = config.inner, _beside(on)
     names = learnable(on, model)
     loop = InnerLoop(
-        (CONTEXT_LR if beside else control.lr) if section.lr is None else section.lr,
+        (context_lr if beside else control.lr) if section.lr is None else section.lr,
         (CONTEXT_STEPS if beside else control.steps) if section.steps is None else section.steps,
         getattr(on, "l2", 0.0),
         prox=getattr(section, "prox", 0.0),

@@ -50,7 +50,7 @@ def ranged(
 class Inner:
     """The inner loop of every algorithm: the section `algorithm.inner`."""
 
-    lr: float | None = ranged(None, min=0)  # None = the control's for whole weights, 3.0 for contexts
+    lr: float | None = ranged(None, min=0)  # None = the control's for whole weights, the model's for contexts
     steps: int | None = ranged(None, min=0)  # None = the control's for whole weights, 1 for contexts
     clip: float = ranged(0.0, min=0)
     adapt: list[str] | None = None

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,12 +30,14 @@ from metarec.config.schema import TrainConfig
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params
 from metarec.errors import ConfigError
+from metarec.evaluate import Control
 from metarec.objectives.bce import BCE
 from metarec.objectives.cross_entropy import CrossEntropy
 from metarec.objectives.scores import Scores
 from metarec.residual.context import ContextResidual
 from metarec.tasks import Model, Tasks
 from metarec.verbs import run_verb
+from metarec.verbs.measure import algorithm_of
 
 ROOT = Path(__file__).parent.parent
 FILES = re.compile(r"^<!-- (?P<path>\S+) -->\n```\w+\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -43,12 +46,13 @@ N_ITEMS = 11
 
 
 def bare() -> str:
-    """The page's model without what is optional: contexts, and dropout."""
+    """The page's model without what is optional: contexts, dropout, and what its Config says beside its options."""
     text = PAGE["metarec/models/window.py"].replace("window", "bare").replace('{"context.shift": (self.dim,)}', "{}")
     assert 'context.shift": (' not in text
-    text, n = re.subn(r"\n    dropout: float = (field\(.*|0\.1)", "", text.replace(", config.dropout", ""))
-    assert n == 2
-    return text.replace(" and self.dropout", "").replace("self.dropout", "0.0")
+    text, n = re.subn(r"\n    dropout: float = (ranged\(.*|0\.1)", "", text.replace(", config.dropout", ""))
+    text, m = re.subn(r"\n    \w+: ClassVar.*", "", text)
+    assert (n, m) == (2, 3)
+    return text.replace("self.dropout", "0.0")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,10 +120,34 @@ def test_its_options_are_checked_like_all_others(folder: Path) -> None:
     assert "did you mean model.width?" in refused(folder, "model.widht=4")
     assert "model=window has no such key" in refused(folder, "model.hidden_dim=4")
     assert "wrong type" in refused(folder, "model.dim=wide")
-    with pytest.raises(
-        ConfigError, match=r"model: window: width=9 looks back further than max_len=4 events -- see meta"
+    looks = "model.width: 9: looks back further than model.max_len=4 events -- give 4 or less"
+    assert looks in refused(folder, "model.width=9", "model.max_len=4")
+    assert "model=window has none" in refused(folder, "hardware.compile=true")
+
+
+def test_what_shows_only_when_it_is_built_is_told_in_the_same_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_(config: object, n_items: int) -> None:
+        raise ValueError(f"{n_items} items are too few")
+
+    monkeypatch.setattr(parts.load("model", "window"), "build", build_)
+    line = f"model: window: {N_ITEMS} items are too few -- see metarec/models/window.py"
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        model()
+
+
+def test_contexts_take_the_step_that_the_model_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts.options("model", "window"), "context_lr", 0.125)
+    for words, lr in (
+        (["model=window", "residual=context"], 0.125),
+        (["model=window", "residual=context", "algorithm.inner.lr=0.5"], 0.5),
+        (["model=window", "residual=off"], 0.7),
+        (["model=gru4rec", "residual=context"], 3.0),
     ):
-        model(width=9, max_len=4)
+        (job,) = check_words("train", words, config_dir=folder / "conf").jobs
+        config: Any = job.config
+        bench: Any = SimpleNamespace(model=build.model(config.model, N_ITEMS), support_share=0.5)
+        control = Control(0.7, 3, 0.0, [])
+        assert algorithm_of(bench, config, config.algorithm, control).inner.lr == lr
 
 
 def test_only_files_of_the_models_folder_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:

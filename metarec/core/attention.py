@@ -60,11 +60,7 @@ class Layout:
     @staticmethod
     def of(sequences: Sequences) -> Layout:
         """Made once for a batch, used by every layer and every inner step."""
-        kept = vars(sequences)  # where a cached_property of Sequences would keep it
-        if "attention_layout" not in kept:
-            kept["attention_layout"] = _layout(sequences)
-        found: Layout = kept["attention_layout"]
-        return found
+        return sequences.once(_layout)
 
     def gather(self, events: Tensor) -> Tensor:
         """events [T, M, d] -> tokens [C, N, d]."""
@@ -114,22 +110,19 @@ class _ChunkTap(Tap):
 
 
 def _layout(sequences: Sequences) -> Layout:
-    lengths, starts = sequences.lengths.cpu(), sequences.starts.cpu()
-    (n_tasks, n_rows), n_events = lengths.shape, sequences.items.shape[1]
-    flat, counts = lengths.flatten(), lengths.sum(1)
+    device, sequences = sequences.items.device, sequences.to(torch.device("cpu"))
+    row, step, task, n_tasks = sequences.row, sequences.step, sequences.task, sequences.n_tasks
+    flat, counts = sequences.lengths.flatten(), sequences.lengths.sum(1)
     longest, width = max(int(flat.max()), 1), chunk_width(counts)
     ahead = counts.cumsum(0) - counts  # states of the tasks before
     chunks = (-(-counts // width)).clamp(min=1)
     first_chunk = chunks.cumsum(0) - chunks
 
-    row = torch.arange(len(flat)).repeat_interleave(flat)
-    step = torch.arange(len(row)) - (flat.cumsum(0) - flat)[row]
-    task = row // n_rows
     state = torch.arange(len(row)) - ahead[task] + first_chunk[task] * width
     owner = torch.arange(n_tasks).repeat_interleave(chunks)
     of_token = owner.repeat_interleave(width)
-    event, position, place = of_token * n_events, of_token * longest, torch.zeros_like(of_token)
-    event[state] = task * n_events + starts.flatten()[row] + step
+    event, position, place = of_token * sequences.items.shape[1], of_token * longest, torch.zeros_like(of_token)
+    event[state] = sequences.event
     position[state] = task * longest + step
 
     rows = flat.argsort(stable=True)[int((flat == 0).sum()) :]  # shortest first
@@ -143,7 +136,6 @@ def _layout(sequences: Sequences) -> Layout:
     first = torch.zeros_like(flat)
     first[row[step == 0]] = state[step == 0]
     token = first[own] + across.minimum(flat[own] - 1)
-    device = sequences.items.device
     event, position, state, token, place = (part.to(device) for part in (event, position, state, token, place))
     owners = None if len(owner) == n_tasks else owner.to(device)
     return Layout(n_tasks, width, owners, longest, event, position, state, classes, token, place)

@@ -12,14 +12,17 @@ entries of a plan.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Made = TypeVar("Made")
 STEP_COST = 8  # what a step of a recurrence costs by itself, in sequences; bends the plan, not the result
 
 
@@ -85,6 +88,41 @@ class Sequences:
         """Where the states of each sequence begin, int64 [T, R]."""
         flat = self.lengths.flatten()
         return (flat.cumsum(0) - flat).view_as(self.lengths)
+
+    @cached_property
+    def row(self) -> Tensor:
+        """The sequence of each state, int64 [S], in [0, T*R)."""
+        lengths = self.lengths.flatten()
+        return torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+
+    @cached_property
+    def step(self) -> Tensor:
+        """The number of each state in its sequence, int64 [S], from 0: how many states of the sequence are before it."""
+        return torch.arange(len(self.row), device=self.row.device) - self.places.flatten()[self.row]
+
+    @cached_property
+    def task(self) -> Tensor:
+        """The task of each state, int64 [S]."""
+        return self.row // self.lengths.shape[1]
+
+    @cached_property
+    def event(self) -> Tensor:
+        """The event that each state is behind, int64 [S], in [0, T*M)."""
+        return self.task * self.items.shape[1] + self.starts.flatten()[self.row] + self.step
+
+    @cached_property
+    def _found(self) -> dict[Callable[[Sequences], Any], Any]:
+        return {}
+
+    def once(self, make: Callable[[Sequences], Made]) -> Made:
+        """make(self), made at the first call and kept: what a model derives from a batch, for all layers and inner steps.
+
+        It is kept by the function, so give one that has a name, not a lambda.
+        """
+        if make not in self._found:
+            self._found[make] = make(self)
+        made: Made = self._found[make]
+        return made
 
     @cached_property
     def plan(self) -> Plan:

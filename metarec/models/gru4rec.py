@@ -23,8 +23,9 @@ from torch import Tensor
 
 from metarec.core.batch import Sequences
 from metarec.core.gru import gru
-from metarec.core.ops import embed, linear, linear_rows
-from metarec.core.weights import FastWeight, Params, Weights, own, rescaled
+from metarec.core.ops import embed, linear
+from metarec.core.states import dropout, score_items
+from metarec.core.weights import Params, Weights, own, rescaled
 from metarec.options import Refusal, ranged
 
 
@@ -124,13 +125,13 @@ class GRU4Rec:
 
         A generator switches dropout on.
         """
-        x = _drop(embed(sequences.items, params["embedding.weight"]), self.embedding_dropout, generator)
+        x = dropout(embed(sequences.items, params["embedding.weight"]), self.embedding_dropout, generator)
         at, states, start = sequences, x, None
         for i in range(self.n_layers):
             if i:
-                at, place = _as_events(sequences)
-                x = _drop(states, self.dropout, generator)
-                x = x.new_zeros(at.items.numel(), self.hidden_dim).index_copy(0, place, x).view(*at.items.shape, -1)
+                at = sequences.once(_as_events)
+                x = dropout(states, self.dropout, generator)
+                x = x.new_zeros(at.items.numel(), self.hidden_dim).index_copy(0, at.event, x).view(*at.items.shape, -1)
             x = linear(x, params[f"gru.weight_ih_l{i}"], params[f"gru.bias_ih_l{i}"])
             if f"scale.input_l{i}" in params:
                 x = rescaled(x, own(params[f"scale.input_l{i}"], sequences.n_tasks))
@@ -146,43 +147,23 @@ class GRU4Rec:
 
         items int64 [C], rising without a repeat -> only their columns, [T, N, C]; [T, N] -> one for each pair, [T, N].
         """
-        states = _drop(states, self.dropout, generator)
+        states = dropout(states, self.dropout, generator)
         if "context.shift" in params:
             states = states + own(params["context.shift"], states.shape[0])[:, None, :]
         if "scale.state" in params:
             states = rescaled(states, own(params["scale.state"], states.shape[0]))
-        table, bias = params["embedding.weight" if self.tie else "fc.weight"], params["fc.bias"]
-        if items is not None:
-            return linear_rows(states, table, bias, items if self.tie else items - 1, items - 1)
-        if not self.tie:
-            return linear(states, table, bias)
-        if isinstance(table, FastWeight) and (table.offset is not None or table.tap is not None):
-            # a task's own row 0 as well, which has no logit
-            return linear(states, table)[..., 1:] + own(bias, states.shape[0])[:, None, :]
-        return linear(states, (table.shared if isinstance(table, FastWeight) else table)[1:], bias)
+        weight = params["embedding.weight" if self.tie else "fc.weight"]
+        return score_items(states, weight, params["fc.bias"], items, padded=self.tie)
 
 
 def _start(layer: int) -> str:
     return f"context.state_l{layer}" if layer else "context.state"
 
 
-def _drop(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    if generator is None or rate == 0:
-        return x
-    keep = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) >= rate
-    return x * keep / (1 - rate)
+def _as_events(sequences: Sequences) -> Sequences:
+    """The same sequences over states in place of items, for the layer above: state s is item `event[s]` of the result.
 
-
-def _as_events(sequences: Sequences) -> tuple[Sequences, Tensor]:
-    """The same sequences over states in place of items, for the layer above; and the event in [0, T*M) of each state [S].
-
-    An event has another state in every sequence that reads it, so here nothing is shared. Made once for a batch.
+    An event has another state in every sequence that reads it, so here nothing is shared.
     """
-    kept = vars(sequences)  # where a cached_property of Sequences would keep it
-    if "states_as_events" not in kept:
-        starts, counts = sequences.places - sequences.places[:, :1], sequences.lengths.sum(1)
-        inside = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
-        above = Sequences(torch.zeros_like(inside, dtype=torch.int64), starts, sequences.lengths)
-        kept["states_as_events"] = above, inside.flatten().nonzero()[:, 0]
-    found: tuple[Sequences, Tensor] = kept["states_as_events"]
-    return found
+    starts, counts = sequences.places - sequences.places[:, :1], sequences.lengths.sum(1)
+    return Sequences(counts.new_zeros(len(counts), int(counts.max())), starts, sequences.lengths)

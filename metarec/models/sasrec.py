@@ -25,8 +25,9 @@ from torch import Tensor
 
 from metarec.core.attention import Attention, Layout, Prefix, differentiated_twice
 from metarec.core.batch import Sequences
-from metarec.core.ops import embed, layer_norm, linear, linear_rows
-from metarec.core.weights import FastWeight, Params, Weights, own, rescaled
+from metarec.core.ops import embed, layer_norm, linear
+from metarec.core.states import dropout, score_items
+from metarec.core.weights import Params, Weights, own, rescaled
 from metarec.options import Refusal, ranged
 
 
@@ -148,7 +149,7 @@ class SASRec:
 
         h = layout.gather(embed(sequences.items, params["embedding.weight"]))
         h = h + layout.gather_positions(positions(layout.longest))
-        h = self._drop(h, generator)
+        h = dropout(h, self.dropout, generator)
         prefix = placed = None
         if "context.prefix" in params:
             prefix = own(params["context.prefix"], n_tasks)
@@ -163,20 +164,15 @@ class SASRec:
                 seen = Prefix(layer_norm(placed, layer["norm1.weight"], layer["norm1.bias"]), prefix)
             x = layer_norm(h, of_chunks["norm1.weight"], of_chunks["norm1.bias"])
             scale = _keys_and_values(params, i, n_tasks, h.new_zeros(n_tasks, self.dim))
-            h = h + self._drop(attention(x, layout, twice=twice, prefix=seen, scale=scale), generator)
+            attended = attention(x, layout, twice=twice, prefix=seen, scale=scale)
+            h = h + dropout(attended, self.dropout, generator)
             x = layer_norm(h, of_chunks["norm2.weight"], of_chunks["norm2.bias"])
             x = linear(x, of_chunks["ffn1.weight"], of_chunks["ffn1.bias"]).relu()
             if f"scale.l{i}.ffn" in params:
                 x = rescaled(x, layout.spread_values(own(params[f"scale.l{i}.ffn"], n_tasks)))
-            h = h + self._drop(linear(x, of_chunks["ffn2.weight"], of_chunks["ffn2.bias"]), generator)
+            h = h + dropout(linear(x, of_chunks["ffn2.weight"], of_chunks["ffn2.bias"]), self.dropout, generator)
         h = layer_norm(h, layout.spread(params["norm.weight"]), layout.spread(params["norm.bias"]))
         return torch.cat([h.new_zeros(n_tasks, self.dim), h.flatten(0, 1).index_select(0, layout.state)])
-
-    def _drop(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        if generator is None or self.dropout == 0:
-            return x
-        keep = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) >= self.dropout
-        return x * keep / (1 - self.dropout)
 
     def score(
         self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
@@ -189,15 +185,9 @@ class SASRec:
             states = states + own(params["context.shift"], states.shape[0])[:, None, :]
         if "scale.state" in params:
             states = rescaled(states, own(params["scale.state"], states.shape[0]))
-        if not self.tie:
-            weight, bias = params["fc.weight"], params["fc.bias"]
-            return linear(states, weight, bias) if items is None else linear_rows(states, weight, bias, items - 1)
-        table = params["embedding.weight"]
-        if items is not None:
-            return linear_rows(states, table, None, items)
-        if isinstance(table, FastWeight) and (table.offset is not None or table.tap is not None):
-            return linear(states, table)[..., 1:]  # a task's own row 0 as well, which has no logit
-        return linear(states, (table.shared if isinstance(table, FastWeight) else table)[1:])
+        if self.tie:
+            return score_items(states, params["embedding.weight"], None, items, padded=True)
+        return score_items(states, params["fc.weight"], params["fc.bias"], items)
 
 
 def _keys_and_values(params: Weights, layer: int, n_tasks: int, zero: Tensor) -> Tensor | None:

@@ -185,4 +185,5 @@ def algorithm_of(
         IMAGE_INNER if isinstance(bench, ImageBench) else control,
         outer_steps=config.train.steps if outer_steps is None else outer_steps,
         support_share=bench.support_share,
+        context_lr=float(getattr(config.model, "context_lr", build.CONTEXT_LR)),
     )

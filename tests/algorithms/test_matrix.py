@@ -1,6 +1,6 @@
 """The exactness matrix: every model with every algorithm and every residual, as `build` makes them from a configuration.
 
-In float64, for each of the 63 cells: the engine's meta-loss of every task and its meta-gradient by all that is trained
+In float64, for each of the 84 cells: the engine's meta-loss of every task and its meta-gradient by all that is trained
 (weights, contexts, log step sizes, norms of single steps) equal those of `reference.meta_reference` over
 `reference.model_reference`, one task at a time, to 1e-10 of the largest entry. Where the algorithm is of second order, the
 gradient equals central differences of the meta-loss to 1e-6, along random directions over all that is trained and along one
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import model_reference
+from reference.matrix_models import MODELS, WAY
 from reference.meta_reference import Loop, Loss, Params, imaml, maml, reptile, second_order_at, step_weights
 from reference.small_episodes import small_log
 from torch import Tensor
@@ -29,47 +29,16 @@ from metarec.algorithms import inner as inner_loop
 from metarec.core import offsets
 from metarec.core.batch import EpisodeBatch, ImageBatch
 from metarec.evaluate import Control
-from metarec.models.conv4 import Conv4
-from metarec.models.gru4rec import GRU4Rec
-from metarec.models.sasrec import SASRec
 from metarec.objectives.cross_entropy import cross_entropy
 from metarec.options import Inner, LearnedInner
 from metarec.tasks import Tasks
 
-T, K, Q, STEPS, OUTER, WAY = 3, 3, 4, 3, 20, 3
-MODELS: dict[str, Any] = {
-    "gru4rec": GRU4Rec(n_items=11, embedding_dim=4, hidden_dim=5, dropout=0.0),
-    "sasrec": SASRec(n_items=11, dim=4, n_layers=1, n_heads=2, dropout=0.0, max_len=5),
-    "conv4": Conv4(WAY, filters=3, image_size=16),
-}
-LOGITS: dict[str, Callable[[Params, Any], Tensor]] = {  # inputs of one task -> [N, V]
-    "gru4rec": lambda params, prefixes: torch.stack([model_reference.gru4rec(params, p) for p in prefixes]),
-    "sasrec": lambda params, prefixes: torch.stack([model_reference.sasrec(params, p, 2) for p in prefixes]),
-    "conv4": model_reference.conv4,
-}
+T, K, Q, STEPS, OUTER = 3, 3, 4, 3, 20
 ALGORITHMS = ("maml", "fomaml", "maml_pp", "anil", "meta_sgd", "reptile", "imaml")
 RESIDUALS = ("off", "on", "context")
 REFUSED: dict[
     tuple[str, str, str], str
 ] = {}  # (model, algorithm, residual) -> why; none: every combination makes sense
-
-# the same by hand, for the reference
-HEAD = {"gru4rec": ["fc.weight", "fc.bias"], "sasrec": ["embedding.weight"], "conv4": ["fc.weight", "fc.bias"]}
-CONTEXTS = {
-    "gru4rec": ["context.state", "context.shift"],
-    "sasrec": ["context.prefix", "context.shift"],
-    "conv4": ["context.channels", "context.shift"],
-}
-NORMS = {
-    "gru4rec": [],
-    "sasrec": [f"{n}.{part}" for n in ("layers.0.norm1", "layers.0.norm2", "norm") for part in ("weight", "bias")],
-    "conv4": [f"norm{i}.{part}" for i in range(1, 5) for part in ("weight", "bias")],
-}
-STATISTICS = {
-    "gru4rec": [],
-    "sasrec": [],
-    "conv4": [f"norm{i}.{part}" for i in range(1, 5) for part in ("mean", "var")],
-}
 
 
 @dataclass(frozen=True)
@@ -239,7 +208,8 @@ def mean_loss(logits: Callable[[Params, Any], Tensor], part: Part, weights: list
 
 
 def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int = 1, l2: float | None = None) -> Cell:
-    model, asked = MODELS[model_name], ASKED[algorithm, setting]
+    entry, asked = MODELS[model_name], ASKED[algorithm, setting]
+    model = entry.model
     generator = torch.Generator().manual_seed(seed)
     base = {name: value + normal(value.shape, generator, 0.4) for name, value in
             model.init(generator, torch.float64).items()}  # fmt: skip
@@ -280,11 +250,11 @@ def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int
             return {n: base[n] + alpha * value if n in base else value for n, value in own.items()}
         return base | own
 
-    adapted = CONTEXTS[model_name] if residual == "context" else list(base)
+    adapted = list(entry.contexts) if residual == "context" else list(base)
     if algorithm == "anil":
-        adapted = ["context.shift"] if residual == "context" else HEAD[model_name]
-    norms = NORMS[model_name] if asked.norms and (residual != "context" or train_weights) else []
-    fixed = STATISTICS[model_name] if asked.statistics else []
+        adapted = ["context.shift"] if residual == "context" else list(entry.head)
+    norms = list(entry.norms) if asked.norms and (residual != "context" or train_weights) else []
+    fixed = list(entry.statistics) if asked.statistics else []
     loop = Loop(
         **{"lr": lr, "steps": STEPS, "pull": l2, **asked.loop}, adapted=adapted, per_step=norms + fixed, fixed=fixed
     )
@@ -292,7 +262,7 @@ def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int
     ways = [1.0] * K if weights is None else weights.tolist()
 
     def logits(own: Params, inputs: Any) -> Tensor:
-        return LOGITS[model_name](compose(own), inputs)
+        return entry.logits(compose(own), inputs)
 
     each = [(mean_loss(logits, support, ways), mean_loss(logits, query, [1.0] * Q)) for support, query in plain]
     return Cell(made, Tasks(model, cross_entropy, over.compose), batch, weights, phi, asked, loop, each)
@@ -315,6 +285,20 @@ class Found:
 def found(model: str, algorithm: str, residual: str, setting: str, seed: int) -> Found:
     it = cell(model, algorithm, residual, setting, seed)
     return Found(*it.engine(), *it.reference())
+
+
+def check_losses(it: Found) -> None:
+    torch.testing.assert_close(it.losses, it.slow_losses, rtol=1e-10, atol=1e-10)
+
+
+def check_gradients(it: Found) -> None:
+    """Of each tensor relative to its own largest entry; absolute, to 1e-12 of the largest of all, where that is small."""
+    assert list(it.grads) == list(it.slow_grads)
+    largest = max(float(value.abs().max()) for value in it.slow_grads.values())
+    assert largest > 1e-2
+    for name, slow in it.slow_grads.items():
+        allowed = 1e-10 * max(float(slow.abs().max()), 1e-2 * largest)
+        assert float((it.grads[name] - slow).abs().max()) < allowed, name
 
 
 CELLS = [(model, algorithm, residual) for model in MODELS for algorithm in ALGORITHMS for residual in RESIDUALS]
@@ -341,27 +325,19 @@ NAMES = ("model", "algorithm", "residual", "setting", "seed")
 def test_meta_losses_are_those_of_one_task_at_a_time(
     model: str, algorithm: str, residual: str, setting: str, seed: int
 ) -> None:
-    it = found(model, algorithm, residual, setting, seed)
-    torch.testing.assert_close(it.losses, it.slow_losses, rtol=1e-10, atol=1e-10)
+    check_losses(found(model, algorithm, residual, setting, seed))
 
 
 @pytest.mark.parametrize(NAMES, MATRIX)
 def test_the_meta_gradient_is_that_of_one_task_at_a_time(
     model: str, algorithm: str, residual: str, setting: str, seed: int
 ) -> None:
-    """Of each tensor relative to its own largest entry; absolute, to 1e-12 of the largest of all, where that is small."""
-    it = found(model, algorithm, residual, setting, seed)
-    assert list(it.grads) == list(it.slow_grads)
-    largest = max(float(value.abs().max()) for value in it.slow_grads.values())
-    assert largest > 1e-2
-    for name, slow in it.slow_grads.items():
-        allowed = 1e-10 * max(float(slow.abs().max()), 1e-2 * largest)
-        assert float((it.grads[name] - slow).abs().max()) < allowed, name
+    check_gradients(found(model, algorithm, residual, setting, seed))
 
 
 @pytest.mark.parametrize("residual", ["off", "on"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("model", ["gru4rec", "sasrec"])
+@pytest.mark.parametrize("model", ["gru4rec", "sasrec", "narm"])
 def test_a_wide_matrix_is_kept_in_blocks_and_changes_no_number(
     model: str, algorithm: str, residual: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

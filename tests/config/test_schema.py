@@ -26,7 +26,7 @@ SHIPPED = {
     "experiment": 12,
     "hardware": 4,
     "logger": 4,
-    "model": 3,
+    "model": 4,
     "objective": 6,
     "optimizer": 3,
     "residual": 4,

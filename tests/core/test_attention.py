@@ -43,7 +43,7 @@ def classes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "CLASS_COST", cost)
     monkeypatch.setattr(module, "CHUNK_COST", cost)
     for sequences in LAYOUTS.values():
-        vars(sequences).pop("attention_layout", None)
+        vars(sequences).pop("_found", None)
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -322,7 +322,7 @@ def test_second_order_is_known_from_the_weights() -> None:
 
 def broken(sequences: Sequences, **changes: Tensor) -> Sequences:
     found = made(sequences.starts.tolist(), sequences.lengths.tolist())
-    vars(found)["attention_layout"] = replace(Layout.of(sequences), **changes)
+    vars(found)["_found"] = {module._layout: replace(Layout.of(sequences), **changes)}
     return found
 
 
@@ -336,7 +336,7 @@ def test_a_misplaced_token_is_seen(part: str) -> None:
 def test_chunks_of_the_wrong_task_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_COST", 0)
     sequences = LAYOUTS["ragged"]
-    vars(sequences).pop("attention_layout", None)
+    vars(sequences).pop("_found", None)
     owner = Layout.of(sequences).owner
     assert owner is not None
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""The three models of torch's own layers, one prefix (or one task's images) at a time: the slow second version of `models`.
+"""The models of torch's own layers, one prefix (or one task's images) at a time: the slow second version of `models`.
 
 Each takes a dictionary by the names of the engine's weights, with contexts where they stand among them, and can be
 differentiated as often as one likes. Nothing is packed and nothing padded. Options follow from which names are there and
@@ -89,6 +89,26 @@ def sasrec(params: Params, prefix: Sequence[int], n_heads: int) -> Tensor:
         x = F.relu(F.linear(x, of["ffn1.weight"], of["ffn1.bias"]))
         h = h + F.linear(x, of["ffn2.weight"], of["ffn2.bias"])
     return _scores(params, F.layer_norm(h[-1], (dim,), params["norm.weight"], params["norm.bias"]))
+
+
+def narm(params: Params, prefix: Sequence[int]) -> Tensor:
+    """Logits [V] behind one prefix: states by nn.GRU, then one state after another that the last one looks back at."""
+    weights = _part(params, "gru.")
+    n_hidden = weights["weight_hh_l0"].shape[1]
+    zero = torch.zeros(n_hidden, dtype=torch.float64)
+    state, local = params.get("context.state", zero), zero
+    if prefix:
+        x = params["embedding.weight"][list(prefix)]
+        states, _ = functional_call(_gru(x.shape[1], n_hidden, 1), weights, (x, state[None]))
+        state = states[-1]
+        for other in states:
+            inner = params["attention.query.weight"] @ state + params["attention.key.weight"] @ other
+            local = local + params["attention.mass"] @ inner.sigmoid() * other
+    both = torch.cat([state, local])
+    both = both + params["context.shift"] if "context.shift" in params else both
+    if "fc.weight" in params:
+        return params["fc.weight"] @ both + params["fc.bias"]
+    return params["embedding.weight"][1:] @ (params["decoder.weight"] @ both)
 
 
 def conv4(params: Params, images: Tensor, pool: str = "max") -> Tensor:
