@@ -98,8 +98,8 @@ def test_shapes_init_and_head() -> None:
         assert {name: tuple(value.shape) for name, value in params.items()} == model.shapes()
         assert all(torch.equal(params[name], again[name]) for name in params)
         assert not params["embedding.weight"][0].any()
-    assert MODEL.head == ("embedding.weight", "decoder.weight", "context.shift")
-    assert MODELS["untied"].head == ("fc.weight", "fc.bias", "context.shift")
+    assert MODEL.head == ("embedding.weight", "decoder.weight", "context.shift", "scale.state")
+    assert MODELS["untied"].head == ("fc.weight", "fc.bias", "context.shift", "scale.state")
 
 
 def test_a_configuration_makes_it() -> None:

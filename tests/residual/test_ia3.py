@@ -26,6 +26,7 @@ from metarec.errors import ConfigError
 from metarec.evaluate import Control
 from metarec.models.conv4 import Conv4
 from metarec.models.gru4rec import GRU4Rec
+from metarec.models.narm import NARM
 from metarec.models.sasrec import SASRec
 from metarec.objectives.cross_entropy import cross_entropy
 from metarec.residual import ia3
@@ -38,13 +39,15 @@ MODELS: dict[str, Any] = {
     "gru4rec": GRU4Rec(n_items=11, embedding_dim=3, hidden_dim=4, dropout=0.5, n_layers=2),
     "sasrec": SASRec(n_items=11, dim=4, n_layers=2, n_heads=2, dropout=0.5, max_len=6, ffn_dim=5, tie=False),
     "tied": SASRec(n_items=11, dim=4, n_layers=1, n_heads=2, dropout=0.5, max_len=6),
+    "narm": NARM(n_items=11, embedding_dim=3, hidden_dim=4),
 }
 LOGITS: dict[str, Callable[[Params, list[int]], Tensor]] = {
     "gru4rec": model_reference.gru4rec,
     "sasrec": lambda params, prefix: model_reference.sasrec(params, prefix, 2),
     "tied": lambda params, prefix: model_reference.sasrec(params, prefix, 2),
+    "narm": model_reference.narm,
 }
-NUMBERS = {"gru4rec": 2 * 12 + 4, "sasrec": 2 * (4 + 4 + 5) + 4, "tied": 3 * 4 + 4}  # a user, by hand
+NUMBERS = {"gru4rec": 2 * 12 + 4, "sasrec": 2 * (4 + 4 + 5) + 4, "tied": 3 * 4 + 4, "narm": 12 + 8}  # a user, by hand
 ALGORITHMS = parts.names("algorithm")
 
 
@@ -87,7 +90,9 @@ def scaled(own: Params) -> Params:
         if not name.startswith("scale."):
             continue
         factor, part = 1 + value, name.removeprefix("scale.")
-        if part == "state":
+        if part == "state" and "decoder.weight" in theta:
+            theta["decoder.weight"] = theta["decoder.weight"] @ torch.diag(factor)
+        elif part == "state":
             table = theta["fc.weight"] if "fc.weight" in theta else theta["embedding.weight"][1:]  # where it scores
             theta["fc.weight"] = table @ torch.diag(factor)
         elif part.startswith("input_"):
