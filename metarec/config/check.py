@@ -22,7 +22,7 @@ from metarec.errors import ConfigError
 DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.source": {"choices": ("log", "synthetic", "episode_tables", "omniglot")},
     "dataset.path": {"path": True},
-    "dataset.format": {"choices": ("auto", "csv", "parquet")},
+    "dataset.format": {"choices": ("auto", "csv", "parquet", "jsonl")},
     "dataset.time_unit": {"choices": ("auto", "s", "ms", "us", "ns", "iso", "order")},
     "dataset.ties": {"choices": ("item", "row", "order")},
     "dataset.duplicates": {"choices": ("error", "drop", "keep")},

@@ -362,9 +362,10 @@ def gap_unused(seen: Seen) -> Iterator[Refusal]:
 
 
 def delimiter_unused(seen: Seen) -> Iterator[Refusal]:
-    if seen.get("dataset.format") == "parquet":
+    without = {"parquet": "a Parquet file has", "jsonl": "JSON lines have"}.get(seen.get("dataset.format"))
+    if without is not None:
         for key in seen.asked("dataset.delimiter"):
-            yield key, "does nothing: a Parquet file has no delimiter", "drop it, or use dataset.format=csv"
+            yield key, f"does nothing: {without} no delimiter", "drop it, or use dataset.format=csv"
 
 
 # Hardware, logger, eval

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import zlib
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from metarec.errors import DataError
 
 CHUNK = 1 << 20
 HEADER_LIMIT = 1 << 16  # bytes in which the header line must end
+READ_HERE = "give JSON lines, CSV, CSV.gz or Parquet"
+_EMPTY = {"CSV": "give a CSV file with a header line", "JSON lines": "give a file with one JSON object a line"}
 DELIMITER_NAMES = {"tab": "\t", "\\t": "\t"}  # a shell and Hydra leave "\t" as two characters
 _MAGIC = (
     (b"PAR1", "parquet"),
@@ -54,7 +57,7 @@ def looks_like(head: bytes) -> str:
             return name
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a Python pickle"
-    if head.lstrip()[:1] in (b"{", b"["):
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
         return "JSON"
     if b"\x00" in head:
         # UTF-16 without its mark: every other byte of plain letters is NUL. A stray NUL in text is named later, with
@@ -67,24 +70,7 @@ def looks_like(head: bytes) -> str:
 
 def read_header(path: Path, zipped: bool, delimiter: str) -> list[str]:
     """Column names of the CSV file ``path``; refuses what is not UTF-8 text with a header in ``delimiter``."""
-    with gzip.open(path, "rb") if zipped else path.open("rb") as stream:
-        try:
-            head = stream.read(HEADER_LIMIT)
-        except (EOFError, zlib.error, OSError) as error:
-            raise broken_gzip(path, error) from None
-    if not head.removeprefix(b"\xef\xbb\xbf").strip():
-        raise DataError(
-            path, "no bytes" if not head else "blank", "the file is empty", "give a CSV file with a header line"
-        )
-    kind = looks_like(head[:64])
-    if kind == "UTF-16 text" or kind == "UTF-32 text":
-        raise DataError(path, kind, "CSV is read as UTF-8", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
-    if b"\x00" in head:
-        raise DataError(
-            path, f"NUL at byte {head.index(0)}", "a text file holds no NUL bytes", "write the file again as UTF-8 CSV"
-        )
-    if kind != "text" and kind != "JSON":
-        raise DataError(path, kind, "inside the gzip stream is no CSV", "give CSV, CSV.gz or Parquet")
+    head, kind = read_head(path, zipped, "CSV")
     try:
         text = head.decode("utf-8-sig", errors="strict" if len(head) < HEADER_LIMIT else "ignore")
         # newline="" keeps a line break inside a quoted name; the first record is the header
@@ -110,12 +96,42 @@ def read_header(path: Path, zipped: bool, delimiter: str) -> list[str]:
     return names
 
 
+def read_head(path: Path, zipped: bool, form: str) -> tuple[bytes, str]:
+    """The first bytes of a text file and what they are of; refuses what is empty, not UTF-8 or no text. ``form``: CSV
+    or JSON lines."""
+    with gzip.open(path, "rb") if zipped else path.open("rb") as stream:
+        try:
+            head = stream.read(HEADER_LIMIT)
+        except (EOFError, zlib.error, OSError) as error:
+            raise broken_gzip(path, error) from None
+    if not head.removeprefix(b"\xef\xbb\xbf").strip():
+        raise DataError(path, "no bytes" if not head else "blank", "the file is empty", _EMPTY[form])
+    kind = looks_like(head[:64])
+    if kind == "UTF-16 text" or kind == "UTF-32 text":
+        raise DataError(
+            path,
+            kind,
+            f"{form} {'is' if form == 'CSV' else 'are'} read as UTF-8",
+            "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+        )
+    if b"\x00" in head:
+        raise DataError(
+            path,
+            f"NUL at byte {head.index(0)}",
+            "a text file holds no NUL bytes",
+            f"write the file again as UTF-8 {form}",
+        )
+    if kind != "text" and kind != "JSON":
+        raise DataError(path, kind, f"inside the gzip stream is no {form}", READ_HERE)
+    return head, kind
+
+
 def _check_delimiter(path: Path, text: str, names: list[str], delimiter: str, kind: str) -> None:
+    line = text.splitlines()[0]
+    if kind == "JSON" and (len(names) == 1 or _is_object(line)):
+        raise DataError(path, kind, "not CSV", f"say dataset.format=jsonl if every line is an object, or {READ_HERE}")
     if len(names) > 1:
         return
-    if kind == "JSON":
-        raise DataError(path, kind, "not CSV", "give CSV, CSV.gz or Parquet")
-    line = text.splitlines()[0]
     for other, name in ((";", "';'"), ("\t", "tab"), (",", "','"), ("|", "'|'")):
         if other != delimiter and other in line:
             # the shell takes the outer quotes, Hydra the inner ones
@@ -125,7 +141,14 @@ def _check_delimiter(path: Path, text: str, names: list[str], delimiter: str, ki
             )
 
 
-def check_bytes(path: Path, zipped: bool) -> None:
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def check_bytes(path: Path, zipped: bool, form: str = "CSV") -> None:
     """Read the file once: refuse NUL bytes and a gzip stream that is cut off or fails its checksum."""
     lines = 0
     with gzip.open(path, "rb") if zipped else path.open("rb") as stream:
@@ -138,7 +161,7 @@ def check_bytes(path: Path, zipped: bool) -> None:
                         f"{path}: line {line}",
                         "NUL byte",
                         "a text file holds no NUL bytes",
-                        "write the file again as UTF-8 CSV",
+                        f"write the file again as UTF-8 {form}",
                     )
                 lines += chunk.count(b"\n")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -71,7 +71,7 @@ def _csv_fault(text: str, where: object) -> DataError | None:
     found = re.search(r"CSV Error on Line: (\d+)(?:\nOriginal Line: ?([^\n]*))?", text)
     if found is None:
         return None
-    place, row = f"{where}: line {found[1]}", _shown(found[2] or "")
+    place, row = f"{where}: line {found[1]}", shown(found[2] or "")
     columns = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", text)
     if columns:
         return DataError(
@@ -100,7 +100,7 @@ def first_line(text: str) -> str:
     return line if len(line) <= 160 else line[:157] + "..."
 
 
-def _shown(value: str) -> str:
-    """A row as it can be printed: no control characters, at most 80 characters."""
+def shown(value: str) -> str:
+    """A row of the file as it can be printed: no control characters, at most 80 characters."""
     clean = "".join(c if c.isprintable() else "?" for c in value)
     return (clean if len(clean) <= 80 else clean[:77] + "...") or "(empty)"

@@ -134,7 +134,7 @@ class LogPipeline:
             return False
         self.report("reading and checking the log")
         info = source.open_log(self.con, self.spec, self.data_dir)
-        self.files = info.files
+        self.files, self.row_word = info.files, info.words.row
         self.where = str(info.files[0] if len(info.files) == 1 else info.files[0].parent)
         self.report(f"{info.n_rows:,} rows; {info.time_note}")
         return info.has_clock
@@ -354,6 +354,7 @@ class LogPipeline:
             "SELECT row FROM log WHERE user_id = ? AND item_id = ? AND t = ? ORDER BY row", "row", (user, item, t)
         )
         file, first, second = (int(rows[1]) >> FILE_SHIFT), *(int(row) % (1 << FILE_SHIFT) + 1 for row in rows[:2])
-        return DataError(f"{self.files[file]}: row {second}", f"user {user}, item {item}",
-                         f"repeats row {first}: the same user, item and time ({n_repeats:,} such rows in the log)",
+        return DataError(f"{self.files[file]}: {self.row_word} {second}", f"user {user}, item {item}",
+                         f"repeats {self.row_word} {first}: the same user, item and time "
+                         f"({n_repeats:,} such rows in the log)",
                          f"dataset.duplicates=drop drops the {n_repeats:,} repeats, =keep keeps them")  # fmt: skip

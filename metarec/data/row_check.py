@@ -22,6 +22,16 @@ _EXACT = 2**53  # whole numbers up to here are exact in a double
 
 
 @dataclass(frozen=True)
+class Words:
+    """What a format calls its parts, in messages."""
+
+    row: str = "row"
+    column: str = "column"
+    header: str = "header"  # where the names of the columns stand
+    holder: str = "the file"  # of those names
+
+
+@dataclass(frozen=True)
 class Column:
     """One mapped column: its role in `log`, the user's name for it, its class, and its place in a CSV file."""
 
@@ -80,8 +90,10 @@ class RowCheck:
     """The checks over the view `log_file` of ``columns`` read from ``files`` (CSV counts its rows, Parquet per
     file)."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, files: list[Path], columns: list[Column]) -> None:
-        self.con, self.files = con, files
+    def __init__(
+        self, con: duckdb.DuckDBPyConnection, files: list[Path], columns: list[Column], words: Words | None = None
+    ) -> None:
+        self.con, self.files, self.words = con, files, words or Words()
         self.by_role = {column.role: column for column in columns}
         self.ids = [column for column in columns if column.role != "t"]
 
@@ -116,7 +128,9 @@ class RowCheck:
             return counts["n"], timestamps.decide(time.kind, how, time_unit, counts)
         except timestamps.TimeFault as fault:
             if fault.predicate is None:
-                raise DataError(f"{self.files[0]}: column {time.name}", time_unit, fault.what, fault.fix) from None
+                raise DataError(
+                    f"{self.files[0]}: {self.words.column} {time.name}", time_unit, fault.what, fault.fix
+                ) from None
             raise self._fault(time, fault.predicate, fault.what, fault.fix) from None
 
     def _aggregate(self, expressions: dict[str, str]) -> dict[str, Any]:
@@ -136,7 +150,7 @@ class RowCheck:
             return DataError(self.files[0], column.name, what, "get a fresh copy and leave it alone while it is read")
         if c == "p":
             what = f"user {_shown(found[2])}: {what}"
-        return DataError(f"{self._place(found[0])}: column {column.name}", _shown(found[1]), what, fix)
+        return DataError(f"{self._place(found[0])}: {self.words.column} {column.name}", _shown(found[1]), what, fix)
 
     def _check_split(self, column: Column) -> None:
         """Refuse a user whose rows name two splits, and a column that leaves nobody to train or to test."""
@@ -158,7 +172,7 @@ class RowCheck:
                 first = first.removeprefix(f"{self.files[row >> FILE_SHIFT]}: ")
             others = "" if number == 1 else f" (so are {number - 1:,} more users)"
             raise DataError(
-                f"{self._place(row)}: column {column.name}",
+                f"{self._place(row)}: {self.words.column} {column.name}",
                 word,
                 f"user {_shown(user)} is in two splits: {first_word} in {first}{others}",
                 f"give all rows of a user one split, {way_out}",
@@ -168,10 +182,12 @@ class RowCheck:
             if needed not in words:
                 place = self.files[0] if len(self.files) == 1 else self.files[0].parent
                 fix = f"write {needed} in the rows of the users who {needed}, {way_out}"
-                raise DataError(f"{place}: column {column.name}", ", ".join(words), f"no user is {needed}", fix)
+                raise DataError(
+                    f"{place}: {self.words.column} {column.name}", ", ".join(words), f"no user is {needed}", fix
+                )
 
     def _place(self, row: int) -> str:
-        return f"{self.files[row >> FILE_SHIFT]}: row {(row & ((1 << FILE_SHIFT) - 1)) + 1}"
+        return f"{self.files[row >> FILE_SHIFT]}: {self.words.row} {(row & ((1 << FILE_SHIFT) - 1)) + 1}"
 
     def _one_form(self, column: Column) -> None:
         """Refuse two ids that differ only in how an accent is encoded (NFC, NFD): they print alike and are two
@@ -183,11 +199,16 @@ class RowCheck:
         )
         if found is not None:
             raise DataError(
-                f"{self._place(found[0])}: column {column.name}",
+                f"{self._place(found[0])}: {self.words.column} {column.name}",
                 _shown(found[1]),
                 "the same id stands in two Unicode forms (NFC and NFD)",
                 "bring the column to one form, such as NFC",
             )
+
+
+def literal(text: str) -> str:
+    """``text`` as a string in SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _others(number: int) -> str:

@@ -1,4 +1,4 @@
-"""An event log as one relation `log` in the engine: CSV, CSV.gz, Parquet or a directory of Parquet files.
+"""An event log as one relation `log` in the engine: CSV or JSON lines (also .gz), Parquet or a directory of Parquet files.
 
 `open_log` checks the files (cheaply first, then every row in one pass) and leaves views behind: nothing is copied, so
 a log of any size streams. After it returns, every row has ids and a time, and each later query may rely on that.
@@ -8,30 +8,48 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from metarec.data import csv_check, parquet_check
+from metarec.data import csv_check, json_check, parquet_check
 from metarec.data.faults import engine_faults
-from metarec.data.row_check import FILE_SHIFT, Column, RowCheck
+from metarec.data.row_check import FILE_SHIFT, Column, RowCheck, Words, literal
 from metarec.data.spec import DatasetSpec, split_column
 from metarec.errors import DataError, nearest
 
-_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet"}
+_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+_TABLE, _LINES = Words(), Words("line", "field", "line 1", "the line")
+_FORMS = {  # what a file may be by its first bytes: the forms that it can be read in, likeliest first
+    "parquet": ("parquet",),
+    "gzip": ("csv", "jsonl"),
+    "text": ("csv", "jsonl"),
+    "JSON": ("jsonl", "csv"),
+    "UTF-16 text": ("csv", "jsonl"),
+    "UTF-32 text": ("csv", "jsonl"),
+}
 
 
 @dataclass(frozen=True)
 class SourceInfo:
     """What was opened: whether times are clock times, rows read, how the time column was understood, the files in
-    order."""
+    order, and what their rows are called."""
 
     has_clock: bool
     n_rows: int
     time_note: str
     files: tuple[Path, ...]
+    words: Words
 
 
 def open_log(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, data_dir: Path | None) -> SourceInfo:
@@ -47,11 +65,17 @@ def open_log(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, data_dir: Path |
     where = files[0] if len(files) == 1 else files[0].parent
     con.execute("SET TimeZone = 'UTC'")  # naive text is read in the session's zone
     with engine_faults(where):
-        columns, relation = _csv(files[0], spec, zipped) if form == "csv" else _parquet(con, files, spec)
+        words = _LINES if form == "jsonl" else _TABLE
+        if form == "jsonl":
+            columns, relation = _json(con, files[0], spec, zipped)
+        else:
+            columns, relation = _csv(files[0], spec, zipped) if form == "csv" else _parquet(con, files, spec)
         chosen = ", ".join(f"{_identifier(c, form)} AS {c.role}" for c in columns)
-        row = "row_number() OVER () - 1" if form == "csv" else f"(file_index::BIGINT << {FILE_SHIFT}) + file_row_number"
+        row = {"csv": "row_number() OVER () - 1", "jsonl": "row"}.get(
+            form, f"(file_index::BIGINT << {FILE_SHIFT}) + file_row_number"
+        )
         con.execute(f"CREATE OR REPLACE TEMP VIEW log_file AS SELECT {chosen}, {row} AS row FROM {relation}")
-        n_rows, plan = RowCheck(con, files, columns).run(spec.time_unit)
+        n_rows, plan = RowCheck(con, files, columns, words).run(spec.time_unit)
         by_role = {c.role: c for c in columns}
         session = by_role["s"].id_sql if "s" in by_role else "NULL::VARCHAR"
         order = by_role["o"].order_sql if "o" in by_role else "NULL::BIGINT"
@@ -61,7 +85,7 @@ def open_log(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, data_dir: Path |
             f"CREATE OR REPLACE TEMP VIEW log AS "
             f"SELECT {columns_sql}, {order} AS ord, {session} AS session, {split} AS split FROM log_file"
         )
-    return SourceInfo(plan.has_clock, n_rows, f"{by_role['t'].name}: {plan.note}", tuple(files))
+    return SourceInfo(plan.has_clock, n_rows, f"{by_role['t'].name}: {plan.note}", tuple(files), words)
 
 
 def source_fingerprint(spec: DatasetSpec, data_dir: Path | None) -> dict[str, Any]:
@@ -86,7 +110,8 @@ def source_fingerprint(spec: DatasetSpec, data_dir: Path | None) -> dict[str, An
 
 
 def resolve(spec: DatasetSpec, data_dir: Path | None) -> tuple[list[Path], str, bool]:
-    """(files in order, "csv" or "parquet", whether gzip) that ``spec.path`` means, judged by suffix and first bytes."""
+    """(files in order, "csv", "jsonl" or "parquet", whether gzip) that ``spec.path`` means, judged by suffix and first
+    bytes."""
     path = locate(spec, data_dir)
     try:
         mode = path.stat().st_mode
@@ -104,7 +129,10 @@ def locate(spec: DatasetSpec, data_dir: Path | None) -> Path:
     """The path that ``spec.path`` means; a named dataset lies in ``data_dir``."""
     if not spec.path:
         raise DataError(
-            "dataset.path", "null", "no file is given", "say dataset.path=FILE (CSV, CSV.gz, Parquet or a directory)"
+            "dataset.path",
+            "null",
+            "no file is given",
+            "say dataset.path=FILE (JSON lines, CSV, CSV.gz, Parquet or a directory)",
         )
     path = Path(spec.path).expanduser()
     if path.is_absolute() or not spec.in_data_dir:
@@ -137,10 +165,9 @@ def _missing(path: Path, spec: DatasetSpec) -> DataError:
 
 
 def _parquet_directory(path: Path, spec: DatasetSpec) -> list[Path]:
-    if spec.format == "csv":
-        raise DataError(
-            path, "a directory", "CSV is read from one file", "give the file, or a directory of Parquet files"
-        )
+    if spec.format in ("csv", "jsonl"):
+        what = "CSV is read from one file" if spec.format == "csv" else "JSON lines are read from one file"
+        raise DataError(path, "a directory", what, "give the file, or a directory of Parquet files")
     try:
         # Names that start with . or _ are marks of other programs (_SUCCESS, .crc), as Spark and Arrow have it.
         entries = sorted(p for p in path.iterdir() if not p.name.startswith((".", "_")))
@@ -196,16 +223,9 @@ def _form_of(path: Path, mode: int, asked: str) -> tuple[str, bool]:
             path, "gzip", "the file is compressed and its name does not say so", f"rename it to {path.name}.gz"
         )
     form = asked if asked != "auto" else _SUFFIXES.get(suffixes[-1] if suffixes else "")
-    holds = {
-        "parquet": "parquet",
-        "gzip": "csv",
-        "text": "csv",
-        "JSON": "csv",
-        "UTF-16 text": "csv",
-        "UTF-32 text": "csv",
-    }.get(found)
-    if holds is None:
-        raise DataError(path, found, "not a kind of file that is read here", "give CSV, CSV.gz or Parquet")
+    if found not in _FORMS:
+        raise DataError(path, found, "not a kind of file that is read here", csv_check.READ_HERE)
+    holds = _FORMS[found][0]
     if form is None:
         raise DataError(
             path,
@@ -213,12 +233,12 @@ def _form_of(path: Path, mode: int, asked: str) -> tuple[str, bool]:
             f"the name does not say what the file is; it looks like {found}",
             f"say dataset.format={holds}",
         )
-    if form != holds:
+    if form not in _FORMS[found]:
         raise DataError(
             path,
             found,
             f"taken for {form} by " + ("dataset.format" if asked != "auto" else "its name"),
-            f"say dataset.format={holds} if that is what it is, or give CSV, CSV.gz or Parquet",
+            f"say dataset.format={holds} if that is what it is, or {csv_check.READ_HERE}",
         )
     return form, zipped
 
@@ -226,7 +246,9 @@ def _form_of(path: Path, mode: int, asked: str) -> tuple[str, bool]:
 # --- columns and relations ------------------------------------------------------------------------------------------
 
 
-def _mapped(spec: DatasetSpec, names: list[str], path: Path, hint: str = "") -> list[tuple[str, str, str]]:
+def _mapped(
+    spec: DatasetSpec, names: list[str], path: Path, hint: str = "", words: Words = _TABLE
+) -> list[tuple[str, str, str]]:
     """(role, column name, configuration key) of every mapped column; a missing one is refused with the nearest name."""
     wanted = [("u", spec.columns.user, "user"), ("i", spec.columns.item, "item"), ("t", spec.columns.time, "time")]
     if spec.columns.session is not None:
@@ -246,9 +268,9 @@ def _mapped(spec: DatasetSpec, names: list[str], path: Path, hint: str = "") -> 
         if name not in names:
             near = nearest(name, names)
             raise DataError(
-                f"{path}: header",
+                f"{path}: {words.header}",
                 name,
-                f"no such column{hint}; the file has {', '.join(map(repr, names))}",
+                f"no such {words.column}{hint}; {words.holder} has {', '.join(map(repr, names))}",
                 (f"did you mean {near}? " if near else "") + f"say dataset.columns.{key}={near or 'NAME'}",
             )
     if wanted[0][1] == wanted[1][1]:
@@ -274,9 +296,22 @@ def _csv(path: Path, spec: DatasetSpec, zipped: bool) -> tuple[list[Column], str
     # file, so behind an unmapped column an empty cell would be NULL in one query and '' in the next.
     kept = ", ".join(f"'c{at}'" for at in range(len(names)))
     options = "header=true, auto_detect=false, strict_mode=true, null_padding=false, ignore_errors=false"
-    options += f", columns={{{types}}}, force_not_null=[{kept}], delim={_literal(delimiter)}, quote='\"', escape='\"'"
+    options += f", columns={{{types}}}, force_not_null=[{kept}], delim={literal(delimiter)}, quote='\"', escape='\"'"
     options += f", compression='{'gzip' if zipped else 'none'}', hive_partitioning=false"
     return columns, f"read_csv({_paths([path])}, {options})"
+
+
+def _json(con: duckdb.DuckDBPyConnection, path: Path, spec: DatasetSpec, zipped: bool) -> tuple[list[Column], str]:
+    relation = json_check.lines(_paths([path]), zipped)
+    line, known = json_check.read_fields(con, path, zipped, relation)
+    words = replace(_LINES, header=f"line {line}")
+    columns = [
+        Column(role, name, "text", key, at)
+        for at, (role, name, key) in enumerate(_mapped(spec, list(known), path, words=words))
+    ]
+    fields = [known[column.name] for column in columns]
+    json_check.check_fields(con, path, relation, columns, fields)
+    return columns, json_check.values(relation, fields)
 
 
 def _parquet(con: duckdb.DuckDBPyConnection, files: list[Path], spec: DatasetSpec) -> tuple[list[Column], str]:
@@ -318,12 +353,8 @@ def _parquet(con: duckdb.DuckDBPyConnection, files: list[Path], spec: DatasetSpe
 
 
 def _identifier(column: Column, form: str) -> str:
-    return f"c{column.at}" if form == "csv" else '"' + column.name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return f"c{column.at}" if form != "parquet" else '"' + column.name.replace('"', '""') + '"'
 
 
 def _paths(files: list[Path]) -> str:
-    return "[" + ", ".join(_literal(parquet_check.engine_path(path)) for path in files) + "]"
+    return "[" + ", ".join(literal(parquet_check.engine_path(path)) for path in files) + "]"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Columns:
-    """Names of the columns in the user's file; None = the log has no such column."""
+    """Names of the columns in the user's file, in JSON lines dotted paths; None = the log has no such column."""
 
     user: str = "user_id"
     item: str = "item_id"
@@ -94,7 +94,7 @@ class DatasetSpec:
     source: str = "log"  # log | synthetic | episode_tables | omniglot
     path: str | None = None  # file or directory; relative paths of named datasets are looked up in data_dir
     in_data_dir: bool = False  # True for named datasets: `path` lies in data_dir
-    format: str = "auto"  # auto | csv | parquet
+    format: str = "auto"  # auto | csv | parquet | jsonl
     delimiter: str = ","  # of a CSV file
     columns: Columns = field(default_factory=Columns)
     time_unit: str = "auto"  # auto | s | ms | us | ns | iso | order (a position, no clock)

@@ -206,6 +206,12 @@ CASES = [
         f"{EVENTS} dataset.format=csv",
     ),
     (
+        "delimiter_unused",
+        f"{EVENTS} dataset.format=jsonl dataset.delimiter=;",
+        "JSON lines have no delimiter",
+        f"{EVENTS} dataset.format=csv",
+    ),
+    (
         "mps_precision",
         "hardware=mps hardware.precision=float64",
         "does not exist on mps",
