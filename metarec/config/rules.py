@@ -14,6 +14,7 @@ from metarec import parts
 from metarec.config import rules_evaluation as ev
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
+from metarec.data import formats
 from metarec.data.spec import DatasetSpec, WorldSpec, split_column
 from metarec.errors import ConfigError
 
@@ -362,10 +363,11 @@ def gap_unused(seen: Seen) -> Iterator[Refusal]:
 
 
 def delimiter_unused(seen: Seen) -> Iterator[Refusal]:
-    without = {"parquet": "a Parquet file has", "jsonl": "JSON lines have"}.get(seen.get("dataset.format"))
-    if without is not None:
-        for key in seen.asked("dataset.delimiter"):
-            yield key, f"does nothing: {without} no delimiter", "drop it, or use dataset.format=csv"
+    name, asked = seen.get("dataset.format"), seen.asked("dataset.delimiter")
+    if asked and name in formats.FORMATS and not (reader := formats.reader_of(name)).delimiter:
+        able = "|".join(other for other, found in formats.readers().items() if found.delimiter)
+        for key in asked:
+            yield key, f"does nothing: {reader.has} no delimiter", f"drop it, or use dataset.format={able}"
 
 
 # Hardware, logger, eval

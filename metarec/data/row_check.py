@@ -7,93 +7,24 @@ up and named.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from metarec.data import splits, timestamps
+from metarec.data.formats.reader import FILE_SHIFT, Column, Words
 from metarec.errors import DataError
 
-FILE_SHIFT = 40  # row = file number << 40 | row in the file, both from 0
 _BLANKS = "' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13) || chr(160) || chr(0)"
 _EXACT = 2**53  # whole numbers up to here are exact in a double
 
 
-@dataclass(frozen=True)
-class Words:
-    """What a format calls its parts, in messages."""
-
-    row: str = "row"
-    column: str = "column"
-    header: str = "header"  # where the names of the columns stand
-    holder: str = "the file"  # of those names
-
-
-@dataclass(frozen=True)
-class Column:
-    """One mapped column: its role in `log`, the user's name for it, its class, and its place in a CSV file."""
-
-    role: str  # u, i, t, s, o, p: user, item, time, session, order, split
-    name: str
-    kind: str  # integer | text | big | float (parquet_check.id_class); for the time parquet_check.time_class
-    key: str  # of the configuration: user, item, time, session, order, split
-    at: int = -1
-
-    @property
-    def id_sql(self) -> str:
-        """The column as an id: BIGINT where it is of whole numbers, else VARCHAR."""
-        return {"float": f"CAST({self.role} AS BIGINT)", "big": f"CAST({self.role} AS VARCHAR)"}.get(
-            self.kind, self.role
-        )
-
-    @property
-    def order_sql(self) -> str:
-        """The column as the position that breaks ties: BIGINT."""
-        return f"TRY_CAST({self.role} AS BIGINT)"
-
-    def faults(self) -> dict[str, tuple[str, str, str]]:
-        """name -> (SQL predicate of a row at fault, what is wrong, how to mend it)."""
-        nouns = {"u": "user id", "i": "item id", "s": "session id", "o": "position", "p": "split"}
-        c, noun = self.role, nouns[self.role]
-        found = {"null": (f"{c} IS NULL", f"the {noun} is missing", "fill it in or remove the row")}
-        if self.role == "p":
-            found["word"] = (f"p NOT IN {splits.WORDS}", "no such split", f"write {', '.join(splits.WORDS)}")
-        elif self.role == "o":
-            whole = "contains(o, '.')" if self.kind == "text" else "o <> trunc(o)" if self.kind == "float" else "false"
-            found["null"] = (
-                f"{self.order_sql} IS NULL OR {whole}",
-                "not a whole number",
-                "ties=order needs whole numbers",
-            )
-        elif self.kind == "text":
-            found["empty"] = (f"{c} = ''", f"the {noun} is empty", "fill it in or remove the row")
-            # Kept as it is, "u1 " would be a second user beside "u1"; cut off, two ids that differ on purpose would
-            # become one. Only the owner of the log knows which, so neither is done. NUL too: it vanishes at the end
-            # of a fixed- width string.
-            found["blank"] = (
-                f"{c} <> trim({c}, {_BLANKS})",
-                f"white space or NUL around the {noun}",
-                "trim the column, so that one id is not two",
-            )
-        elif self.kind == "float":
-            found["part"] = (
-                f"NOT coalesce(isfinite({c}) AND {c} = trunc({c}) AND abs({c}) <= {_EXACT}, false)",
-                f"the {noun} is a float and not a whole number below 2^53",
-                "store ids as integers or text (an integer column with gaps becomes float in pandas)",
-            )
-        return found
-
-
 class RowCheck:
-    """The checks over the view `log_file` of ``columns`` read from ``files`` (CSV counts its rows, Parquet per
-    file)."""
+    """The checks over the view `log_file` of ``columns`` read from ``files``; messages speak in ``words``."""
 
-    def __init__(
-        self, con: duckdb.DuckDBPyConnection, files: list[Path], columns: list[Column], words: Words | None = None
-    ) -> None:
-        self.con, self.files, self.words = con, files, words or Words()
+    def __init__(self, con: duckdb.DuckDBPyConnection, files: list[Path], columns: list[Column], words: Words) -> None:
+        self.con, self.files, self.words = con, files, words
         self.by_role = {column.role: column for column in columns}
         self.ids = [column for column in columns if column.role != "t"]
 
@@ -107,7 +38,7 @@ class RowCheck:
         how = timestamps.reading(time.kind, first[0])
         aggregates = {"n": "count(*)"} | timestamps.aggregates(time.kind, how)
         for column in self.ids:
-            for name, (predicate, _, _) in column.faults().items():
+            for name, (predicate, _, _) in _faults(column).items():
                 aggregates[f"{column.role}_{name}"] = f"count(*) FILTER (WHERE {predicate})"
             if column.kind == "text" and column.role not in ("o", "p"):
                 aggregates[f"{column.role}_wide"] = (
@@ -115,7 +46,7 @@ class RowCheck:
                 )
         counts = self._aggregate(aggregates)
         for column in self.ids:
-            for name, (predicate, what, fix) in column.faults().items():
+            for name, (predicate, what, fix) in _faults(column).items():
                 if number := counts[f"{column.role}_{name}"]:
                     raise self._fault(column, predicate, what + _others(number), fix)
             if counts.get(f"{column.role}_wide"):
@@ -145,7 +76,7 @@ class RowCheck:
         c = column.role
         found = self._one(f"SELECT row, {c}::VARCHAR, u::VARCHAR FROM log_file WHERE {predicate} ORDER BY row LIMIT 1")
         if found is None:
-            # A filter trusts the column statistics of a Parquet file, an aggregate reads the rows: the two disagree.
+            # A filter trusts the column statistics that a file may hold, an aggregate reads the rows: the two disagree.
             what += "; the row is not found again, so the file is damaged (statistics against rows) or being changed"
             return DataError(self.files[0], column.name, what, "get a fresh copy and leave it alone while it is read")
         if c == "p":
@@ -206,9 +137,37 @@ class RowCheck:
             )
 
 
-def literal(text: str) -> str:
-    """``text`` as a string in SQL."""
-    return "'" + text.replace("'", "''") + "'"
+def _faults(column: Column) -> dict[str, tuple[str, str, str]]:
+    """name -> (SQL predicate of a row at fault, what is wrong, how to mend it)."""
+    nouns = {"u": "user id", "i": "item id", "s": "session id", "o": "position", "p": "split"}
+    c, noun = column.role, nouns[column.role]
+    found = {"null": (f"{c} IS NULL", f"the {noun} is missing", "fill it in or remove the row")}
+    if column.role == "p":
+        found["word"] = (f"p NOT IN {splits.WORDS}", "no such split", f"write {', '.join(splits.WORDS)}")
+    elif column.role == "o":
+        whole = "contains(o, '.')" if column.kind == "text" else "o <> trunc(o)" if column.kind == "float" else "false"
+        found["null"] = (
+            f"{column.order_sql} IS NULL OR {whole}",
+            "not a whole number",
+            "ties=order needs whole numbers",
+        )
+    elif column.kind == "text":
+        found["empty"] = (f"{c} = ''", f"the {noun} is empty", "fill it in or remove the row")
+        # Kept as it is, "u1 " would be a second user beside "u1"; cut off, two ids that differ on purpose would
+        # become one. Only the owner of the log knows which, so neither is done. NUL too: it vanishes at the end
+        # of a fixed- width string.
+        found["blank"] = (
+            f"{c} <> trim({c}, {_BLANKS})",
+            f"white space or NUL around the {noun}",
+            "trim the column, so that one id is not two",
+        )
+    elif column.kind == "float":
+        found["part"] = (
+            f"NOT coalesce(isfinite({c}) AND {c} = trunc({c}) AND abs({c}) <= {_EXACT}, false)",
+            f"the {noun} is a float and not a whole number below 2^53",
+            "store ids as integers or text (an integer column with gaps becomes float in pandas)",
+        )
+    return found
 
 
 def _others(number: int) -> str:

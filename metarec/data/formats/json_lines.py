@@ -1,4 +1,4 @@
-"""The checks of a file of JSON lines before the engine reads its rows: every line an object, every mapped field in it.
+"""JSON lines: every line an object, and every mapped field in it; also compressed by gzip.
 
 The engine (DuckDB) reads the file as one column of text and takes the fields out by pointer, so a line keeps its
 number, blank ones included. A column is a dotted path: event.product.sku is the field sku of product of event. Left to
@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from metarec.data import csv_check
 from metarec.data.faults import shown
-from metarec.data.row_check import Column, literal
+from metarec.data.formats import text
+from metarec.data.formats.reader import Column, Opened, Reader, Words, mapped
+from metarec.data.formats.recognise import BOM
+from metarec.data.quoting import literal
+from metarec.data.spec import DatasetSpec
 from metarec.errors import DataError, nearest
 
 Field = tuple[str, ...]  # the keys from the line's object down to the value
@@ -25,16 +29,18 @@ _SHAPES = {"OBJECT": "an object", "ARRAY": "a list", "BOOLEAN": "true or false"}
 _NEW = "jq -c {} FILE > NEW.jsonl"
 
 
-def lines(path_sql: str, zipped: bool) -> str:
-    """The relation (row, line) of the file: text as it stands, row from 0, without blank lines.
-
-    Of one column: the delimiter is a character that JSON forbids, so a line that holds it is refused.
-    """
-    options = "header=false, auto_detect=false, strict_mode=true, null_padding=false, ignore_errors=false"
-    options += ", columns={'line': 'VARCHAR'}, force_not_null=['line'], delim='\x01', quote='', escape=''"
-    options += f", compression='{'gzip' if zipped else 'none'}', hive_partitioning=false"
-    numbered = f"SELECT row_number() OVER () - 1 AS row, line FROM read_csv({path_sql}, {options})"
-    return f"(SELECT row, line FROM ({numbered}) WHERE trim(line, ' ' || chr(9) || chr(13)) <> '')"
+def open_file(con: duckdb.DuckDBPyConnection, files: list[Path], spec: DatasetSpec, zipped: bool) -> Opened:
+    (path,) = files
+    relation = text.lines(path, zipped)
+    line, known = read_fields(con, path, zipped, relation)
+    words = replace(READER.words, header=f"line {line}")
+    columns = [
+        Column(role, name, "text", key, f"c{at}")
+        for at, (role, name, key) in enumerate(mapped(spec, list(known), path, words))
+    ]
+    fields = [known[column.name] for column in columns]
+    check_fields(con, path, relation, columns, fields)
+    return Opened(columns, values(relation, fields))
 
 
 def values(relation: str, fields: list[Field]) -> str:
@@ -49,16 +55,13 @@ def read_fields(
     con: duckdb.DuckDBPyConnection, path: Path, zipped: bool, relation: str
 ) -> tuple[int, dict[str, Field]]:
     """Check that every line is a JSON object; returns the number of the first line and its fields by dotted name."""
-    csv_check.read_head(path, zipped, "JSON lines")
-    csv_check.check_bytes(path, zipped, "JSON lines")
-    try:
-        found = con.execute(
-            f"SELECT row, line FROM {relation} WHERE CASE WHEN json_valid(line) THEN json_type(line) ELSE '' END "
-            "<> 'OBJECT' ORDER BY row LIMIT 1"
-        ).fetchone()
-        first = con.execute(f"SELECT row, line FROM {relation} ORDER BY row LIMIT 1").fetchone()
-    except duckdb.InvalidInputException as error:
-        raise _unreadable(path, error) from None
+    text.read_head(path, zipped, READER)
+    text.check_bytes(path, zipped, READER)
+    found = con.execute(
+        f"SELECT row, line FROM {relation} WHERE CASE WHEN json_valid(line) THEN json_type(line) ELSE '' END "
+        "<> 'OBJECT' ORDER BY row LIMIT 1"
+    ).fetchone()
+    first = con.execute(f"SELECT row, line FROM {relation} ORDER BY row LIMIT 1").fetchone()
     if found is not None:
         raise _not_an_object(con, path, *found, first=found == first)
     assert first is not None  # a file of blank lines has been refused
@@ -120,9 +123,9 @@ def _check_one_type(con: duckdb.DuckDBPyConnection, path: Path, column: Column, 
         f"WHERE {k} <> 'NULL' GROUP BY {v} HAVING min({k} = 'VARCHAR') <> max({k} = 'VARCHAR') ORDER BY 1 LIMIT 1"
     ).fetchone()
     if found is not None:
-        text, number, value = found
+        as_text, number, value = found
         raise DataError(
-            f"{path}: line {text + 1}: field {column.name}",
+            f"{path}: line {as_text + 1}: field {column.name}",
             f'"{value}"',
             f"the same id is a number in line {number + 1} and text here",
             "write it in one way, so that one id is not two",
@@ -211,29 +214,26 @@ def _not_an_object(con: duckdb.DuckDBPyConnection, path: Path, row: int, line: s
     )
 
 
-def _unreadable(path: Path, error: duckdb.Error) -> DataError:
-    """A line that the engine does not take as text; its message speaks of CSV."""
-    text = str(error)
-    if "invalid state" in text:
-        return DataError(
-            path,
-            "mixed line ends",
-            "some lines end in \\r\\n and some in \\n",
-            "write it again with one kind: dos2unix FILE",
-        )
-    found = re.search(r"CSV Error on Line: (\d+)(?:\nOriginal Line: ?([^\n]*))?", text)
-    if found is None:
-        raise error
-    place, value = f"{path}: line {found[1]}", shown(found[2] or "")
-    if "Maximum line size" in text:
-        return DataError(place, value, "a line of more than 2 MB", f"write one object a line: {_NEW.format('.')}")
-    if "utf-8" in text.lower() or "unicode" in text.lower():
-        fix = "convert the file: iconv -f LATIN1 -t UTF-8 FILE > NEW"
-        return DataError(place, value, "bytes that are not UTF-8", fix)
-    return DataError(place, value, "broken JSON: it holds the control character \\x01", "mend or remove the line")
-
-
 def _pointers(fields: list[Field]) -> str:
     """A list of JSON pointers in SQL."""
     escaped = (("/" + key.replace("~", "~0").replace("/", "~1") for key in field) for field in fields)
     return "[" + ", ".join(literal("".join(keys)) for keys in escaped) + "]"
+
+
+def _kind(head: bytes) -> str | None:
+    return "JSON" if head.removeprefix(BOM).lstrip()[:1] in (b"{", b"[") else None
+
+
+_CONTROL = "broken JSON: it holds the control character \\x01", "mend or remove the line"
+READER = Reader(
+    noun="JSON lines",
+    plural=True,
+    example="a file with one JSON object a line",
+    suffixes=(".jsonl", ".ndjson"),
+    open=open_file,
+    words=Words("line", "field", "line 1", "the line"),
+    kind=_kind,
+    fault=text.LineFaults(
+        fields=_CONTROL, other=_CONTROL, long=(text.LineFaults.long[0], f"write one object a line: {_NEW.format('.')}")
+    ),
+)
