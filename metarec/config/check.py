@@ -16,18 +16,20 @@ from metarec.config.rules import contradictions
 from metarec.config.schema import GROUPS, SEED_MAX, VERBS, Config
 from metarec.config.seen import Seen
 from metarec.config.show import choose, show
+from metarec.data.formats import FORMATS
+from metarec.data.spec import DELIMITERS
 from metarec.errors import ConfigError
 
 # Allowed values of the group `dataset`, whose dataclasses (metarec.data.spec) know nothing of configuration.
 DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.source": {"choices": ("log", "synthetic", "episode_tables", "omniglot")},
     "dataset.path": {"path": True},
-    "dataset.format": {"choices": ("auto", "csv", "parquet")},
+    "dataset.format": {"choices": ("auto", *FORMATS)},
     "dataset.time_unit": {"choices": ("auto", "s", "ms", "us", "ns", "iso", "order")},
     "dataset.ties": {"choices": ("item", "row", "order")},
     "dataset.duplicates": {"choices": ("error", "drop", "keep")},
     "dataset.memory_limit": {"pattern": r"\d+(\.\d+)?\s?([KMGT]i?B)", "form": "a size such as 1500MB or 2GB"},
-    "dataset.delimiter": {"pattern": r"(?s).", "form": "one character"},
+    "dataset.delimiter": {"pattern": "|".join(["(?s).", *map(re.escape, DELIMITERS)]), "form": "one character, or tab"},
     "dataset.vocabulary": {"choices": ("training", "all")},
     "dataset.history": {"choices": ("sessions", "user")},
     "dataset.sessions.by": {"choices": ("auto", "gap", "user", "column")},

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 from metarec.config.seen import Seen
+from metarec.data import formats
 from metarec.data.spec import DatasetSpec, WorldSpec, split_column
 from metarec.options import Refusal
 
@@ -128,6 +129,8 @@ def gap_unused(seen: Seen) -> Iterator[Refusal]:
 
 
 def delimiter_unused(seen: Seen) -> Iterator[Refusal]:
-    if seen.get("dataset.format") == "parquet":
-        for key in seen.asked("dataset.delimiter"):
-            yield key, "does nothing: a Parquet file has no delimiter", "drop it, or use dataset.format=csv"
+    name, asked = seen.get("dataset.format"), seen.asked("dataset.delimiter")
+    if asked and name in formats.FORMATS and not (reader := formats.reader_of(name)).delimiter:
+        able = "|".join(other for other, found in formats.readers().items() if found.delimiter)
+        for key in asked:
+            yield key, f"does nothing: {reader.has} no delimiter", f"drop it, or use dataset.format={able}"

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from metarec.data import source, splits, sql, store, synthetic
 from metarec.data.arrays import EventWriter, index_items, write_users_and_pairs
-from metarec.data.faults import translate
+from metarec.data.faults import Fault, translate
+from metarec.data.formats.reader import FILE_SHIFT
 from metarec.data.funnel import Funnel
-from metarec.data.row_check import FILE_SHIFT
 from metarec.data.spec import DatasetSpec
 from metarec.data.store import Meta
 from metarec.errors import DataError
@@ -56,6 +56,7 @@ class LogPipeline:
     ) -> None:
         self.spec, self.data_dir, self.work, self.name, self.report = spec, data_dir, work, name, report
         self.where = spec.path or spec.name
+        self.fault: Fault | None = None  # what the format of the log makes of an engine's message
         self.funnel = Funnel()
         self.split_note = ""  # what a reader of the split must know besides the rule
         self.engine_files = work / "engine"  # removed at the end; inside the directory in progress, so on its disk
@@ -70,7 +71,7 @@ class LogPipeline:
             finally:
                 self.con.close()
         except duckdb.Error as error:
-            raise translate(error, self.where) from error
+            raise translate(error, self.where, self.fault) from error
         finally:
             shutil.rmtree(self.engine_files)
 
@@ -134,7 +135,7 @@ class LogPipeline:
             return False
         self.report("reading and checking the log")
         info = source.open_log(self.con, self.spec, self.data_dir)
-        self.files = info.files
+        self.files, self.row_word, self.fault = info.files, info.reader.words.row, info.reader.fault
         self.where = str(info.files[0] if len(info.files) == 1 else info.files[0].parent)
         self.report(f"{info.n_rows:,} rows; {info.time_note}")
         return info.has_clock
@@ -354,6 +355,7 @@ class LogPipeline:
             "SELECT row FROM log WHERE user_id = ? AND item_id = ? AND t = ? ORDER BY row", "row", (user, item, t)
         )
         file, first, second = (int(rows[1]) >> FILE_SHIFT), *(int(row) % (1 << FILE_SHIFT) + 1 for row in rows[:2])
-        return DataError(f"{self.files[file]}: row {second}", f"user {user}, item {item}",
-                         f"repeats row {first}: the same user, item and time ({n_repeats:,} such rows in the log)",
+        return DataError(f"{self.files[file]}: {self.row_word} {second}", f"user {user}, item {item}",
+                         f"repeats {self.row_word} {first}: the same user, item and time "
+                         f"({n_repeats:,} such rows in the log)",
                          f"dataset.duplicates=drop drops the {n_repeats:,} repeats, =keep keeps them")  # fmt: skip

@@ -7,81 +7,24 @@ up and named.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from metarec.data import splits, timestamps
+from metarec.data.formats.reader import FILE_SHIFT, Column, Words
 from metarec.errors import DataError
 
-FILE_SHIFT = 40  # row = file number << 40 | row in the file, both from 0
 _BLANKS = "' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13) || chr(160) || chr(0)"
 _EXACT = 2**53  # whole numbers up to here are exact in a double
 
 
-@dataclass(frozen=True)
-class Column:
-    """One mapped column: its role in `log`, the user's name for it, its class, and its place in a CSV file."""
-
-    role: str  # u, i, t, s, o, p: user, item, time, session, order, split
-    name: str
-    kind: str  # integer | text | big | float (parquet_check.id_class); for the time parquet_check.time_class
-    key: str  # of the configuration: user, item, time, session, order, split
-    at: int = -1
-
-    @property
-    def id_sql(self) -> str:
-        """The column as an id: BIGINT where it is of whole numbers, else VARCHAR."""
-        return {"float": f"CAST({self.role} AS BIGINT)", "big": f"CAST({self.role} AS VARCHAR)"}.get(
-            self.kind, self.role
-        )
-
-    @property
-    def order_sql(self) -> str:
-        """The column as the position that breaks ties: BIGINT."""
-        return f"TRY_CAST({self.role} AS BIGINT)"
-
-    def faults(self) -> dict[str, tuple[str, str, str]]:
-        """name -> (SQL predicate of a row at fault, what is wrong, how to mend it)."""
-        nouns = {"u": "user id", "i": "item id", "s": "session id", "o": "position", "p": "split"}
-        c, noun = self.role, nouns[self.role]
-        found = {"null": (f"{c} IS NULL", f"the {noun} is missing", "fill it in or remove the row")}
-        if self.role == "p":
-            found["word"] = (f"p NOT IN {splits.WORDS}", "no such split", f"write {', '.join(splits.WORDS)}")
-        elif self.role == "o":
-            whole = "contains(o, '.')" if self.kind == "text" else "o <> trunc(o)" if self.kind == "float" else "false"
-            found["null"] = (
-                f"{self.order_sql} IS NULL OR {whole}",
-                "not a whole number",
-                "ties=order needs whole numbers",
-            )
-        elif self.kind == "text":
-            found["empty"] = (f"{c} = ''", f"the {noun} is empty", "fill it in or remove the row")
-            # Kept as it is, "u1 " would be a second user beside "u1"; cut off, two ids that differ on purpose would
-            # become one. Only the owner of the log knows which, so neither is done. NUL too: it vanishes at the end
-            # of a fixed- width string.
-            found["blank"] = (
-                f"{c} <> trim({c}, {_BLANKS})",
-                f"white space or NUL around the {noun}",
-                "trim the column, so that one id is not two",
-            )
-        elif self.kind == "float":
-            found["part"] = (
-                f"NOT coalesce(isfinite({c}) AND {c} = trunc({c}) AND abs({c}) <= {_EXACT}, false)",
-                f"the {noun} is a float and not a whole number below 2^53",
-                "store ids as integers or text (an integer column with gaps becomes float in pandas)",
-            )
-        return found
-
-
 class RowCheck:
-    """The checks over the view `log_file` of ``columns`` read from ``files`` (CSV counts its rows, Parquet per
-    file)."""
+    """The checks over the view `log_file` of ``columns`` read from ``files``; messages speak in ``words``."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, files: list[Path], columns: list[Column]) -> None:
-        self.con, self.files = con, files
+    def __init__(self, con: duckdb.DuckDBPyConnection, files: list[Path], columns: list[Column], words: Words) -> None:
+        self.con, self.files, self.words = con, files, words
         self.by_role = {column.role: column for column in columns}
         self.ids = [column for column in columns if column.role != "t"]
 
@@ -95,7 +38,7 @@ class RowCheck:
         how = timestamps.reading(time.kind, first[0])
         aggregates = {"n": "count(*)"} | timestamps.aggregates(time.kind, how)
         for column in self.ids:
-            for name, (predicate, _, _) in column.faults().items():
+            for name, (predicate, _, _) in _faults(column).items():
                 aggregates[f"{column.role}_{name}"] = f"count(*) FILTER (WHERE {predicate})"
             if column.kind == "text" and column.role not in ("o", "p"):
                 aggregates[f"{column.role}_wide"] = (
@@ -103,7 +46,7 @@ class RowCheck:
                 )
         counts = self._aggregate(aggregates)
         for column in self.ids:
-            for name, (predicate, what, fix) in column.faults().items():
+            for name, (predicate, what, fix) in _faults(column).items():
                 if number := counts[f"{column.role}_{name}"]:
                     raise self._fault(column, predicate, what + _others(number), fix)
             if counts.get(f"{column.role}_wide"):
@@ -116,7 +59,9 @@ class RowCheck:
             return counts["n"], timestamps.decide(time.kind, how, time_unit, counts)
         except timestamps.TimeFault as fault:
             if fault.predicate is None:
-                raise DataError(f"{self.files[0]}: column {time.name}", time_unit, fault.what, fault.fix) from None
+                raise DataError(
+                    f"{self.files[0]}: {self.words.column} {time.name}", time_unit, fault.what, fault.fix
+                ) from None
             raise self._fault(time, fault.predicate, fault.what, fault.fix) from None
 
     def _aggregate(self, expressions: dict[str, str]) -> dict[str, Any]:
@@ -131,12 +76,12 @@ class RowCheck:
         c = column.role
         found = self._one(f"SELECT row, {c}::VARCHAR, u::VARCHAR FROM log_file WHERE {predicate} ORDER BY row LIMIT 1")
         if found is None:
-            # A filter trusts the column statistics of a Parquet file, an aggregate reads the rows: the two disagree.
+            # A filter trusts the column statistics that a file may hold, an aggregate reads the rows: the two disagree.
             what += "; the row is not found again, so the file is damaged (statistics against rows) or being changed"
             return DataError(self.files[0], column.name, what, "get a fresh copy and leave it alone while it is read")
         if c == "p":
             what = f"user {_shown(found[2])}: {what}"
-        return DataError(f"{self._place(found[0])}: column {column.name}", _shown(found[1]), what, fix)
+        return DataError(f"{self._place(found[0])}: {self.words.column} {column.name}", _shown(found[1]), what, fix)
 
     def _check_split(self, column: Column) -> None:
         """Refuse a user whose rows name two splits, and a column that leaves nobody to train or to test."""
@@ -158,7 +103,7 @@ class RowCheck:
                 first = first.removeprefix(f"{self.files[row >> FILE_SHIFT]}: ")
             others = "" if number == 1 else f" (so are {number - 1:,} more users)"
             raise DataError(
-                f"{self._place(row)}: column {column.name}",
+                f"{self._place(row)}: {self.words.column} {column.name}",
                 word,
                 f"user {_shown(user)} is in two splits: {first_word} in {first}{others}",
                 f"give all rows of a user one split, {way_out}",
@@ -168,10 +113,12 @@ class RowCheck:
             if needed not in words:
                 place = self.files[0] if len(self.files) == 1 else self.files[0].parent
                 fix = f"write {needed} in the rows of the users who {needed}, {way_out}"
-                raise DataError(f"{place}: column {column.name}", ", ".join(words), f"no user is {needed}", fix)
+                raise DataError(
+                    f"{place}: {self.words.column} {column.name}", ", ".join(words), f"no user is {needed}", fix
+                )
 
     def _place(self, row: int) -> str:
-        return f"{self.files[row >> FILE_SHIFT]}: row {(row & ((1 << FILE_SHIFT) - 1)) + 1}"
+        return f"{self.files[row >> FILE_SHIFT]}: {self.words.row} {(row & ((1 << FILE_SHIFT) - 1)) + 1}"
 
     def _one_form(self, column: Column) -> None:
         """Refuse two ids that differ only in how an accent is encoded (NFC, NFD): they print alike and are two
@@ -183,11 +130,44 @@ class RowCheck:
         )
         if found is not None:
             raise DataError(
-                f"{self._place(found[0])}: column {column.name}",
+                f"{self._place(found[0])}: {self.words.column} {column.name}",
                 _shown(found[1]),
                 "the same id stands in two Unicode forms (NFC and NFD)",
                 "bring the column to one form, such as NFC",
             )
+
+
+def _faults(column: Column) -> dict[str, tuple[str, str, str]]:
+    """name -> (SQL predicate of a row at fault, what is wrong, how to mend it)."""
+    nouns = {"u": "user id", "i": "item id", "s": "session id", "o": "position", "p": "split"}
+    c, noun = column.role, nouns[column.role]
+    found = {"null": (f"{c} IS NULL", f"the {noun} is missing", "fill it in or remove the row")}
+    if column.role == "p":
+        found["word"] = (f"p NOT IN {splits.WORDS}", "no such split", f"write {', '.join(splits.WORDS)}")
+    elif column.role == "o":
+        whole = "contains(o, '.')" if column.kind == "text" else "o <> trunc(o)" if column.kind == "float" else "false"
+        found["null"] = (
+            f"{column.order_sql} IS NULL OR {whole}",
+            "not a whole number",
+            "ties=order needs whole numbers",
+        )
+    elif column.kind == "text":
+        found["empty"] = (f"{c} = ''", f"the {noun} is empty", "fill it in or remove the row")
+        # Kept as it is, "u1 " would be a second user beside "u1"; cut off, two ids that differ on purpose would
+        # become one. Only the owner of the log knows which, so neither is done. NUL too: it vanishes at the end
+        # of a fixed- width string.
+        found["blank"] = (
+            f"{c} <> trim({c}, {_BLANKS})",
+            f"white space or NUL around the {noun}",
+            "trim the column, so that one id is not two",
+        )
+    elif column.kind == "float":
+        found["part"] = (
+            f"NOT coalesce(isfinite({c}) AND {c} = trunc({c}) AND abs({c}) <= {_EXACT}, false)",
+            f"the {noun} is a float and not a whole number below 2^53",
+            "store ids as integers or text (an integer column with gaps becomes float in pandas)",
+        )
+    return found
 
 
 def _others(number: int) -> str:

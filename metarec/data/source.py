@@ -1,4 +1,4 @@
-"""An event log as one relation `log` in the engine: CSV, CSV.gz, Parquet or a directory of Parquet files.
+"""An event log as one relation `log` in the engine, in any format of `metarec.data.formats`.
 
 `open_log` checks the files (cheaply first, then every row in one pass) and leaves views behind: nothing is copied, so
 a log of any size streams. After it returns, every row has ids and a time, and each later query may rely on that.
@@ -14,24 +14,25 @@ from typing import Any
 
 import duckdb
 
-from metarec.data import csv_check, parquet_check
+from metarec.data import formats
 from metarec.data.faults import engine_faults
-from metarec.data.row_check import FILE_SHIFT, Column, RowCheck
-from metarec.data.spec import DatasetSpec, split_column
+from metarec.data.formats.reader import Reader
+from metarec.data.formats.recognise import format_of, format_of_directory, listed
+from metarec.data.row_check import RowCheck
+from metarec.data.spec import DatasetSpec
 from metarec.errors import DataError, nearest
-
-_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet"}
 
 
 @dataclass(frozen=True)
 class SourceInfo:
     """What was opened: whether times are clock times, rows read, how the time column was understood, the files in
-    order."""
+    order, and the reader of their format."""
 
     has_clock: bool
     n_rows: int
     time_note: str
     files: tuple[Path, ...]
+    reader: Reader
 
 
 def open_log(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, data_dir: Path | None) -> SourceInfo:
@@ -46,13 +47,15 @@ def open_log(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, data_dir: Path |
     files, form, zipped = resolve(spec, data_dir)
     where = files[0] if len(files) == 1 else files[0].parent
     con.execute("SET TimeZone = 'UTC'")  # naive text is read in the session's zone
-    with engine_faults(where):
-        columns, relation = _csv(files[0], spec, zipped) if form == "csv" else _parquet(con, files, spec)
-        chosen = ", ".join(f"{_identifier(c, form)} AS {c.role}" for c in columns)
-        row = "row_number() OVER () - 1" if form == "csv" else f"(file_index::BIGINT << {FILE_SHIFT}) + file_row_number"
-        con.execute(f"CREATE OR REPLACE TEMP VIEW log_file AS SELECT {chosen}, {row} AS row FROM {relation}")
-        n_rows, plan = RowCheck(con, files, columns).run(spec.time_unit)
-        by_role = {c.role: c for c in columns}
+    reader = formats.reader_of(form)
+    with engine_faults(where, reader.fault):
+        found = reader.open(con, files, spec, zipped)
+        chosen = ", ".join(f"{c.sql} AS {c.role}" for c in found.columns)
+        con.execute(
+            f"CREATE OR REPLACE TEMP VIEW log_file AS SELECT {chosen}, {found.row} AS row FROM {found.relation}"
+        )
+        n_rows, plan = RowCheck(con, files, found.columns, reader.words).run(spec.time_unit)
+        by_role = {c.role: c for c in found.columns}
         session = by_role["s"].id_sql if "s" in by_role else "NULL::VARCHAR"
         order = by_role["o"].order_sql if "o" in by_role else "NULL::BIGINT"
         split = "p" if "p" in by_role else "NULL::VARCHAR"
@@ -61,7 +64,7 @@ def open_log(con: duckdb.DuckDBPyConnection, spec: DatasetSpec, data_dir: Path |
             f"CREATE OR REPLACE TEMP VIEW log AS "
             f"SELECT {columns_sql}, {order} AS ord, {session} AS session, {split} AS split FROM log_file"
         )
-    return SourceInfo(plan.has_clock, n_rows, f"{by_role['t'].name}: {plan.note}", tuple(files))
+    return SourceInfo(plan.has_clock, n_rows, f"{by_role['t'].name}: {plan.note}", tuple(files), reader)
 
 
 def source_fingerprint(spec: DatasetSpec, data_dir: Path | None) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def source_fingerprint(spec: DatasetSpec, data_dir: Path | None) -> dict[str, An
 
 
 def resolve(spec: DatasetSpec, data_dir: Path | None) -> tuple[list[Path], str, bool]:
-    """(files in order, "csv" or "parquet", whether gzip) that ``spec.path`` means, judged by suffix and first bytes."""
+    """(files in order, format, whether gzip) that ``spec.path`` means, judged by suffix and first bytes."""
     path = locate(spec, data_dir)
     try:
         mode = path.stat().st_mode
@@ -95,8 +98,8 @@ def resolve(spec: DatasetSpec, data_dir: Path | None) -> tuple[list[Path], str, 
     except OSError as error:
         raise DataError(path, error.strerror or "unreadable", "the file cannot be read", "check dataset.path") from None
     if stat.S_ISDIR(mode):
-        return _parquet_directory(path, spec), "parquet", False
-    form, zipped = _form_of(path, mode, spec.format)
+        return *format_of_directory(path, spec.format), False
+    form, zipped = format_of(path, mode, spec.format)
     return [path], form, zipped
 
 
@@ -104,7 +107,10 @@ def locate(spec: DatasetSpec, data_dir: Path | None) -> Path:
     """The path that ``spec.path`` means; a named dataset lies in ``data_dir``."""
     if not spec.path:
         raise DataError(
-            "dataset.path", "null", "no file is given", "say dataset.path=FILE (CSV, CSV.gz, Parquet or a directory)"
+            "dataset.path",
+            "null",
+            "no file is given",
+            f"say dataset.path=FILE ({', '.join(listed())} or a directory)",
         )
     path = Path(spec.path).expanduser()
     if path.is_absolute() or not spec.in_data_dir:
@@ -134,196 +140,3 @@ def _missing(path: Path, spec: DatasetSpec) -> DataError:
         "there is no such file or directory",
         f"did you mean {path.parent / near}?" if near else "check dataset.path",
     )
-
-
-def _parquet_directory(path: Path, spec: DatasetSpec) -> list[Path]:
-    if spec.format == "csv":
-        raise DataError(
-            path, "a directory", "CSV is read from one file", "give the file, or a directory of Parquet files"
-        )
-    try:
-        # Names that start with . or _ are marks of other programs (_SUCCESS, .crc), as Spark and Arrow have it.
-        entries = sorted(p for p in path.iterdir() if not p.name.startswith((".", "_")))
-    except OSError as error:
-        raise DataError(
-            path, error.strerror or "unreadable", "the directory cannot be read", "check its permissions"
-        ) from None
-    files = [p for p in entries if p.suffix.lower() in (".parquet", ".pq")]
-    if not files:
-        held = ", ".join(p.name for p in entries[:3]) or "nothing"
-        raise DataError(
-            path, held, "the directory holds no Parquet file", "give a file, or a directory with *.parquet in it"
-        )
-    for file in files:
-        try:
-            mode = file.stat().st_mode
-        except OSError as error:
-            raise DataError(
-                file, error.strerror or "unreadable", "the file cannot be read", "check the directory"
-            ) from None
-        if stat.S_ISDIR(mode):
-            raise DataError(
-                file, "a directory", "Parquet files are read from one level only", f"say dataset.path={file}"
-            )
-        _form_of(file, mode, "parquet")
-    return files
-
-
-def _form_of(path: Path, mode: int, asked: str) -> tuple[str, bool]:
-    if not stat.S_ISREG(mode):
-        # opening a FIFO would wait for a writer that may never come
-        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a device or socket"
-        raise DataError(
-            path, kind, "the log is read more than once, so it must be a plain file", "write it to a file first"
-        )
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(64)
-    except OSError as error:
-        raise DataError(
-            path, error.strerror or "unreadable", "the file cannot be read", "check its permissions"
-        ) from None
-    if not head:
-        raise DataError(path, "0 bytes", "the file is empty", "give a CSV file with a header line, or a Parquet file")
-    found, suffixes = csv_check.looks_like(head), [s.lower() for s in path.suffixes[-2:]]
-    zipped = found == "gzip"
-    if suffixes[-1:] == [".gz"] and asked == "auto":
-        suffixes.pop()
-        if not zipped:
-            raise DataError(path, found, "the name ends in .gz but the file is not gzip", "name it after what it holds")
-    elif zipped and asked == "auto":
-        raise DataError(
-            path, "gzip", "the file is compressed and its name does not say so", f"rename it to {path.name}.gz"
-        )
-    form = asked if asked != "auto" else _SUFFIXES.get(suffixes[-1] if suffixes else "")
-    holds = {
-        "parquet": "parquet",
-        "gzip": "csv",
-        "text": "csv",
-        "JSON": "csv",
-        "UTF-16 text": "csv",
-        "UTF-32 text": "csv",
-    }.get(found)
-    if holds is None:
-        raise DataError(path, found, "not a kind of file that is read here", "give CSV, CSV.gz or Parquet")
-    if form is None:
-        raise DataError(
-            path,
-            "".join(suffixes) or "no suffix",
-            f"the name does not say what the file is; it looks like {found}",
-            f"say dataset.format={holds}",
-        )
-    if form != holds:
-        raise DataError(
-            path,
-            found,
-            f"taken for {form} by " + ("dataset.format" if asked != "auto" else "its name"),
-            f"say dataset.format={holds} if that is what it is, or give CSV, CSV.gz or Parquet",
-        )
-    return form, zipped
-
-
-# --- columns and relations ------------------------------------------------------------------------------------------
-
-
-def _mapped(spec: DatasetSpec, names: list[str], path: Path, hint: str = "") -> list[tuple[str, str, str]]:
-    """(role, column name, configuration key) of every mapped column; a missing one is refused with the nearest name."""
-    wanted = [("u", spec.columns.user, "user"), ("i", spec.columns.item, "item"), ("t", spec.columns.time, "time")]
-    if spec.columns.session is not None:
-        wanted.append(("s", spec.columns.session, "session"))
-    if spec.ties == "order":
-        if spec.columns.order is None:
-            raise DataError(
-                "dataset.columns.order",
-                "null",
-                "dataset.ties=order needs the column that breaks ties",
-                "say dataset.columns.order=NAME, or dataset.ties=item|row",
-            )
-        wanted.append(("o", spec.columns.order, "order"))
-    if (split := split_column(spec)) is not None:
-        wanted.append(("p", split, "split"))
-    for _, name, key in wanted:
-        if name not in names:
-            near = nearest(name, names)
-            raise DataError(
-                f"{path}: header",
-                name,
-                f"no such column{hint}; the file has {', '.join(map(repr, names))}",
-                (f"did you mean {near}? " if near else "") + f"say dataset.columns.{key}={near or 'NAME'}",
-            )
-    if wanted[0][1] == wanted[1][1]:
-        raise DataError("dataset.columns.item", wanted[1][1], "user and item are the same column", "name two columns")
-    return wanted
-
-
-def _csv(path: Path, spec: DatasetSpec, zipped: bool) -> tuple[list[Column], str]:
-    delimiter = csv_check.DELIMITER_NAMES.get(spec.delimiter, spec.delimiter)
-    if len(delimiter) != 1:
-        raise DataError("dataset.delimiter", spec.delimiter, "not one character", "give one character, or tab")
-    names = csv_check.read_header(path, zipped, delimiter)
-    numeric = all(name.strip().replace(".", "", 1).isdigit() for name in names)
-    columns = [
-        Column(role, name, "text", key, names.index(name))
-        for role, name, key in _mapped(spec, names, path, " (is there a header line?)" if numeric else "")
-    ]
-    csv_check.check_bytes(path, zipped)
-    # By place, not by name: the engine folds case in names. Everything is text, so NA, 007, 1e5 and 2^60 stay what
-    # they are.
-    types = ", ".join(f"'c{at}': 'VARCHAR'" for at in range(len(names)))
-    # Of every column, mapped or not: DuckDB 2.0 counts this list among the columns that a query reads, not those of the
-    # file, so behind an unmapped column an empty cell would be NULL in one query and '' in the next.
-    kept = ", ".join(f"'c{at}'" for at in range(len(names)))
-    options = "header=true, auto_detect=false, strict_mode=true, null_padding=false, ignore_errors=false"
-    options += f", columns={{{types}}}, force_not_null=[{kept}], delim={_literal(delimiter)}, quote='\"', escape='\"'"
-    options += f", compression='{'gzip' if zipped else 'none'}', hive_partitioning=false"
-    return columns, f"read_csv({_paths([path])}, {options})"
-
-
-def _parquet(con: duckdb.DuckDBPyConnection, files: list[Path], spec: DatasetSpec) -> tuple[list[Column], str]:
-    footers = parquet_check.read_footers(files)
-    columns: list[Column] = []
-    for footer in footers:
-        mapped = _mapped(spec, list(footer.types), footer.path)
-        found = []
-        for role, name, key in mapped:
-            kind = footer.types[name]
-            what = (parquet_check.time_class if role == "t" else parquet_check.id_class)(kind)
-            if role == "p" and what != "text":
-                what = None
-            if what is None:
-                need = {"t": "a time (timestamp, date, int, double or ISO text)", "p": "the words of a split"}.get(
-                    role, "whole numbers or text"
-                )
-                raise DataError(
-                    f"{footer.path}: column {name}",
-                    str(kind),
-                    f"of a type that cannot be read as {need}",
-                    f"convert the column, or say dataset.columns.{key}=NAME",
-                )
-            found.append(Column(role, name, what, key))
-        for mine, first in zip(found, columns or found, strict=True):
-            if mine.kind != first.kind:
-                raise DataError(
-                    f"{footer.path}: column {mine.name}",
-                    mine.kind,
-                    f"the files of one log must agree; {footers[0].path.name} has {first.kind}",
-                    "write all files with the same column types",
-                )
-        columns = columns or found
-    parquet_check.check_pages(con, files, [c.name for c in columns])
-    # can_have_nan: column statistics leave NaN out, and a filter that trusts them misses the very row to be named.
-    # union_by_name widens int32 to int64 where files differ in width; it opens every footer, which has just been done.
-    union = "true" if len({tuple(f.types[c.name] for c in columns) for f in footers}) > 1 else "false"
-    return columns, f"read_parquet({_paths(files)}, union_by_name={union}, can_have_nan=true, hive_partitioning=false)"
-
-
-def _identifier(column: Column, form: str) -> str:
-    return f"c{column.at}" if form == "csv" else '"' + column.name.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _paths(files: list[Path]) -> str:
-    return "[" + ", ".join(_literal(parquet_check.engine_path(path)) for path in files) + "]"

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+DELIMITERS = {"tab": "\t", "\\t": "\t"}  # a shell and Hydra leave "\t" as two characters
+
 
 @dataclass
 class Columns:
-    """Names of the columns in the user's file; None = the log has no such column."""
+    """Names of the columns in the user's file, or paths to fields inside it; None = the log has no such column."""
 
     user: str = "user_id"
     item: str = "item_id"
@@ -94,8 +96,8 @@ class DatasetSpec:
     source: str = "log"  # log | synthetic | episode_tables | omniglot
     path: str | None = None  # file or directory; relative paths of named datasets are looked up in data_dir
     in_data_dir: bool = False  # True for named datasets: `path` lies in data_dir
-    format: str = "auto"  # auto | csv | parquet
-    delimiter: str = ","  # of a CSV file
+    format: str = "auto"  # auto, or a key of metarec.data.formats.FORMATS
+    delimiter: str = ","  # between columns, where the format has one: a character, or a word of DELIMITERS
     columns: Columns = field(default_factory=Columns)
     time_unit: str = "auto"  # auto | s | ms | us | ns | iso | order (a position, no clock)
     ties: str = "item"  # item | row | order: the total order among events of one user at one time

@@ -48,7 +48,7 @@ class TimeFault(Exception):
 
 
 def reading(kind: str, first: str | None) -> str:
-    """``typed``, ``iso`` or ``number``: how a column of ``kind`` (parquet_check.time_class) is read; text is judged
+    """``typed``, ``iso`` or ``number``: how a column of ``kind`` (formats.parquet.time_class) is read; text is judged
     by its first value."""
     if kind.startswith(("timestamp", "date")):
         return "typed"

@@ -1,4 +1,4 @@
-"""Parquet files before the engine reads them: footers, types of the mapped columns, page checksums.
+"""Parquet, a file or a directory of files: footers, types of the mapped columns, page checksums.
 
 The engine (DuckDB) does not compare the checksums that a writer may have put on its pages, so a flipped bit would
 pass as other ids or times. Where the first page carries one (Spark writes them, pyarrow on request), the mapped
@@ -8,7 +8,6 @@ no reader can tell.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metarec.data.faults import engine_faults
+from metarec.data.formats.reader import FILE_SHIFT, Column, Opened, Reader, mapped
+from metarec.data.quoting import engine_path, identifier, paths
+from metarec.data.spec import DatasetSpec
 from metarec.errors import DataError
 
 
@@ -27,6 +29,45 @@ class Footer:
     path: Path
     n_rows: int
     types: dict[str, pa.DataType]
+
+
+def open_files(con: duckdb.DuckDBPyConnection, files: list[Path], spec: DatasetSpec, zipped: bool) -> Opened:
+    footers = read_footers(files)
+    columns: list[Column] = []
+    for footer in footers:
+        found = []
+        for role, name, key in mapped(spec, list(footer.types), footer.path, READER.words):
+            kind = footer.types[name]
+            what = (time_class if role == "t" else id_class)(kind)
+            if role == "p" and what != "text":
+                what = None
+            if what is None:
+                need = {"t": "a time (timestamp, date, int, double or ISO text)", "p": "the words of a split"}.get(
+                    role, "whole numbers or text"
+                )
+                raise DataError(
+                    f"{footer.path}: column {name}",
+                    str(kind),
+                    f"of a type that cannot be read as {need}",
+                    f"convert the column, or say dataset.columns.{key}=NAME",
+                )
+            found.append(Column(role, name, what, key, identifier(name)))
+        for mine, first in zip(found, columns or found, strict=True):
+            if mine.kind != first.kind:
+                raise DataError(
+                    f"{footer.path}: column {mine.name}",
+                    mine.kind,
+                    f"the files of one log must agree; {footers[0].path.name} has {first.kind}",
+                    "write all files with the same column types",
+                )
+        columns = columns or found
+    check_pages(con, files, [c.name for c in columns])
+    # can_have_nan: column statistics leave NaN out, and a filter that trusts them misses the very row to be named.
+    # union_by_name widens int32 to int64 where files differ in width; it opens every footer, which has just been done.
+    union = "true" if len({tuple(f.types[c.name] for c in columns) for f in footers}) > 1 else "false"
+    options = f"union_by_name={union}, can_have_nan=true, hive_partitioning=false"
+    row = f"(file_index::BIGINT << {FILE_SHIFT}) + file_row_number"
+    return Opened(columns, f"read_parquet({paths(files)}, {options})", row)
 
 
 def read_footers(files: list[Path]) -> list[Footer]:
@@ -105,11 +146,6 @@ def _has_checksums(con: duckdb.DuckDBPyConnection, path: Path, columns: list[str
     return False
 
 
-def engine_path(path: Path) -> str:
-    """``path`` as the engine takes it for one file: [ * ? are a pattern to it, so they are bracketed."""
-    return "".join(f"[{c}]" if c in "[*?" else c for c in os.fspath(path))
-
-
 def _header_has_crc(header: bytes) -> bool:
     """Fields 1-3 of a PageHeader are i32 (tag 0x15, then a varint); a fourth 0x15 is the CRC."""
     at = 0
@@ -121,3 +157,14 @@ def _header_has_crc(header: bytes) -> bool:
             at += 1
         at += 1
     return header[at : at + 1] == b"\x15"
+
+
+READER = Reader(
+    noun="Parquet",
+    example="a Parquet file",
+    suffixes=(".parquet", ".pq"),
+    open=open_files,
+    text=False,
+    directory=True,
+    kind=lambda head: "parquet" if head.startswith(b"PAR1") else None,
+)
