@@ -12,7 +12,7 @@ from reference.tiny_runs import Work, metrics
 from metarec.baselines import BASELINES
 from metarec.config.schema import PANELS, ROWS
 from metarec.errors import ConfigError
-from metarec.metrics.ranking import METRICS
+from metarec.metrics import METRICS
 
 FULL = ("evaluation.panel=full", "evaluation.ks=[0,1,5,8]", "evaluation.grid=true", "evaluation.latency=true",
         "evaluation.control.lrs=[0.01,0.1]")  # fmt: skip
