@@ -28,8 +28,8 @@ from statistics import NormalDist
 import numpy as np
 from machine import finish, machine, peak_rss_bytes
 
+from metarec.metrics import METRICS
 from metarec.metrics.bootstrap import of_sums
-from metarec.metrics.ranking import METRICS
 from metarec.metrics.seeds import over_seeds
 from metarec.metrics.student import expanded_z
 

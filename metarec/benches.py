@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from metarec.data.episodes import sample
 from metarec.data.omniglot import ImageEpisodes, Omniglot
 from metarec.data.store import Prepared, train_sessions
 from metarec.data.synthetic import World
-from metarec.evaluate import Episodes, Ints, Seen, repeats, seen
-from metarec.metrics.ranking import coverage, popularity_percentile
+from metarec.evaluate import Episodes, Ints, Seen, known, repeats, seen
+from metarec.metrics import LISTS
+from metarec.metrics.lists import Lists
 from metarec.metrics.ranks import rank_of_target
 from metarec.residual import Residual
 from metarec.tasks import Model, Objective, Tasks
@@ -127,16 +129,19 @@ class SequenceBench:
             out[f"bayes_{mode}"] = rank_of_target(torch.from_numpy(scores), target, self.evaluation.ties).numpy()
         return out
 
-    def beyond(self, tops: Mapping[str, Ints]) -> dict[str, dict[str, float]]:
-        """Coverage and popularity of the ten best items [N, Q, 10] of every method."""
+    def beyond(self, episodes: Any, tops: Mapping[str, Ints]) -> dict[str, dict[str, float]]:
+        """Every metric of lists, of the ten best items [N, Q, 10] of every method; one without a figure is left out."""
+        support, query = episodes.pairs()
         counts = item_counts(self.prepared)
-        return {
-            name: {
-                "coverage@10": coverage(top.reshape(-1, top.shape[-1]), self.n_items),
-                "popularity_percentile@10": popularity_percentile(top.reshape(-1, top.shape[-1]), counts),
-            }
-            for name, top in tops.items()
-        }
+        # read where a metric asks for them, once for all methods
+        of_support = cache(lambda: known(self.batcher, support, targets=True))
+        of_prefix = cache(lambda: known(self.batcher, query.reshape(-1, 1), targets=False))
+        out = {}
+        for method, top in tops.items():
+            lists = Lists(top, self.n_items, counts, of_support, of_prefix)
+            figures = {name: metric(lists) for name, metric in LISTS.items()}
+            out[method] = {name: figure for name, figure in figures.items() if figure is not None}
+        return out
 
     def conditions(self) -> dict[str, Any]:
         return {
@@ -213,7 +218,7 @@ class ImageBench:
     def optimum(self, episodes: Any, split: str) -> dict[str, Ints]:
         return {}
 
-    def beyond(self, tops: Mapping[str, Ints]) -> dict[str, dict[str, float]]:
+    def beyond(self, episodes: Any, tops: Mapping[str, Ints]) -> dict[str, dict[str, float]]:
         return {}
 
     def conditions(self) -> dict[str, Any]:

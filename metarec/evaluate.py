@@ -28,7 +28,8 @@ from metarec.core.weights import Params, Weights
 from metarec.data.batches import Batcher
 from metarec.data.episodes import EpisodeRanges
 from metarec.errors import DivergedError
-from metarec.metrics.ranking import METRICS
+from metarec.metrics import METRICS
+from metarec.metrics.lists import Had
 from metarec.metrics.ranks import rank_and_top, rank_of_target, refuse_non_finite
 from metarec.metrics.summary import TargetRecords
 from metarec.ragged import ranges
@@ -231,3 +232,13 @@ def repeats(batcher: Batcher, episodes: Episodes) -> NDArray[np.bool_]:
             target = int(batcher.item[event])
             out[i, j] = target > 0 and (target in seen or target in batcher.item[begin:event])
     return out
+
+
+def known(batcher: Batcher, pairs: Ints, *, targets: bool) -> Had:
+    """Distinct known items of each row of `pairs` [N, n]: those of the prefixes, whole, and with `targets` the targets."""
+    begin, event = batcher.ends(pairs)
+    counts = event + targets - begin
+    item = np.asarray(batcher.item[ranges(begin.ravel(), counts.ravel())], dtype=np.int64)
+    row = np.repeat(np.arange(len(pairs)), counts.sum(axis=1))
+    size = int(item.max(initial=0)) + 1
+    return Had(*np.divmod(np.unique((row * size + item)[item > 0]), size))

@@ -28,14 +28,15 @@ def ranged(
 ) -> Any:
     """A field with its allowed values: `min`/`max` (left out themselves where `exclusive` names them), or `choices`.
 
-    For a list the limits hold for every element; it may not be empty, and has `length` elements where one is given.
-    `path` marks a file or directory: never empty, and a leading ~ is the home directory; `filled`, text that is not empty.
+    Of a mapping the names are the choices, those that it has when a value is checked. For a list the limits hold for every
+    element; it may not be empty, and has `length` elements where one is given. `path` marks a file or directory: never
+    empty, and a leading ~ is the home directory; `filled`, text that is not empty.
     """
     limits = {
         "min": min,
         "max": max,
         "exclusive": frozenset(exclusive),
-        "choices": None if choices is None else tuple(choices),
+        "choices": choices if choices is None or isinstance(choices, Mapping) else tuple(choices),
         "length": length,
         "path": path or None,
         "filled": filled or None,

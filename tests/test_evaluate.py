@@ -22,6 +22,7 @@ from metarec.errors import DivergedError
 from metarec.evaluate import (
     Episodes,
     Method,
+    known,
     monitored,
     pair_metrics,
     ranks,
@@ -31,7 +32,7 @@ from metarec.evaluate import (
     seen,
     tune_control,
 )
-from metarec.metrics.ranking import METRICS
+from metarec.metrics import METRICS
 from metarec.models.gru4rec import GRU4Rec
 from metarec.objectives.cross_entropy import cross_entropy
 from metarec.tasks import Tasks
@@ -185,6 +186,34 @@ def test_a_repeat_was_seen_in_the_prefix_or_the_support(n_support: int, small: S
     assert got.repeat.tolist() == expected
     assert got.user.tolist() == np.repeat(np.arange(7), N_QUERY).tolist()
     assert got.position.tolist() == [0, 1, 2, 3] * 7
+
+
+@pytest.mark.parametrize("n_support", [0, 2, N_SUPPORT])
+def test_what_is_known_of_a_user_item_by_item(n_support: int, small: Small) -> None:
+    """Support: prefixes and targets. Query: the prefix. And the law: a repeat is a target among them."""
+    episodes = small.episodes(n_support=n_support)
+    support, query = episodes.pairs()
+    of_support = known(small.log.batcher, support, targets=True)
+    of_prefix = known(small.log.batcher, query.reshape(-1, 1), targets=False)
+    wanted: list[tuple[int, int]] = []
+    for user, own in enumerate(support):
+        whole = [log_prefix(small.log, int(pair)) for pair in own]
+        had = {item for prefix, target in whole for item in [*prefix, target] if item > 0}
+        wanted += [(user, item) for item in sorted(had)]
+    assert list(zip(*of_support, strict=True)) == wanted
+    wanted = []
+    for row, pair in enumerate(query.ravel()):
+        wanted += [(row, item) for item in sorted({item for item in log_prefix(small.log, int(pair))[0] if item > 0})]
+    assert list(zip(*of_prefix, strict=True)) == wanted
+    assert of_support.item.dtype == of_prefix.row.dtype == np.int64
+
+    there = set(zip(*of_support, strict=True)), set(zip(*of_prefix, strict=True))
+    target = small.log.batcher.item[small.log.batcher.pair_event[query]]
+    law = [
+        [(user, t) in there[0] or (user * N_QUERY + place, t) in there[1] for place, t in enumerate(row)]
+        for user, row in enumerate(target)
+    ]
+    assert repeats(small.log.batcher, episodes).tolist() == law
 
 
 def log_prefix(log: SmallLog, pair: int) -> tuple[list[int], int]:

@@ -13,9 +13,9 @@ from typing import Any
 
 from metarec.config.check import Wrong, check_range, convert, raise_all
 from metarec.config.fields import keys, type_hints
-from metarec.config.schema import MONITORS
 from metarec.config.show import show
 from metarec.errors import ConfigError, nearest
+from metarec.metrics import METRICS
 from metarec.options import ranged
 
 
@@ -23,7 +23,7 @@ from metarec.options import ranged
 class CompareRuns:
     """`metarec compare RUN...`"""
 
-    metric: str | None = ranged(None, choices=MONITORS)  # None = what the runs were monitored by
+    metric: str | None = ranged(None, choices=METRICS)  # None = what the runs were monitored by
     methods: list[str] | None = None  # rows of the table; None = all
     against: str | None = ranged(None, path=True)  # a method or a run
     output_dir: str = ranged("outputs", path=True)
@@ -33,7 +33,7 @@ class CompareRuns:
 class Report:
     """`metarec report RUN...`"""
 
-    metric: str | None = ranged(None, choices=MONITORS)
+    metric: str | None = ranged(None, choices=METRICS)
     methods: list[str] | None = None
     against: str | None = ranged(None, path=True)
     output: str | None = ranged(None, path=True)  # FILE.html; None = OUTPUT_DIR/report/STAMP/report.html

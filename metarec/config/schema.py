@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Protocol
 
 from metarec import parts
 from metarec.data.spec import DatasetSpec
+from metarec.metrics import METRICS
 from metarec.options import Inner, ranged
 
-MONITORS = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@10", "mrr")
 # sets of published figures (metarec.report.reported)
 REPORTED = ("mars", "s3rec_beauty", "s3rec_sports", "s3rec_yelp", "s3rec_lastfm", "ml1m_loo", "diginetica")
 SEED_MAX = 2**32 - 1  # the largest that every generator in use takes
@@ -138,7 +138,7 @@ class EvaluationConfig:
     ks: list[int] | None = ranged(None, min=0)
     grid: bool = False
     latency: bool = False
-    monitor: str = ranged("ndcg@10", choices=MONITORS)
+    monitor: str = ranged("ndcg@10", choices=METRICS)
     bootstrap: int = ranged(2000, min=1)
     confidence: float = ranged(0.95, min=0, max=1, exclusive=["min", "max"])
     ties: str = ranged("conservative", choices=["conservative", "first", "last"])

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from metarec.metrics import METRICS
 from metarec.metrics.bootstrap import bootstrap
 from metarec.metrics.finite import interval, plain_json
-from metarec.metrics.ranking import METRICS
 from metarec.metrics.records import TargetRecords
 
 Json = dict[str, Any]

@@ -21,10 +21,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from metarec.metrics import METRICS
 from metarec.metrics import intervals as iv
 from metarec.metrics.bootstrap import Drawn, per_user_sums
 from metarec.metrics.finite import interval, or_none
-from metarec.metrics.ranking import METRICS
 from metarec.metrics.records import TargetRecords
 
 Json = dict[str, Any]

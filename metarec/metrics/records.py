@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from metarec.metrics.ranking import METRICS
+from metarec.metrics import METRICS
 
 Ints = npt.NDArray[np.int64]
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from metarec.metrics import METRICS
 from metarec.metrics.bootstrap import bootstrap
 from metarec.metrics.differences import subject
 from metarec.metrics.finite import interval
-from metarec.metrics.ranking import METRICS
 from metarec.metrics.records import TargetRecords
 
 Json = dict[str, Any]

@@ -4,7 +4,7 @@ A method is a name and its ranks, so another baseline is another entry of ``Targ
 changes. Names used by the main job: pretrained (the warm start, not adapted), control (fine-tune control), zeroshot (the
 meta-learned start, not adapted), fewshot, and where the data's law is known bayes_zeroshot, bayes_fewshot; and the panel.
 
-    metrics.<method>.<metric>         mean over targets (plain floats: hr@1 hr@5 hr@10 hr@20 ndcg@10 mrr)
+    metrics.<method>.<metric>         mean over targets (plain floats), of every metric in `metrics.METRICS`
     intervals.<method>.<metric>       [low, high] or null, user-clustered bootstrap; also of comparison, improvement
     macro.<method>.<metric>           {mean, low, high} of the mean over users of each user's mean
     repeat, novel                     targets already in prefix or support, and the others: counts, metrics, intervals
@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from metarec.metrics import METRICS
 from metarec.metrics import intervals as iv
 from metarec.metrics.bootstrap import Drawn, bootstrap, per_user_sums, user_means
 from metarec.metrics.differences import differences as differences_table
 from metarec.metrics.differences import n_flips, pairs_of
 from metarec.metrics.finite import ends, interval, or_none, plain_json
-from metarec.metrics.ranking import METRICS
 from metarec.metrics.records import TargetRecords
 from metarec.metrics.slices import slices
 

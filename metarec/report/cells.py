@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from metarec import metrics
+
 NOTHING = "-"  # a figure that does not exist, such as the interval of one user
 
 
@@ -61,4 +63,4 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 def heading(metric: str, classification: bool = False) -> str:
     """The name of a metric as the heading of its column."""
-    return "accuracy" if classification and metric == "hr@1" else metric.upper()
+    return "accuracy" if classification and metric == "hr@1" else metrics.heading(metric)

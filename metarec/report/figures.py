@@ -75,10 +75,15 @@ def _thin(steps: Sequence[int], values: Sequence[float]) -> tuple[list[svg.Point
     return [(float(np.mean(steps[i : i + size])), float(np.mean(values[i : i + size]))) for i in starts], size
 
 
-def k_curve(curve: Json, metric: str) -> Picture:
-    """Each method over the number of support pairs, on the same users and the same query pairs, with its interval."""
+def k_curve(curve: Json, metric: str) -> Picture | None:
+    """Each method over the number of support pairs, on the same users and the same query pairs, with its interval.
+
+    None where no method has the metric, as in the curve of an older version.
+    """
     ks = [f"{k}" for k in curve["ks"]]
     rows = {name: own[metric] for name, own in curve["methods"].items() if metric in own}
+    if not rows:
+        return None
     values = [point[key] for row in rows.values() for point in row for key in ("mean", "low", "high")]
     x = svg.places(ks, "support pairs of a user (K)")
     y = svg.linear([value for value in values if value is not None], cells.heading(metric))

@@ -96,11 +96,19 @@ def _changed(evaluated: Json | None) -> Json:
     }
 
 
-def read_runs(words: Sequence[str]) -> list[Run]:
-    """Every run that the words name, each once, in order. Raises ConfigError, or CheckpointError naming the run."""
+def read_runs(words: Sequence[str], metric: str | None = None) -> list[Run]:
+    """Every run that the words name, each once, in order; all of them have `metric`, where one is asked for by name.
+
+    Raises ConfigError, or CheckpointError naming the run.
+    """
     paths = find(words)
     names = distinct([path.resolve() for path in paths])
-    return [read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    runs = [read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    for run in runs:
+        if metric is not None and any(metric not in figures for figures in run.document["metrics"].values()):
+            what = f"{run.path} does not have it: it comes from another version of metarec"
+            raise ConfigError("metric", metric, what, f"measure it again: metarec eval ckpt={run.path}")
+    return runs
 
 
 def read_run(path: Path, name: str) -> Run:

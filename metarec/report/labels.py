@@ -67,8 +67,10 @@ def groups(methods: Iterable[str]) -> list[list[str]]:
     return [[method for group in found for method in group]] if found else []
 
 
-def short(value: float, digits: int = 4, sign: bool = False) -> str:
-    """.4053 for 0.4053 and 1.000 for 1: the leading zero of a share is dropped, so that columns stay narrow."""
+def short(value: float | None, digits: int = 4, sign: bool = False) -> str:
+    """.4053 for 0.4053, 1.000 for 1 and - for none: the leading zero of a share is dropped, so that columns stay narrow."""
+    if value is None:
+        return "-"
     text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
     return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
 

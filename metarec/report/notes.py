@@ -4,7 +4,7 @@ Keys read beside those of ``metrics.summary.summarise``, each left out where abs
     protocol  {split, split_by, leaky, split_note, n_support, n_query, ties, classification}
     control   {lr, steps}           of the fine-tune control, as tuned on validation
     tuning    {<method>: {chosen: {option: value}, value, metric, users, tried: [...]}}   the same of the panel
-    beyond    {<method>: {"coverage@10", "popularity_percentile@10"}}
+    beyond    {<method>: {<metric of `metrics.LISTS`>: value}}
     seeds     {<what>: int}, such as {"run": 1, "split": 20260107}
 """
 
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from metarec.metrics import heading
 from metarec.metrics.differences import subject
 from metarec.report.labels import brief, short
+from metarec.report.measured import classification, lists_of, n_tested
 from metarec.report.sheets import Json, headings_of, headline_of
 
 FEW_USERS = 200  # below, a table says what difference it could have shown
@@ -24,7 +26,7 @@ def notes(document: Json, headline: Sequence[str] | None = None) -> list[str]:
     """One line each; a split that leaks through time has a line that starts with LEAKY."""
     shown = headline_of(document, headline)
     counts, bootstrap = document["counts"], document["bootstrap"]
-    classes = document.get("protocol", {}).get("classification", False)
+    classes = classification(document)
     interval = (
         f"[low,high]: {100 * bootstrap['confidence']:g} % interval of the mean over targets, "
         f"{bootstrap['n_resamples']:,} bootstrap draws of {'tasks' if classes else 'users'}"
@@ -54,7 +56,7 @@ def _family(document: Json) -> list[str]:
     size = len(document["differences"])
     if not size:
         return []
-    metrics = sum(isinstance(entry, dict) for entry in next(iter(document["differences"].values())).values())
+    metrics = n_tested(document)
     return [
         f"Holm p: sign-flip test over users, corrected over all {size * metrics} differences ({size} at {metrics} metrics)"
     ]
@@ -92,18 +94,14 @@ def _macro(document: Json, headline: Sequence[str]) -> list[str]:
 def _line(rows: Json, headline: Sequence[str]) -> str:
     """HR@10/NDCG@10: zero-shot .1234/.0567, control ..."""
     shown = [f"{brief(m)} " + "/".join(short(rows[m][k]) for k in headline) for m in _OURS if m in rows]
-    return f"{'/'.join(m.upper() for m in headline)}: {', '.join(shown)}" if shown else ""
+    return f"{'/'.join(map(heading, headline))}: {', '.join(shown)}" if shown else ""
 
 
 def _beyond(document: Json) -> list[str]:
     lines = []
-    for key, what in (
-        ("coverage@10", "coverage@10"),
-        ("popularity_percentile@10", "popularity percentile of the top 10"),
-    ):
-        shown = [f"{brief(method)} {short(row[key], 3)}" for method, row in document.get("beyond", {}).items()]
-        if shown:
-            lines.append(f"{what}: {', '.join(shown)}")
+    for key, what in lists_of(document).items():
+        shown = [f"{brief(method)} {short(row[key], 3)}" for method, row in document["beyond"].items() if key in row]
+        lines.append(f"{what}: {', '.join(shown)}")
     return lines
 
 
@@ -130,7 +128,7 @@ def _tuning(document: Json) -> list[str]:
         chosen = ", ".join(f"{option} {_value(value)}" for option, value in entry["chosen"].items())
         lines.append(
             f"{brief(method)} tuned on {entry['users']:,} validation users: {chosen} "
-            f"({entry['metric'].upper()} {short(entry['value'])}, best of {len(entry['tried'])})"
+            f"({heading(entry['metric'])} {short(entry['value'])}, best of {len(entry['tried'])})"
         )
     sizes = {len(entry["tried"]) for entry in tuning.values()}
     if len(tuning) > 1 and len(sizes) == 1:

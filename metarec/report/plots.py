@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metarec.errors import EnvironmentFault
+from metarec.metrics import heading as heading_of
 from metarec.runs.history import numbers
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def plot_curves(
         pictures.append(_save(figure, directory / "loss.png"))
     if validation:
         heading = f"{title}: validation" if title else "Validation"
-        pictures.append(_save(_draw(validation, metric.upper(), heading, best_step), directory / "validation.png"))
+        pictures.append(_save(_draw(validation, heading_of(metric), heading, best_step), directory / "validation.png"))
     return pictures
 
 

@@ -13,12 +13,12 @@ from metarec.report.blocks import Block, Card, Folded, Picture, Section, Text, s
 from metarec.report.comparison_text import DIFFERENCE, HOW, POWER, brief, difference_cells
 from metarec.report.finished import Run
 from metarec.report.labels import groups, label
+from metarec.report.measured import classification as is_classification
+from metarec.report.measured import lists_of, metrics_of, n_tested
 from metarec.report.sheet import Cell, Sheet
 
 Json = dict[str, Any]
-METRICS = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@10", "mrr")
 LEAKS = "The split leaks: training sees events later than some targets, so the figures promise too much."
-CLASSES = ("hr@1", "mrr")  # all that is shown of a classification
 
 
 def summary(run: Run, metric: str) -> list[Text]:
@@ -48,8 +48,8 @@ def summary(run: Run, metric: str) -> list[Text]:
 
 def figure_of(part: Json, method: str, metric: str) -> tuple[str, str]:
     """A method's figure and interval in a part of a document that has `metrics` and `intervals`."""
-    low, high = part["intervals"][method][metric] or (None, None)
-    return cells.share(part["metrics"][method][metric]), cells.ends(low, high)
+    low, high = part["intervals"][method].get(metric) or (None, None)
+    return cells.share(part["metrics"][method].get(metric)), cells.ends(low, high)
 
 
 def _in_line(run: Run, method: str, metric: str) -> str:
@@ -62,11 +62,7 @@ def people(run: Run) -> str:
 
 
 def classification(run: Run) -> bool:
-    return bool(run.document["protocol"].get("classification"))
-
-
-def shown_metrics(run: Run) -> tuple[str, ...]:
-    return CLASSES if classification(run) else METRICS
+    return is_classification(run.document)
 
 
 def protocol(run: Run) -> Section | None:
@@ -118,7 +114,7 @@ def funnel(run: Run) -> Section | None:
 
 def results(run: Run) -> Section | None:
     """Every method and metric with its interval."""
-    document, metrics = run.document, shown_metrics(run)
+    document, metrics = run.document, metrics_of(run.document)
     methods = [method for group in groups(document["metrics"]) for method in group]  # in the order of every table
     rows: list[list[Cell]] = [[label(method), *[figure_of(document, method, m) for m in metrics]] for method in methods]
     strong = frozenset(number for number, method in enumerate(methods) if method == "fewshot")
@@ -160,11 +156,11 @@ def _gap(document: Json, metrics: tuple[str, ...]) -> Sheet | None:
 
 
 def _beyond(document: Json) -> Sheet | None:
-    names = {"coverage@10": "coverage@10", "popularity_percentile@10": "popularity percentile of the top 10"}
+    names = lists_of(document)
     rows = [
         [label(m), *[cells.share(row.get(key), 3) for key in names]] for m, row in document.get("beyond", {}).items()
     ]
-    return Sheet("Beyond accuracy", ["method", *names.values()], rows) if rows else None
+    return Sheet("Beyond accuracy", ["method", *names.values()], rows) if names else None
 
 
 def differences(run: Run, metric: str) -> Section | None:
@@ -173,8 +169,8 @@ def differences(run: Run, metric: str) -> Section | None:
     found = document["differences"]
     if not found:
         return None
-    metrics = shown_metrics(run)
-    notes = ["paired over users; " + HOW.format(count=len(found) * len(METRICS))]
+    metrics = metrics_of(document)
+    notes = ["paired over users; " + HOW.format(count=len(found) * n_tested(document))]
     if any("detectable" in d[metric] for d in found.values()):
         notes.append(POWER)
 

@@ -1,7 +1,8 @@
 """The tables of a run as rows of text, for the screen, Markdown and LaTeX alike.
 
 Everything shown is read from the document that becomes metrics.json (see ``metrics.summary``), so table and file cannot
-disagree. Differences carry the words of their interval only: better, worse, none (no difference shown).
+disagree; what an older one lacks has no column, or a dash (``report.measured``). Differences carry the words of their
+interval only: better, worse, none (no difference shown).
 
 Keys read beside those of ``metrics.summary.summarise``, each left out where absent: ``protocol``, ``k_curve`` (see
 ``metrics.curve``), ``slices`` (``metrics.slices``), ``reported`` (``report.reported``), and those of ``report.notes``.
@@ -13,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from metarec.metrics import METRICS
 from metarec.metrics.differences import subject
+from metarec.report.cells import heading
 from metarec.report.labels import brief, ends, groups, labels_of, p_text, short
+from metarec.report.measured import CLASSES, classification, metrics_of
 
-METRICS = ("hr@1", "hr@5", "hr@10", "hr@20", "ndcg@10", "mrr")
-CLASSES = {"hr@1": "ACCURACY", "mrr": "MRR"}  # all that is shown of a classification: few classes, one right
 _SHOWN = {"better": "better", "worse": "worse"}
 _SLICES = {"history_length": "events before the query", "target_popularity": "training events of the target"}
 _LEARNED = (
@@ -57,56 +59,53 @@ class Sheet:
 def headline_of(document: Json, asked: Sequence[str] | None = None) -> tuple[str, ...]:
     """The at most two metrics that show their interval: those asked for, or those that the data is known by.
 
-    Of a classification accuracy and MRR, whatever is asked for.
+    Of a classification accuracy and MRR, whatever is asked for. What an older document lacks is left out.
     """
     if asked is not None and (len(asked) > 2 or not set(asked) <= set(METRICS)):
-        raise ValueError(f"headline {asked}: at most two of {METRICS}")
-    if _classes(document):
-        return tuple(CLASSES)
-    if asked is not None:
-        return tuple(asked)
-    return ("hr@1", "hr@5") if "bayes_fewshot" in document["metrics"] else ("hr@10", "ndcg@10")
+        raise ValueError(f"headline {asked}: at most two of {', '.join(METRICS)}")
+    usual = ("hr@1", "hr@5") if "bayes_fewshot" in document["metrics"] else ("hr@10", "ndcg@10")
+    wanted = CLASSES if classification(document) else usual if asked is None else asked
+    there = metrics_of(document)
+    return tuple(metric for metric in wanted if metric in there)
 
 
 def headings_of(document: Json) -> dict[str, str]:
     """metric -> heading, for every metric that is shown."""
-    return dict(CLASSES) if _classes(document) else {metric: metric.upper() for metric in METRICS}
+    return {metric: heading(metric, classification(document)).upper() for metric in metrics_of(document)}
 
 
 def sheets(document: Json, *, title: str = "", headline: Sequence[str] | None = None) -> list[Sheet]:
     """Methods, then where there are any: differences, slices, curves over the support size."""
     shown = headline_of(document, headline)
     found = [_results(document, title, shown)]
-    if document["differences"]:
+    if document["differences"] and shown:
         found.append(_differences(document, shown))
     found += [_slices(document, name, part, shown) for name, part in document.get("slices", {}).items() if part]
     if document.get("k_curve"):
         found += [_curve(document["k_curve"], metric) for metric in shown]
     if document.get("reported"):
-        found.append(_reported(document["reported"]))
+        found.append(_reported(document["reported"], document["metrics"]))
     return found
 
 
-def _reported(document: Json) -> Sheet:
-    """Published figures, as they were printed."""
+def _reported(document: Json, measured: Json) -> Sheet:
+    """Published figures, as they were printed, under the headings of those that were measured."""
+    metrics = metrics_of({"metrics": measured})
     rows = tuple(
-        Row(name, tuple(Cell(short(of[m]) if m in of else "") for m in METRICS))
+        Row(name, tuple(Cell(short(of[m]) if m in of else "") for m in metrics))
         for name, of in document["rows"].items()
     )
-    return Sheet("reported by others, not measured here", "", tuple(m.upper() for m in METRICS), (rows,))
-
-
-def _classes(document: Json) -> bool:
-    return bool(document.get("protocol", {}).get("classification"))
+    return Sheet("reported by others, not measured here", "", tuple(map(heading, metrics)), (rows,))
 
 
 def _results(document: Json, title: str, headline: Sequence[str]) -> Sheet:
-    headings, labels = headings_of(document), labels_of(document["metrics"], _classes(document))
+    headings, labels = headings_of(document), labels_of(document["metrics"], classification(document))
 
     def row(method: str) -> Row:
         figures, intervals = document["metrics"][method], document["intervals"][method]
         cells = [
-            Cell(short(figures[m]), ends(*(intervals[m] or (None, None))) if m in headline else "") for m in headings
+            Cell(short(figures.get(m)), ends(*(intervals.get(m) or (None, None))) if m in headline else "")
+            for m in headings
         ]
         return Row(labels[method], tuple(cells), strong=method == "fewshot")
 
@@ -193,7 +192,7 @@ def _curve(document: Json, metric: str) -> Sheet:
                 for end in (("low", "high") if not sign else ("mean", "low", "high"))
             )
         )  # fmt: skip
-    title = f"{metric.upper()} by support pairs K; {document['users']:,} users, {document['targets']:,} targets"
+    title = f"{heading(metric)} by support pairs K; {document['users']:,} users, {document['targets']:,} targets"
     return Sheet(title, "K", tuple(str(k) for k in ks), tuple(parts))
 
 

@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 def compare_runs(words: Sequence[str], options: CompareRuns, overrides: Sequence[str]) -> Path:
     """Write comparison.json, .md and .tex to a directory of their own and print the table; returns the directory."""
-    runs = read_runs(words)
+    runs = read_runs(words, options.metric)
     raise_all(refusals(runs))
     document = comparison(runs, defaults=usual, metric=options.metric, methods=options.methods, against=options.against)
     with own_directory(words, options, "compare", overrides) as directory:

@@ -110,7 +110,7 @@ def measure(
     document = summarise(
         rows, n_resamples=bench.evaluation.bootstrap, confidence=bench.evaluation.confidence, seed=seed
     )
-    document["beyond"] = bench.beyond(tops)
+    document["beyond"] = bench.beyond(episodes, tops)
     document["control"] = {k: v for k, v in asdict(control).items() if k != "tried"}
     document["tuning"] = {name: row.tuning for name, row in panel.rows.items() if row.tuning is not None}
     document["tuning"]["control"] = control_tuning(control, bench)

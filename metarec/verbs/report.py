@@ -15,7 +15,7 @@ from metarec.verbs.compare_runs import own_directory, usual
 
 def run_report(words: Sequence[str], options: Options, overrides: Sequence[str]) -> Path:
     """Write the page (and its Markdown and LaTeX, as asked) and return the path of the first of them."""
-    runs = read_runs(words)
+    runs = read_runs(words, options.metric)
     report = page_of(runs, defaults=usual, metric=options.metric, methods=options.methods, against=options.against)
     made = {"html": report.html, "md": report.markdown, "tex": report.latex}
     texts = {form: made[form]() for form in dict.fromkeys(options.formats)}

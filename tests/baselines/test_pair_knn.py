@@ -19,7 +19,7 @@ from metarec.baselines.log import TrainingLog
 from metarec.data.prepare import prepare
 from metarec.data.spec import DatasetSpec, EpisodeShape, Sessions, Split
 from metarec.data.store import Prepared, train_sessions
-from metarec.metrics.ranking import METRICS
+from metarec.metrics import METRICS
 from metarec.metrics.ranks import rank_of_target
 
 PUBLISHED = {"hr@1": 29.41, "hr@5": 37.06, "hr@10": 38.82, "ndcg@10": 34.06}

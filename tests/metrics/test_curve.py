@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from metarec.metrics import METRICS
 from metarec.metrics import curve as module
 from metarec.metrics.bootstrap import Drawn
 from metarec.metrics.curve import curve
 from metarec.metrics.intervals import cluster_bootstrap, paired_difference
-from metarec.metrics.ranking import METRICS
 from metarec.metrics.records import TargetRecords
 
 OPTIONS = {"n_resamples": 200, "confidence": 0.9, "seed": 3}

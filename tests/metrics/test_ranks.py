@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from metarec.errors import DivergedError
-from metarec.metrics import ranks
-from metarec.metrics.ranking import METRICS
+from metarec.metrics import METRICS, ranks
 from metarec.metrics.ranks import rank_and_top, rank_of_target, rows_at_once
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from metarec.metrics import METRICS
 from metarec.metrics.intervals import paired_difference
-from metarec.metrics.ranking import METRICS
 from metarec.metrics.records import TargetRecords
 from metarec.metrics.slices import history_bins, popularity_classes, slices
 from metarec.metrics.summary import summarise

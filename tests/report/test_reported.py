@@ -7,8 +7,8 @@ from pathlib import Path
 
 import metarec
 from metarec.config.schema import REPORTED as NAMES
+from metarec.metrics import METRICS
 from metarec.report.reported import REPORTED, plain
-from metarec.report.sheets import METRICS
 
 
 def test_sets_and_figures() -> None:

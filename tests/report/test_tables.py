@@ -10,6 +10,7 @@ from reference.small_documents import CONDITIONS, PANEL, TUNING, curved, documen
 from rich.console import Console
 
 from metarec.baselines import NAMES
+from metarec.metrics import METRICS, heading
 from metarec.report.labels import LABELS, brief, groups, label, labels_of
 from metarec.report.tables import WIDTH, funnel_table, plain_text, results_table, show
 
@@ -40,7 +41,7 @@ def test_methods_differences_shares_and_conditions() -> None:
     assert "gain of few-shot" in text
     assert "control over pretrained" in text
     assert "60 users, 60 episodes, 600 targets; unknown targets 0.00 %" in text
-    assert "corrected over all 24 differences (4 at 6 metrics)" in text
+    assert f"corrected over all {4 * len(METRICS)} differences (4 at {len(METRICS)} metrics)" in text
     assert "split test of user_disjoint; K=5, Q=10; ties conservative; the log has no clock" in text
     assert "LEAKY" in text
     assert "step size 0.3, 5 steps" in text
@@ -135,7 +136,7 @@ def test_a_narrow_terminal_cuts_no_figure(methods: tuple[str, ...]) -> None:
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in stream.getvalue()
-    assert lines[0].split() == ["HR@1", "HR@5", "HR@10", "HR@20", "NDCG@10", "MRR"]
+    assert lines[0].split() == [heading(metric) for metric in METRICS]
 
 
 def test_the_headline_is_chosen_by_the_caller() -> None:

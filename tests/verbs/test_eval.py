@@ -10,7 +10,7 @@ import pytest
 from reference.tiny_runs import Work, metrics
 
 from metarec.errors import CheckpointError, ConfigError, DataError
-from metarec.metrics.ranking import METRICS
+from metarec.metrics import METRICS
 from metarec.runs.rundir import verify
 
 SAME = (

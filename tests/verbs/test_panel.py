@@ -13,7 +13,7 @@ from reference.tiny_runs import Work, metrics
 from metarec.baselines import BASELINES
 from metarec.config.schema import OF_A_MODEL, PANELS
 from metarec.errors import ConfigError
-from metarec.metrics.ranking import METRICS
+from metarec.metrics import METRICS
 from metarec.verbs.panel import rows_of
 
 FULL = ("evaluation.panel=full", "evaluation.ks=[0,1,5,8]", "evaluation.grid=true", "evaluation.latency=true",

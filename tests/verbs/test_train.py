@@ -12,7 +12,7 @@ import torch
 from reference.tiny_runs import Work, assert_same_run, metrics, same_bits, state, tensors, without_paths
 
 from metarec.core import fused
-from metarec.metrics.ranking import METRICS
+from metarec.metrics import METRICS
 from metarec.runs.checkpoint import list_checkpoints, read_pointer, verify_checkpoint
 from metarec.runs.history import read_history
 from metarec.runs.rundir import verify
