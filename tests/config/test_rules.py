@@ -3,11 +3,80 @@
 from __future__ import annotations
 
 import pytest
-from reference.rule_cases import CASES
+from reference.rule_cases import CASES as MOST
 
 from metarec.config import rules
 from metarec.config.overrides import check_words
 from metarec.errors import ConfigError
+
+# rule, command line that it refuses, key and words of the line, a sensible command line nearby
+CASES = [
+    *MOST,
+    (
+        "images_unused",
+        "dataset=omniglot data_dir=d pretrain.epochs=2",
+        "nothing is pretrained on images",
+        "dataset=omniglot data_dir=d",
+    ),
+    ("images_unused", "dataset.images.n_way=3", "dataset=synthetic is a log", "seed=2"),
+    (
+        "images_objective",
+        "dataset=omniglot data_dir=d objective=bce",
+        "objective: bce: the few classes of an episode",
+        "dataset=omniglot data_dir=d objective=cross_entropy objective.label_smoothing=0.1",
+    ),
+    (
+        "images_reliability",
+        "dataset=omniglot data_dir=d algorithm.inner.support_weights=reliability",
+        "algorithm.inner.support_weights: reliability: is that of a session, and images have no sessions",
+        "dataset=omniglot data_dir=d algorithm.inner.support_weights=recency",
+    ),
+    (
+        "draws_all",
+        "objective=bce objective.n_negatives=200",
+        "objective.n_negatives: 200: the world has dataset.world.n_items=200",
+        "objective=bce objective.n_negatives=199",
+    ),
+    (
+        "draws_all",
+        "objective=sampled_softmax objective.n_samples=300",
+        "give 199 or fewer, or use objective=cross_entropy",
+        "objective=sampled_softmax objective.n_samples=300 dataset.world.n_items=301",
+    ),
+    (
+        "draws_all",
+        "objective=gbce objective.n_negatives=1000",
+        "nothing would be left to draw",
+        "objective=bpr_max objective.n_samples=1000",
+    ),
+    (
+        "store_is_a_file",
+        "logger=mlflow logger.store='postgresql://u:p@h/d'",
+        "logger.store: postgresql://u:p@h/d: an address, and the store is one SQLite file",
+        "logger=mlflow logger.store=x.db",
+    ),
+    (
+        "adapts_beside",
+        "algorithm=cavia residual=off",
+        "residual: off: algorithm=cavia adapts contexts, and residual=off has none -- use residual=context or residual=ia3",
+        "algorithm=cavia residual=context",
+    ),
+    ("adapts_beside", "algorithm=cavia residual=on", "residual: on: algorithm=cavia", "algorithm=cavia residual=ia3"),
+    (
+        "adapts_beside",
+        "algorithm=cavia residual.train_weights=false",
+        "residual.train_weights: false: algorithm=cavia would have nothing to learn",
+        "algorithm=cavia residual.train_weights=false algorithm.inner.rates=tensor",
+    ),
+    ("checkpoint_missing", "eval", "ckpt: null: nothing to evaluate", "eval ckpt=x"),
+    (
+        "split_of_a_run",
+        "eval ckpt=x evaluation.split=val",
+        "is for metarec train -- write split=val",
+        "eval ckpt=x split=val",
+    ),
+    ("step_size_unused", "eval ckpt=x steps=0 lr=0.1", "lr: 0.1: does nothing", "eval ckpt=x steps=0"),
+]
 
 
 def lines(command: str) -> list[str]:
