@@ -20,7 +20,6 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -41,9 +40,8 @@ def names(group: str) -> tuple[str, ...]:
 
 
 def _files(group: str) -> dict[str, Path]:
-    found = importlib.util.find_spec(f"metarec.{ROOMS[group]}")  # which does not import it
-    assert found is not None
-    return _parts_in(tuple(found.submodule_search_locations or ()))
+    package = sys.modules.get(f"metarec.{ROOMS[group]}")  # not imported for its names
+    return _parts_in(tuple(package.__path__) if package else (str(Path(__file__).parent / ROOMS[group]),))
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from reference.baselines_reference import spelt
 
 from metarec.baselines import BASELINES
 from metarec.baselines.asked import Asked
-from metarec.metrics.ranking import hit_rate
+from metarec.metrics.hit_rate import hit_rate
 from metarec.metrics.ranks import rank_of_target
 from metarec.ragged import Ragged
 
@@ -30,7 +30,7 @@ def test_hit_rate_is_that_of_chance() -> None:
     rank = rank_of_target(scores, target).numpy()
     for k in (1, 10, 25):
         chance = k / V
-        assert abs(hit_rate(rank, k, V).mean() - chance) < 4 * np.sqrt(chance * (1 - chance) / (T * Q))
+        assert abs(hit_rate(rank, V, k=k).mean() - chance) < 4 * np.sqrt(chance * (1 - chance) / (T * Q))
     assert abs(rank.mean() - (V + 1) / 2) < 4 * V / np.sqrt(12 * T * Q)
 
 
