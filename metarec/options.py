@@ -6,9 +6,9 @@ Nothing of torch stands here, so that help and refusals can read options without
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from metarec.errors import ConfigError
 
@@ -60,20 +60,19 @@ class Inner:
 
 
 @dataclass
-class LearnedInner(Inner):
+class DifferentiatedInner(Inner):
     """The inner loop of the algorithms whose meta-gradient runs through it."""
 
-    rates: str = ranged("fixed", choices=["fixed", "tensor", "tensor_step", "element", "element_step"])
     rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
     prox: float = ranged(0.0, min=0)
     recompute: bool = False
 
 
-class Refuses(Protocol):
-    """Options that know what cannot go together among themselves."""
+@dataclass
+class LearnedInner(DifferentiatedInner):
+    """The same, where step sizes may be learned in any of the ways there are."""
 
-    def refused(self) -> Iterator[Refusal]:
-        """(key below the group, what is wrong, the way out) of each contradiction."""
+    rates: str = ranged("fixed", choices=["fixed", "tensor", "tensor_step", "element", "element_step"])
 
 
 def matching(key: str, patterns: Sequence[str], names: Collection[str], what: str = "weight") -> frozenset[str]:

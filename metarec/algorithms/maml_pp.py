@@ -24,14 +24,7 @@ from metarec.algorithms import Given
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
 from metarec.errors import ConfigError
-from metarec.options import Inner, ranged
-
-
-@dataclass
-class InnerOptions(Inner):
-    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
-    prox: float = ranged(0.0, min=0)
-    recompute: bool = False
+from metarec.options import DifferentiatedInner, ranged
 
 
 @dataclass
@@ -39,7 +32,7 @@ class Config:
     """conf/algorithm/maml_pp.yaml"""
 
     name: str = "maml_pp"
-    inner: InnerOptions = field(default_factory=InnerOptions)
+    inner: DifferentiatedInner = field(default_factory=DifferentiatedInner)
     msl: bool = True
     lslr: bool = True
     da: bool = True

@@ -16,15 +16,12 @@ from dataclasses import dataclass, field, replace
 from metarec.algorithms import Given
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
-from metarec.options import Inner, ranged
+from metarec.options import DifferentiatedInner, ranged
 
 
 @dataclass
-class InnerOptions(Inner):
+class InnerOptions(DifferentiatedInner):
     rates: str = ranged("element", choices=["element", "element_step"])
-    rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
-    prox: float = ranged(0.0, min=0)
-    recompute: bool = False
 
 
 @dataclass

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarec.core.ops import linear
-from metarec.core.weights import Params, Weights, own, rescaled
+from metarec.core.weights import Params, Weights, own
+from metarec.models.personal import personal
 from metarec.options import ranged
 
 BLOCKS = (1, 2, 3, 4)
@@ -157,10 +158,7 @@ class Conv4:
         self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
     ) -> Tensor:
         """features [T, N, F] -> logits [T, N, n_way], column i - 1 for class i; `items` as in the sequence models."""
-        if "context.shift" in params:
-            states = states + own(params["context.shift"], states.shape[0])[:, None, :]
-        if "scale.state" in params:
-            states = rescaled(states, own(params["scale.state"], states.shape[0]))
+        states = personal(states, params)
         logits = linear(states, params["fc.weight"], params["fc.bias"])
         if items is None:
             return logits

@@ -26,6 +26,7 @@ from metarec.core.gru import gru
 from metarec.core.ops import embed, linear
 from metarec.core.states import dropout, score_items
 from metarec.core.weights import Params, Weights, own, rescaled
+from metarec.models.personal import personal
 from metarec.options import Refusal, ranged
 
 
@@ -147,11 +148,7 @@ class GRU4Rec:
 
         items int64 [C], rising without a repeat -> only their columns, [T, N, C]; [T, N] -> one for each pair, [T, N].
         """
-        states = dropout(states, self.dropout, generator)
-        if "context.shift" in params:
-            states = states + own(params["context.shift"], states.shape[0])[:, None, :]
-        if "scale.state" in params:
-            states = rescaled(states, own(params["scale.state"], states.shape[0]))
+        states = personal(dropout(states, self.dropout, generator), params)
         weight = params["embedding.weight" if self.tie else "fc.weight"]
         return score_items(states, weight, params["fc.bias"], items, padded=self.tie)
 

@@ -22,6 +22,7 @@ from metarec.core.gru import gru
 from metarec.core.ops import embed, linear
 from metarec.core.states import dropout, linear_states, score_items
 from metarec.core.weights import Params, Weights, own, rescaled
+from metarec.models.personal import personal
 from metarec.options import ranged
 
 
@@ -123,11 +124,7 @@ class NARM:
 
         items int64 [C], rising without a repeat -> only their columns, [T, N, C]; [T, N] -> one for each pair, [T, N].
         """
-        states = dropout(states, self.dropout, generator)
-        if "context.shift" in params:
-            states = states + own(params["context.shift"], states.shape[0])[:, None, :]
-        if "scale.state" in params:
-            states = rescaled(states, own(params["scale.state"], states.shape[0]))
+        states = personal(dropout(states, self.dropout, generator), params)
         if self.tie:
             states = linear(states, params["decoder.weight"])
             return score_items(states, params["embedding.weight"], None, items, padded=True)

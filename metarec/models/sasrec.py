@@ -28,6 +28,7 @@ from metarec.core.batch import Sequences
 from metarec.core.ops import embed, layer_norm, linear
 from metarec.core.states import dropout, score_items
 from metarec.core.weights import Params, Weights, own, rescaled
+from metarec.models.personal import personal
 from metarec.options import Refusal, ranged
 
 
@@ -181,10 +182,7 @@ class SASRec:
 
         items int64 [C], rising without a repeat -> only their columns, [T, N, C]; [T, N] -> one for each pair, [T, N].
         """
-        if "context.shift" in params:
-            states = states + own(params["context.shift"], states.shape[0])[:, None, :]
-        if "scale.state" in params:
-            states = rescaled(states, own(params["scale.state"], states.shape[0]))
+        states = personal(states, params)
         if self.tie:
             return score_items(states, params["embedding.weight"], None, items, padded=True)
         return score_items(states, params["fc.weight"], params["fc.bias"], items)

@@ -24,13 +24,13 @@ from reference.small_episodes import small_log
 from torch import Tensor
 
 from metarec import build, parts
-from metarec.algorithms import Algorithm, maml_pp, meta_sgd
+from metarec.algorithms import Algorithm, meta_sgd
 from metarec.algorithms import inner as inner_loop
 from metarec.core import offsets
 from metarec.core.batch import EpisodeBatch, ImageBatch
 from metarec.evaluate import Control
 from metarec.objectives.cross_entropy import cross_entropy
-from metarec.options import Inner, LearnedInner
+from metarec.options import DifferentiatedInner, Inner, LearnedInner
 from metarec.tasks import Tasks
 
 T, K, Q, STEPS, OUTER = 3, 3, 4, 3, 20
@@ -58,7 +58,7 @@ class Asked:
 
 CLIP, PROX = 0.6, 0.4
 CONFIG: dict[str, Any] = {name: parts.options("algorithm", name) for name in parts.names("algorithm")}
-inner, of_sgd, of_pp = LearnedInner, meta_sgd.InnerOptions, maml_pp.InnerOptions
+inner, of_sgd, of_pp = LearnedInner, meta_sgd.InnerOptions, DifferentiatedInner
 half = {"switch": 0.5, "msl_until": 0.75}  # of OUTER: 10 and 15
 # "clip": the clip acts, with residual=on a pull; "prox": a proximal term, steps recomputed, pairs count differently, only
 # contexts are trained; "cut": first order, of the algorithms that can be of either
