@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from algorithms.test_matrix import CELLS, MODELS, Cell, cell
+from reference.matrix_cells import CELLS, Cell, cell
+from reference.matrix_models import MODELS
 from torch import Tensor
 
 from metarec.algorithms import inner as inner_loop

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from algorithms.test_matrix import cell
+from reference.matrix_cells import cell
 from torch import Tensor
 
 from metarec.core import fused

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from algorithms import test_matrix as matrix
+from reference import matrix_cells as matrix
 from reference import model_reference
 from reference.small_episodes import small_log
 from torch import Tensor
