@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from metarec import cli
+from metarec import cli, parts
 from metarec.config.completion import first_words, split_line
 from metarec.config.compose import config_to_yaml
 from metarec.config.overrides import check_words
@@ -343,7 +343,7 @@ def test_resume_refuses(words: list[str], line: str, runs: list[Any], capsys: py
         ("metarec ", ["prepare", "train", "eval", "compare", "report", "--help", "--version"]),
         ("metarec tr", ["train"]),
         ("metarec train algor", ["algorithm=", "algorithm."]),
-        ("metarec train residual=", ["residual=context", "residual=ia3", "residual=off", "residual=on"]),
+        ("metarec train residual=", [f"residual={name}" for name in parts.names("residual")]),
         ("metarec train -m residual=o", ["residual=off", "residual=on"]),
         ("metarec train seed=2 optimizer.l", ["optimizer.lr="]),
         ("metarec train dataset.episodes.n_s", ["dataset.episodes.n_support="]),

@@ -109,6 +109,8 @@ def learned_from_zero(seen: Seen) -> Iterator[Refusal]:
 
 
 def _learns_rates(seen: Seen) -> bool:
+    if (learns := seen.get("algorithm.learns_rates")) is not None:  # an algorithm that says so itself
+        return bool(learns)
     return seen.get("algorithm.inner.rates", "fixed") != "fixed" or bool(seen.get("algorithm.lslr"))
 
 

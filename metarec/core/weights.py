@@ -87,10 +87,10 @@ class FastWeight:
 class _ScaledTap(Tap):
     def __init__(self, inner: Tap, alpha: float) -> None:
         super().__init__(inner.second_order, inner.notes, inner.dtype)
-        self.alpha = alpha
+        self.inner, self.alpha = inner, alpha
 
     def add(self, at: Tensor, finish: Finish) -> None:
-        super().add(at, lambda grad: finish(grad).scaled(self.alpha))
+        self.inner.add(at, lambda grad: finish(grad).scaled(self.alpha))  # whatever kind of tap it is
 
 
 Weight = Tensor | FastWeight

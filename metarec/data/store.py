@@ -67,27 +67,12 @@ class Meta:
     format: int = FORMAT
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """An opened directory. Arrays are as in ARRAYS, read-only and mapped; the ids are read when first asked for."""
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Meta):
+    """An opened directory: what meta.json says, and the arrays as in ARRAYS, read-only and mapped; the ids are read when
+    first asked for."""
 
     root: Path
-    fingerprint: str
-    name: str
-    n_items: int
-    n_users: int
-    has_clock: bool
-    split_by: str
-    leaky: bool
-    split_note: str
-    n_support: int
-    n_query: dict[str, int]
-    stride: int
-    vocabulary_sha256: str
-    time_cuts: tuple[int, int] | None
-    repeated_events: bool
-    given_vocabulary: bool
-    n_read: int | None
     item: np.ndarray
     time: np.ndarray
     session_offsets: np.ndarray
@@ -300,10 +285,8 @@ def open_prepared(root: Path, *, verify: bool = True) -> Prepared:
 
 def assemble(root: Path, meta: Meta) -> Prepared:
     """Map the arrays of ``root``, which may still lack its manifest, under ``meta``."""
-    arrays = {name: _map(root / f"{name}.npy", dtype) for name, dtype in ARRAYS.items()}
-    fields: dict[str, Any] = {**asdict(meta), **arrays, "root": root}
-    fields.pop("format")
-    return Prepared(**fields)
+    arrays: dict[str, Any] = {name: _map(root / f"{name}.npy", dtype) for name, dtype in ARRAYS.items()}
+    return Prepared(**vars(meta), **arrays, root=root)
 
 
 def _map(path: Path, dtype: str) -> np.ndarray:

@@ -16,7 +16,10 @@ from metarec.core.weights import Params, Weights
 
 
 class Named(Protocol):
-    """What a residual may know of a model: the names and shapes of its weights, and of its contexts."""
+    """What a residual may know of a model: the names and shapes of its weights and contexts, and which are its head."""
+
+    @property
+    def head(self) -> tuple[str, ...]: ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from metarec import parts
 from metarec.config.check import ConfigErrors
 from metarec.config.overrides import check_words, normalise
 from metarec.errors import ConfigError
@@ -33,7 +34,7 @@ def config(*words: str, verb: str = "train", **options: Any) -> Any:
         ("sampler=window", "sampler: window: unknown key -- did you mean train.sampler?"),
         ("optimzer=sgd", "optimzer: sgd: unknown key -- did you mean optimizer?"),
         ("optimizer=sdg", "optimizer: sdg: no such alternative -- did you mean sgd? choose adam|adamw|sgd"),
-        ("residual=maybe", "residual: maybe: no such alternative -- choose context|ia3|off|on"),
+        ("residual=maybe", f"residual: maybe: no such alternative -- choose {'|'.join(parts.names('residual'))}"),
         ("schedule.final_factor=0.5", "schedule=constant has no such key -- it belongs to schedule=cosine|linear"),
         ("+train.foo=1", "train.foo: 1: unknown key"),
         ("++train.foo=1", "train.foo: 1: unknown key"),
