@@ -18,14 +18,17 @@ from metarec.core.weights import Params, Weights
 class Named(Protocol):
     """What a residual may know of a model: the names and shapes of its weights, and of its contexts."""
 
-    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every weight."""
 
-    def context_shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def context_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what may adapt beside the weights; zero is no effect."""
 
 
 class Residual(Protocol):
     @property
-    def base(self) -> Params: ...
+    def base(self) -> Params:
+        """The pretrained weights that the warm start gave; nothing moves them."""
 
     def init(self, generator: torch.Generator) -> Params:
         """phi, as meta-training starts from it."""
