@@ -55,9 +55,11 @@ class SequenceBench:
 
     @property
     def n_items(self) -> int:
+        """V, of the vocabulary: all that is ranked and drawn from."""
         return self.prepared.n_items
 
     def tasks(self, over: Residual | None = None) -> Tasks:
+        """Losses and logits over the model's own weights, or over what `over` composes from them."""
         return _tasks(self, over)
 
     @property
@@ -78,7 +80,8 @@ class SequenceBench:
         self, split: str, *, n_support: int | None = None, rows: np.ndarray | None = None, stored: int | None = None
     ) -> Episodes:
         """The episodes of a split. `n_support`: use the latest so many of the stored support pairs; `stored`: of the
-        users who have as many pairs to support as that, in place of the configured number."""
+        users who have as many pairs to support as that, in place of the configured number;
+        `rows` [N]: of these users alone."""
         ranges = self.prepared.episodes(split, stored)
         return Episodes(
             self.batcher,
@@ -90,6 +93,7 @@ class SequenceBench:
         )
 
     def tuning_rows(self) -> Ints:
+        """int64 [N]: rows of the validation episodes, at most `control.users` of them, evenly spaced."""
         return _spread(len(self.prepared.episodes("val").user), self.evaluation.control.users)
 
     def seen(self) -> Seen | None:
@@ -97,7 +101,7 @@ class SequenceBench:
         return seen(self.batcher, self.n_items) if self.evaluation.candidates == "unseen" else None
 
     def user_ids(self, rows: Ints) -> Any:
-        """The users' own names."""
+        """The users' own names, of `rows` [N]."""
         return self.prepared.user_ids[rows]
 
     def repeats(self, episodes: Any) -> NDArray[np.bool_]:
@@ -105,7 +109,10 @@ class SequenceBench:
         return repeats(self.batcher, episodes)
 
     def about(self, episodes: Any) -> dict[str, Ints]:
-        """What targets are sliced by: the user's events before his first query, training events of the target."""
+        """What targets are sliced by: the user's events before his first query, training events of the target.
+
+        `history`, `popularity` [N, Q]; `item_counts` [V], training events of every item.
+        """
         _, query = episodes.pairs()
         prepared = self.prepared
         first = prepared.pair_event[query[:, 0]]
@@ -116,7 +123,7 @@ class SequenceBench:
         return {"history": history, "popularity": counts[np.maximum(target, 1) - 1], "item_counts": counts}
 
     def optimum(self, episodes: Any, split: str) -> dict[str, Ints]:
-        """Ranks under the exact optimum, where the law of the data is known (dataset=synthetic)."""
+        """Ranks under the exact optimum, where the law of the data is known (dataset=synthetic): method -> [N, Q]."""
         path = self.prepared.root / "world.npz"
         if not path.exists():
             return {}
@@ -144,6 +151,7 @@ class SequenceBench:
         return out
 
     def conditions(self) -> dict[str, Any]:
+        """What a reader must know before figures are compared, as metrics.json keeps it under ``protocol``."""
         return {
             "split_by": self.prepared.split_by,
             "leaky": self.prepared.leaky,
@@ -176,13 +184,16 @@ class ImageBench:
 
     @property
     def n_items(self) -> int:
+        """The classes of an episode, n_way."""
         return self.prepared.n_items
 
     def tasks(self, over: Residual | None = None) -> Tasks:
+        """Losses and logits over the model's own weights, or over what `over` composes from them."""
         return _tasks(self, over)
 
     @property
     def support_share(self) -> float:
+        """Of the images of an episode; the classes cancel out."""
         spec = self.prepared.spec
         return spec.n_shot / (spec.n_shot + spec.n_query)
 
@@ -193,6 +204,7 @@ class ImageBench:
             yield self._on(self.prepared.batch(drawn, own))
 
     def episodes(self, split: str, *, n_support: int | None = None, rows: np.ndarray | None = None) -> ImageEpisodes:
+        """The fixed episodes of a split, or `rows` [N] of them; shots are fixed too, so `n_support` is not read."""
         drawn = self.prepared.fixed[split]
         chosen = np.arange(len(drawn)) if rows is None else rows
         return ImageEpisodes(self.prepared, drawn, chosen, self.evaluation.task_chunk, self._on)
@@ -201,27 +213,35 @@ class ImageBench:
         return batch.cast(self.hardware.dtype).to(self.hardware.device)
 
     def tuning_rows(self) -> Ints:
+        """int64 [N]: rows of the validation episodes, at most `control.users` of them, evenly spaced."""
         return _spread(len(self.prepared.fixed["val"]), self.evaluation.control.users)
 
     def seen(self) -> Seen | None:
+        """None: every class of an episode is a candidate."""
         return None
 
     def user_ids(self, rows: Ints) -> Any:
+        """A name for each of the `rows` [N], "episode 7": there is no user."""
         return np.array([f"episode {row}" for row in rows])
 
     def repeats(self, episodes: Any) -> NDArray[np.bool_]:
+        """bool [N, Q], all false: every class stands in the support, and no query is a drawing of it."""
         return np.zeros((len(episodes), episodes.n_query), dtype=bool)
 
     def about(self, episodes: Any) -> dict[str, Ints]:
+        """Empty: images have no history and no popularity to be sliced by (of a log: [N, Q] and [V])."""
         return {}
 
     def optimum(self, episodes: Any, split: str) -> dict[str, Ints]:
+        """Empty: the law of the drawings is not known (where it is: ranks [N, Q])."""
         return {}
 
     def beyond(self, episodes: Any, tops: Mapping[str, Ints]) -> dict[str, dict[str, float]]:
+        """Empty: ten best [N, Q, 10] of a few classes say nothing of a catalogue."""
         return {}
 
     def conditions(self) -> dict[str, Any]:
+        """What a reader must know before figures are compared; `classification` puts accuracy into the tables."""
         return {
             "split_by": self.prepared.split_by,
             "leaky": False,
@@ -231,6 +251,7 @@ class ImageBench:
         }
 
     def longest_prefix(self, episodes: Any) -> int:
+        """1 event, so no `max_len` cuts anything off."""
         return 1  # the image itself
 
 

@@ -89,6 +89,7 @@ def _tell(line: str) -> None:
 
 
 def model(config: ModelConfig, n_items: int) -> Model:
+    """Of `n_items` classes or items, without weights; what a model refuses (ValueError) becomes a ConfigError."""
     try:
         made: Model = parts.load("model", config.name).build(config, n_items)
     except ValueError as reason:
@@ -131,6 +132,7 @@ def with_dropout(model: Any, rate: float) -> Any:
 
 
 def residual(config: Part, model: Model, base: Params) -> Residual:
+    """On the weights `base` of the warm start; adapts what `model` names."""
     made: Residual = parts.load("residual", config.name).build(config, base, model)
     return made
 
@@ -236,24 +238,32 @@ COSINE_END = 0.01  # of the outer step size, where MAML++ anneals it
 
 
 def schedule(config: Any, steps: int, algorithm: AlgorithmConfig | None = None) -> Any:
+    """outer step -> factor of the step size over `steps`; MAML++'s cosine stands in for the configured one (`ca`)."""
     if getattr(algorithm, "ca", False):
         return partial(schedules.factor, steps=steps, name="cosine", warmup_steps=0, final_factor=COSINE_END)
     return partial(schedules.factor, steps=steps, **asdict(config))
 
 
 def trainable(params: Params) -> Params:
+    """Copies as leaves that take a gradient: training moves them and leaves `params` as they are."""
     return {name: value.detach().clone().requires_grad_() for name, value in params.items()}
 
 
 def data_dir(config: Config) -> Path | None:
+    """Where datasets are that are named by a relative path, ~ expanded; None where nobody said."""
     return Path(config.data_dir).expanduser() if config.data_dir else None
 
 
 def cache_dir(config: Config) -> Path:
+    """Where prepared data is kept between runs, ~ expanded."""
     return Path(config.cache_dir).expanduser()
 
 
 def data(config: Config, spec: DatasetSpec, report: Any, export: Path | None = None) -> Prepared | Omniglot:
+    """Prepared data, out of the cache where it is there; `report` is told of progress.
+
+    Raises ConfigError for an export of images, DataError for what cannot be read.
+    """
     if spec.source == "omniglot":
         if export is not None:
             raise ConfigError("export", export, "images have no tables to export", "leave it out")
@@ -262,6 +272,7 @@ def data(config: Config, spec: DatasetSpec, report: Any, export: Path | None = N
 
 
 def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: Prepared | Omniglot, on: Hardware) -> AnyBench:
+    """Model, objective and data put together; reliability is computed only where the support weighs by it."""
     made, cost = model(config.model, prepared.n_items), objective(config.objective, prepared, config.seed, on.device)
     if isinstance(prepared, Omniglot):
         return ImageBench(prepared, made, cost, on, evaluation)

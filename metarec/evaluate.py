@@ -61,9 +61,11 @@ class Episodes:
 
     @property
     def user(self) -> Ints:
+        """Rows of the users in the prepared data, int64 [T]."""
         return self.ranges.user[self.rows]
 
     def batches(self) -> Iterator[EpisodeBatch]:
+        """`chunk` episodes at a time, in order, on `device`; the last batch may be smaller."""
         skip = self.ranges.n_support - self.n_support
         for begin in range(0, len(self.rows), self.chunk):
             rows = self.rows[begin : begin + self.chunk]
@@ -74,10 +76,12 @@ class Episodes:
 
     @property
     def n_query(self) -> int:
+        """Q, the same for every number of support pairs."""
         return self.ranges.n_query
 
     @property
     def sha256(self) -> str:
+        """Of the split's stored episodes, whatever rows and support are used."""
         return self.ranges.sha256
 
     def pairs(self) -> tuple[Ints, Ints]:
@@ -92,12 +96,15 @@ class Judged(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def user(self) -> Ints: ...
+    def user(self) -> Ints:
+        """Who is measured, int64 [T]; figures of one user belong together."""
 
     @property
-    def n_query(self) -> int: ...
+    def n_query(self) -> int:
+        """Q, the same for every episode."""
 
-    def batches(self) -> Iterator[EpisodeBatch]: ...
+    def batches(self) -> Iterator[EpisodeBatch]:
+        """All episodes once, in the order of `user`."""
 
 
 def scored(tasks: Tasks, method: Method) -> Scorer:

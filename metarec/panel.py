@@ -59,6 +59,7 @@ class Judge:
     seed: int
 
     def value(self, scorer: Scorer) -> float:
+        """The metric of a fitted row on the validation episodes; larger is better."""
         return monitored(ranks(self.episodes, scorer, self.ties, self.seen)[0], self.n_items)[self.metric]
 
     def n_settings(self, space: Mapping[str, Any]) -> int:

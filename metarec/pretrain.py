@@ -45,10 +45,11 @@ class Pieces:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Targets over `batch_size`, rounded down; at least 1."""
         return max(int((self.last - self.first).sum()) // self.batch_size, 1)
 
     def at(self, step: int) -> Ints:
-        """Numbers of the pieces of step 0, 1, ...; the last batch of an epoch takes what is left over."""
+        """Numbers of the pieces of step 0, 1, ..., [pieces]; the last batch of an epoch takes what is left over."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:  # a cache, not a state: the order follows from (seed, epoch)
             key = np.array([self.seed, epoch], dtype=np.uint64)
@@ -63,7 +64,10 @@ class Pieces:
 def loss_of_step(
     tasks: Tasks, batcher: Batcher, pieces: Pieces, phi: Params, device: torch.device
 ) -> Callable[[int], Tensor]:
-    """step -> mean loss over all targets of the step, dropout on, items drawn anew: a function of (seed, step)."""
+    """step -> mean loss over all targets of the step, dropout on, items drawn anew: a function of (seed, step).
+
+    The loss is a scalar; what is dropped and drawn does not depend on phi.
+    """
 
     def loss(step: int) -> Tensor:
         now = pieces.at(step)
@@ -90,7 +94,7 @@ def training_pieces(
 def validation_pairs(prepared: Prepared) -> Ints:
     """The pairs that pretraining is validated by, rising: all of the validation users, evenly thinned to 20,000.
 
-    leave_one_out has no such users; there it is the validation target of every user.
+    leave_one_out has no such users; there it is the validation target of every user. Numbers of pairs, int64 [pairs].
     """
     if prepared.split_by == "leave_one_out":
         pairs = prepared.user_pairs[1:][np.diff(prepared.user_pairs) >= 2] - 2

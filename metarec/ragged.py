@@ -31,6 +31,7 @@ class Ragged:
 
     @property
     def sizes(self) -> Ints:
+        """Lengths of the rows, int64 [R]."""
         return np.diff(self.offsets)
 
     def owners(self) -> Ints:

@@ -39,22 +39,29 @@ class Model(Protocol):
     """
 
     @property
-    def n_items(self) -> int: ...
+    def n_items(self) -> int:
+        """V: items are 1..V, 0 is padding and has no score."""
 
-    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every weight, in the order in which they are drawn."""
 
-    def context_shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def context_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of each context; empty where the model takes none."""
 
     @property
-    def head(self) -> tuple[str, ...]: ...
+    def head(self) -> tuple[str, ...]:
+        """What `score` reads, by name; names that no residual has put in are passed over."""
 
-    def init(self, generator: torch.Generator, dtype: torch.dtype = ...) -> Params: ...
+    def init(self, generator: torch.Generator, dtype: torch.dtype = ...) -> Params:
+        """Fresh weights of `shapes`, a function of the generator; contexts are not among them."""
 
-    def encode(self, params: Weights, inputs: Any, generator: torch.Generator | None = None) -> Tensor: ...
+    def encode(self, params: Weights, inputs: Any, generator: torch.Generator | None = None) -> Tensor:
+        """States: of sequences [T + S, H], of each task before any event, then behind every event; of images [T, N, F]."""
 
     def score(
         self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """states [T, N, H] -> scores [T, N, V]; `items` as `objectives.scores.Scorer` takes them."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +73,18 @@ class Mixed:
 
     @property
     def n_items(self) -> int:
+        """V, the model's."""
         return self.model.n_items
 
     def encode(self, params: Weights, inputs: Any, generator: torch.Generator | None = None) -> Tensor:
+        """As the model's, under autocast; the states are float32."""
         with torch.autocast(self.device, torch.bfloat16):
             return self.model.encode(params, inputs, generator).float()
 
     def score(
         self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
     ) -> Tensor:
+        """As the model's, under autocast; the scores are float32."""
         with torch.autocast(self.device, torch.bfloat16):
             return self.model.score(params, states, generator, items).float()
 

@@ -44,11 +44,13 @@ class Timer:
     steps: int = 0
 
     def add(self, seconds: float, first: bool) -> None:
+        """Seconds of one step; the first of a process is counted nowhere."""
         if not first:
             self.seconds, self.steps = self.seconds + seconds, self.steps + 1
 
     @property
     def per_step(self) -> float | None:
+        """Mean seconds of a step; None before the second one."""
         return self.seconds / self.steps if self.steps else None
 
 
@@ -72,6 +74,7 @@ class Store:
     fixed_state: Mapping[str, Any]
 
     def save(self, params: Params, optimizer: torch.optim.Optimizer, at: Progress, keep: bool) -> None:
+        """A checkpoint of `at.step`, pointed to as last, and as best where it is; `keep`: pruning leaves it."""
         name = f"step-{at.step:06d}"
         tensors = {f"phi/{key}": value for key, value in params.items()} | dict(self.fixed_tensors)
         tensors |= optimizer_tensors(params, optimizer)
@@ -92,7 +95,7 @@ class Store:
 
 
 def optimizer_tensors(params: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: optimizer/<parameter>/<slot>."""
+    """The optimizer's state as named tensors: optimizer/<parameter>/<slot>, [*S] or a scalar."""
     out = {}
     for name, value in params.items():
         for slot, held in optimizer.state.get(value, {}).items():
@@ -104,7 +107,10 @@ def optimizer_tensors(params: Params, optimizer: torch.optim.Optimizer) -> dict[
 def restore(
     path: Path, params: Params, optimizer: torch.optim.Optimizer | None
 ) -> tuple[Progress, dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint into `params` (and the optimizer); returns its progress, all tensors and the state."""
+    """Read a checkpoint into `params` (and the optimizer); returns its progress, all tensors and the state.
+
+    Raises CheckpointError for a parameter that is missing or not of the model's shape [*S].
+    """
     tensors, state = checkpoint.load_checkpoint(path)
     with torch.no_grad():
         for name, value in params.items():
@@ -152,7 +158,7 @@ def fit(
     made, so that memory holds one part. factor(step) scales the step size. Validation runs before the first step
     (the start is a candidate too) and every `eval_every` steps. With a store, every validation is a checkpoint.
     Raises DivergedError naming the step before a loss or gradient that is not finite reaches a weight, and Pruned after
-    the checkpoint of a validation where `stop` says so.
+    the checkpoint of a validation where `stop` says so. A loss is a scalar; parameters are of any shape.
     """
     at = at or Progress()
     leaves, began_at = list(params.values()), at.step

@@ -18,7 +18,8 @@ class Algorithm(Protocol):
     """What every algorithm is to the loops: something that adapts, and that has a meta-loss to descend."""
 
     @property
-    def inner(self) -> InnerLoop: ...
+    def inner(self) -> InnerLoop:
+        """How it adapts; the run reads from it what moves, what is learned and how many steps are taken."""
 
     def learned(self, phi: Params) -> Params:
         """`phi` with all that is learned beside it (step sizes, weights of single steps)."""

@@ -29,6 +29,10 @@ class Config:
 
 
 def build(config: Config, given: Given) -> MAML:
+    """The head: `config.head` as names or patterns; null: the model's, or where contexts adapt, those of them that it reads.
+
+    Raises ConfigError where nothing of the head adapts.
+    """
     head = given.head & given.beside if given.beside else given.head
     if config.head is not None:
         head = matching("algorithm.head", config.head, given.names)

@@ -42,6 +42,7 @@ class Config:
 
 
 def build(config: Config, given: Given) -> CAVIA:
+    """The contexts are all that stands beside the weights; ConfigError where `algorithm.inner.adapt` names anything else."""
     moves = [name for name in given.names if given.inner.moves(name)]
     if others := sorted(set(moves) - given.beside):
         what = f"algorithm=cavia adapts contexts alone, and {', '.join(others)} is none"
@@ -56,11 +57,13 @@ class CAVIA(MAML):
     def adapt(
         self, phi: Params, support_loss: TaskLoss, n_tasks: int, *, lr: float | None = None, steps: int | None = None
     ) -> dict[str, FastWeight]:
+        """The contexts of every task after adaptation from zero, beside the weights that all share."""
         return super().adapt(self.from_zero(phi), support_loss, n_tasks, lr=lr, steps=steps)
 
     def meta_losses(
         self, phi: Params, support_loss: TaskLoss, query_loss: TaskLoss, n_tasks: int, step: int = 0
     ) -> Tensor:
+        """[T], the contexts from zero: no gradient reaches those that `phi` holds."""
         return super().meta_losses(self.from_zero(phi), support_loss, query_loss, n_tasks, step)
 
     def from_zero(self, phi: Params) -> Params:

@@ -29,9 +29,11 @@ class Config:
 
 
 def build(config: Config, given: Given) -> MAML:
+    """`multi_step_until` is a share of the outer steps, rounded to a step here."""
     until = round(config.multi_step_until * given.outer_steps)
     return replace(fomaml(given.inner), multi_step=config.multi_step, multi_step_until=until)
 
 
 def fomaml(inner: InnerLoop) -> MAML:
+    """`MAML` at first order; the multi-step loss is left off."""
     return MAML(inner, order="first")

@@ -44,6 +44,7 @@ class Config:
 
 
 def build(config: Config, given: Given) -> IMAML:
+    """The pull of the inner problem (lambda) and the steps of the solver are `config`'s; nothing is derived."""
     return IMAML(given.inner, config.lam, config.cg_steps)
 
 
@@ -59,6 +60,7 @@ class IMAML:
         return replace(self.inner, prox=self.lam)
 
     def learned(self, phi: Params) -> Params:
+        """`phi` with what the inner loop learns beside it; raises ValueError for learned step sizes."""
         if self.inner.rates != "fixed":
             raise ValueError("the implicit gradient does not see the path, so no step size can be learned")
         return self.inner.learned(phi)

@@ -75,10 +75,14 @@ class InnerLoop:
         return out
 
     def moves(self, name: str) -> bool:
+        """Whether the inner loop adapts the weight; what every step has its own of never moves inside."""
         return name not in self.per_step and (self.adapted is None or name in self.adapted)
 
     def at_step(self, phi: Mapping[str, Tensor], step: int) -> Params:
-        """The weights in `phi` as they start out for step `step`, without the step sizes."""
+        """The weights in `phi` as they start out for step `step`, without the step sizes.
+
+        [*S] each: of [steps + 1, *S], where every step has its own, one row.
+        """
         return {
             name: value[min(step, len(value) - 1)] if name in self.per_step else value
             for name, value in phi.items()
@@ -86,7 +90,10 @@ class InnerLoop:
         }
 
     def rate(self, phi: Mapping[str, Tensor], name: str, step: int) -> float | Tensor:
-        """The step size of a weight in a step; steps beyond those learned take the last one's (`lr` where there is none)."""
+        """The step size of a weight in a step; steps beyond those learned take the last one's (`lr` where there is none).
+
+        A number, or where it is learned a scalar tensor, with a rate for every element [*S].
+        """
         if self.rates == "fixed":
             return self.lr
         learned = phi[RATE + name].exp()
@@ -96,7 +103,7 @@ class InnerLoop:
 
 
 def start(phi: Mapping[str, Tensor], loop: InnerLoop) -> Params:
-    """The weights before adaptation."""
+    """The weights before adaptation, [*S] each: what is per step as step 0 has it."""
     return loop.at_step(phi, 0)
 
 

@@ -39,6 +39,7 @@ class Config:
 
 
 def build(config: Config, given: Given) -> MAML:
+    """`switch` and `multi_step_until` are shares of the outer steps, rounded to steps here."""
     switch, until = (round(share * given.outer_steps) for share in (config.switch, config.multi_step_until))
     return MAML(given.inner, config.order, switch, config.multi_step, until)
 
@@ -56,6 +57,7 @@ class MAML:
         return self.inner.learned(phi)
 
     def second_order(self, step: int) -> bool:
+        """Whether the meta-gradient of outer step `step` looks through the inner steps."""
         return self.order == "second" or (self.order == "annealed" and step >= self.switch_step)
 
     def adapt(

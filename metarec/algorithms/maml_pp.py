@@ -44,6 +44,10 @@ class Config:
 
 
 def build(config: Config, given: Given) -> MAML:
+    """`switch` and `msl_until` are shares of the outer steps, rounded to steps here; bnwb, bnrs null: where there are any.
+
+    Raises ConfigError where one is asked for and the model has nothing of the kind that adapts.
+    """
     for key, there, what in (("bnwb", given.norms, "norms"), ("bnrs", given.statistics, "batch norm")):
         if getattr(config, key) and not there:
             raise ConfigError(f"algorithm.{key}", True, f"the model has no {what} that adapt", "drop it")

@@ -34,6 +34,7 @@ class Config:
 
 
 def build(config: Config, given: Given) -> MAML:
+    """A step size for every element, shared by all steps; `rates: element_step` gives each step its own."""
     return meta_sgd(given.inner, config.order, each_step=config.inner.rates == "element_step")
 
 

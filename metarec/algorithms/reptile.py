@@ -35,6 +35,7 @@ class Config:
 
 
 def build(config: Config, given: Given) -> Reptile:
+    """The share of the support in a task's pairs is the run's: it mixes the two losses to that of all pairs."""
     return Reptile(given.inner, given.support_share)
 
 
@@ -44,6 +45,7 @@ class Reptile:
     support_share: float = 1 / 3  # of a task's pairs: K / (K + Q)
 
     def learned(self, phi: Params) -> Params:
+        """`phi` with what the inner loop learns beside it; raises ValueError for learned step sizes."""
         if self.inner.rates != "fixed":
             raise ValueError("Reptile has no gradient by which step sizes could be learned")
         return self.inner.learned(phi)

@@ -80,5 +80,5 @@ def scored(asked: Asked, base: Floats, histories: Iterable[Ints], votes: Votes) 
 
 
 def levels(votes: NDArray[Any]) -> Floats:
-    """Whole numbers from 1 on in the order of the votes, all > 0, equal where these agree to nine digits."""
+    """Whole numbers from 1 on in the order of the votes, all > 0, equal where these agree to nine digits: [n] -> [n]."""
     return np.maximum(np.rint(votes * (DIGITS / votes.max())), 1.0) if len(votes) else np.empty(0)

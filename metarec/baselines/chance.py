@@ -18,6 +18,8 @@ from metarec.ragged import Floats
 
 
 def fit(log: TrainingLog, *, seed: int) -> Scorer:
+    """Of the log it needs V only; `seed` is that of the numbers, with a stream for each user."""
+
     def scores(asked: Asked) -> Floats:
         out = np.empty((len(asked), asked.n_query, log.n_items))
         for own, user in zip(out, asked.user, strict=True):

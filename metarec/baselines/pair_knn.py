@@ -24,6 +24,7 @@ LAST, K = 3, 100
 
 
 def fit(log: TrainingLog) -> Scorer:
+    """Pairs with an unknown target are left out; prefixes count by their last `LAST` events."""
     target = np.asarray(log.item[log.pair_event], dtype=np.int64)
     begin, event, target = (part[target > 0] for part in (log.pair_begin, log.pair_event, target))
     first = np.maximum(begin, event - LAST)

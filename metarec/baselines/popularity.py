@@ -24,10 +24,12 @@ from metarec.ragged import Floats
 
 
 def fit(log: TrainingLog) -> Scorer:
+    """Counts training events over all time; nothing of the asker is read."""
     return _same_for_all(log.below_one)
 
 
 def fit_leaky(log: TrainingLog) -> Scorer:
+    """Counts the events of the whole log, those of validation and test users and the targets themselves among them."""
     item = np.asarray(log.item, dtype=np.int64)
     return _same_for_all(np.bincount(item[item > 0] - 1, minlength=log.n_items).astype(np.float64))
 

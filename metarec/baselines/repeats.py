@@ -21,13 +21,18 @@ from metarec.ragged import Floats, Ints
 
 
 def latest_first(history: Ints) -> tuple[Ints, Ints]:
-    """Distinct items of a history, the latest first, and the age of the last event of each."""
+    """Distinct items of a history, the latest first, and the age of the last event of each.
+
+    history [E] -> [D], [D], D of them distinct.
+    """
     items, age = np.unique(history[::-1], return_index=True)
     order = np.argsort(age)
     return items[order], age[order]
 
 
 def fit_last(log: TrainingLog) -> Scorer:
+    """Reads the prefix alone; has no options."""
+
     def votes(history: Ints) -> tuple[Ints, Floats]:
         items, _ = latest_first(history)
         return items, np.arange(len(items), 0, -1.0)
@@ -36,6 +41,8 @@ def fit_last(log: TrainingLog) -> Scorer:
 
 
 def fit_prefix(log: TrainingLog) -> Scorer:
+    """Reads the prefix alone; a count, with no decay and no options."""
+
     def votes(history: Ints) -> tuple[Ints, Floats]:
         items, counts = np.unique(history, return_counts=True)
         return items, counts.astype(np.float64)

@@ -175,6 +175,7 @@ class Walk:
         self.chosen = {group: str(node["name"]) for group, node in nodes.items() if "name" in node}
 
     def fail(self, where: str, value: object, what: str, fix: str) -> None:
+        """Note an error and go on; `where` counts as bad from then on."""
         self.bad.add(where)
         self.errors.append(ConfigError(where, show(value), what, fix))
 
@@ -201,6 +202,7 @@ class Walk:
         return schema(**filled)
 
     def field(self, spec: dataclasses.Field[Any], hint: Any, raw: object, where: str) -> Any:
+        """The checked value of a field; MISSING where it is in error, which then stands in `errors`."""
         if where in GROUPS:
             return self.group(where, raw)
         if (below := section(hint)) is not None:
@@ -218,6 +220,7 @@ class Walk:
         return os.path.expanduser(value) if limits.get("path") and isinstance(value, str) else value
 
     def group(self, group: str, raw: object) -> Any:
+        """The alternative of a group that ``name`` chooses, with its options; MISSING where none can be told."""
         if not isinstance(raw, Mapping):
             self.fail(group, raw, "is a group, not a value", f"choose an alternative, {group}=NAME")
             return dataclasses.MISSING

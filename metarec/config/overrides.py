@@ -167,6 +167,7 @@ class Checks:
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
     def fail(self, where: str, value: object, what: str, fix: str) -> None:
+        """Note an error and go on; the value is shown as it would be typed."""
         self.errors.append(ConfigError(where, show(value), what, fix))
 
     def jobs(self, parsed: list[Override]) -> list[Job]:

@@ -20,34 +20,40 @@ from metarec.errors import ConfigError
 
 
 def supervised_residual(seen: Seen) -> Iterator[Refusal]:
+    """A residual where nothing adapts: supervised training moves the weights themselves."""
     if seen.supervised and seen.get("residual.name") != "off":
         fix = f"drop residual={seen.get('residual.name')}, or use algorithm=fomaml"
         yield "residual", "algorithm=supervised adapts nothing, so there is no residual", fix
 
 
 def random_residual(seen: Seen) -> Iterator[Refusal]:
+    """A frozen base without a warm start: what is learned would correct random weights."""
     frozen = bool(seen.get("residual.frozen"))
     if not seen.supervised and seen.get("warm_start") == "none" and frozen:
         yield "warm_start", "a residual would sit on frozen random weights", "add residual=off, or use warm_start=auto"
 
 
 def supervised_from_nothing(seen: Seen) -> Iterator[Refusal]:
+    """warm_start=none, which is what supervised does anyway: asked for, it looks as if it changed something."""
     if seen.supervised and seen.get("warm_start") == "none":
         yield "warm_start", "algorithm=supervised starts from random weights already", "drop it, or give a PATH"
 
 
 def supervised_outer(seen: Seen) -> Iterator[Refusal]:
+    """Options of the outer loop, which a supervised run never enters."""
     if seen.supervised:
         for key in [k for section in ("train", "optimizer", "schedule") for k in seen.asked(section)]:
             yield key, "does nothing: algorithm=supervised has no outer loop", "drop it, or set pretrain.*"
 
 
 def supervised_test_steps(seen: Seen) -> Iterator[Refusal]:
+    """Steps of adaptation at test under an algorithm that does not adapt: none would be taken."""
     if seen.supervised and seen.get("evaluation.test_steps") is not None:
         yield "evaluation.test_steps", "does nothing: algorithm=supervised does not adapt", "drop it"
 
 
 def batch_below_piece(seen: Seen) -> Iterator[Refusal]:
+    """Fewer targets a step than one sequence may have: a piece is not divided among batches."""
     size, longest = seen.get("pretrain.batch_size"), seen.get("model.max_len")
     if None not in (size, longest) and size < longest:
         fix = f"give {longest} or more, or lower model.max_len"
@@ -69,6 +75,7 @@ def world_kept_exact(seen: Seen) -> Iterator[Refusal]:
 
 
 def pretrain_unused(seen: Seen) -> Iterator[Refusal]:
+    """Options of pretraining where the weights come from elsewhere, so that they would do nothing."""
     start = seen.get("warm_start")
     if start not in (None, "auto") and not seen.supervised:
         for key in seen.asked("pretrain"):
@@ -76,6 +83,7 @@ def pretrain_unused(seen: Seen) -> Iterator[Refusal]:
 
 
 def parts_among_themselves(seen: Seen) -> Iterator[Refusal]:
+    """Whatever the chosen parts refuse of their own options (`Config.refused`), with the group put ahead of the key."""
     for group in parts.ROOMS:
         own = seen.get(group)
         for key, what, fix in getattr(own, "refused", tuple)():
@@ -104,6 +112,7 @@ def _residuals_beside() -> list[str]:
 
 
 def learned_from_zero(seen: Seen) -> Iterator[Refusal]:
+    """A first step size of 0 where step sizes are learned: they are multiples of it and could never leave 0."""
     if _learns_rates(seen) and seen.get("algorithm.inner.lr") == 0:
         yield "algorithm.inner.lr", "learned step sizes are multiples of it and could never leave 0", "give more than 0"
 
@@ -154,6 +163,7 @@ def outer_unused(seen: Seen) -> Iterator[Refusal]:
 
 
 def norms_missing(seen: Seen) -> Iterator[Refusal]:
+    """MAML++'s options of norms for a model without any: each step would have nothing of its own."""
     for key, needed in (("bnrs", "batch norm"), ("bnwb", "norm")):
         # a model that does not say what it has is asked once it is built
         if seen.get(f"algorithm.{key}") and needed not in seen.get("model.has", (needed,)):
@@ -166,6 +176,7 @@ def _models_with(what: str) -> list[str]:
 
 
 def images_and_models(seen: Seen) -> Iterator[Refusal]:
+    """A model of sequences on images, or one of images on a log: it could not read its input."""
     name, reads = seen.get("model.name"), seen.get("model.reads", "items")
     if name is not None and (seen.get("dataset.source") == "omniglot") != (reads == "images"):
         if reads == "images":
@@ -185,11 +196,13 @@ def images_start(seen: Seen) -> Iterator[Refusal]:
 
 
 def dropout_missing(seen: Seen) -> Iterator[Refusal]:
+    """Dropout in the query loss for a model without any; 0 asks for nothing and passes."""
     if seen.get("model.name") is not None and seen.get("train.dropout") and seen.get("model.dropout") is None:
         yield "train.dropout", f"model={seen.get('model.name')} has no dropout", "drop it"
 
 
 def images_unused(seen: Seen) -> Iterator[Refusal]:
+    """Options of a log or of pretraining on images, and options of images on a log: they would do nothing."""
     if seen.get("dataset.source") == "omniglot":
         for section in ("sessions", "core", "split", "columns", "world", "episodes"):
             for key in seen.asked(f"dataset.{section}"):
@@ -206,6 +219,7 @@ def images_unused(seen: Seen) -> Iterator[Refusal]:
 
 
 def images_objective(seen: Seen) -> Iterator[Refusal]:
+    """Any other loss than cross-entropy on images: among n_way classes nothing is drawn."""
     name = seen.get("objective.name")
     if seen.get("dataset.source") == "omniglot" and name not in (None, "cross_entropy"):
         what = "the few classes of an episode are scored all at once: there is nothing to draw, count or cut"
@@ -213,6 +227,7 @@ def images_objective(seen: Seen) -> Iterator[Refusal]:
 
 
 def images_reliability(seen: Seen) -> Iterator[Refusal]:
+    """Support weighed by the session's reliability where there are no sessions."""
     key = "algorithm.inner.support_weights"
     if seen.get("dataset.source") == "omniglot" and seen.get(key) == "reliability":
         yield key, "is that of a session, and images have no sessions", "drop it, or use recency"
@@ -230,6 +245,7 @@ def draws_all(seen: Seen) -> Iterator[Refusal]:
 
 
 def warmup_too_long(seen: Seen) -> Iterator[Refusal]:
+    """A warm-up of more steps than there are: the full step size would never be reached."""
     steps = seen.get("train.steps")
     if steps is not None and seen.get("schedule.warmup_steps", 0) > steps:
         fix = f"give at most {steps}, or raise train.steps"
@@ -237,12 +253,14 @@ def warmup_too_long(seen: Seen) -> Iterator[Refusal]:
 
 
 def minutes_and_steps(seen: Seen) -> Iterator[Refusal]:
+    """A number of steps beside a time: the minutes decide how many there are."""
     if seen.get("train.minutes") is not None:
         for key in seen.asked("train.steps"):
             yield key, "does nothing: train.minutes sets the number of steps", "give one of the two"
 
 
 def never_validated(seen: Seen) -> Iterator[Refusal]:
+    """Validation rarer than training is long: the best could be chosen of the start and the end only."""
     steps = seen.get("train.steps")
     if steps is not None and not seen.supervised and seen.get("train.eval_every") > steps:
         fix = f"add train.eval_every={steps} or less, or raise train.steps"
@@ -250,6 +268,7 @@ def never_validated(seen: Seen) -> Iterator[Refusal]:
 
 
 def pretrain_never_validated(seen: Seen) -> Iterator[Refusal]:
+    """The same of pretraining, counted in epochs."""
     epochs = seen.get("pretrain.epochs")
     if epochs is not None and seen.get("pretrain.eval_every_epochs") > epochs:
         fix = f"give at most {epochs}, or raise pretrain.epochs"
@@ -257,6 +276,7 @@ def pretrain_never_validated(seen: Seen) -> Iterator[Refusal]:
 
 
 def resume_with_others(seen: Seen) -> Iterator[Refusal]:
+    """resume=DIR with any other key: the run would go on as something else than it began as."""
     if seen.get("resume") is not None:
         others = sorted(seen.given - {"resume"})
         if others:
@@ -268,6 +288,7 @@ def resume_with_others(seen: Seen) -> Iterator[Refusal]:
 
 
 def mps_precision(seen: Seen) -> Iterator[Refusal]:
+    """Precisions that Apple's GPUs do not have, or have not been seen to work there."""
     why = {"float64": "float64 does not exist on mps", "bfloat16": "mixed precision has not been seen to work on mps"}
     precision = seen.get("hardware.precision")
     if seen.get("hardware.device") == "mps" and precision in why:
@@ -275,6 +296,7 @@ def mps_precision(seen: Seen) -> Iterator[Refusal]:
 
 
 def compile_unused(seen: Seen) -> Iterator[Refusal]:
+    """Compilation for a model without a recurrence, the one thing that is compiled."""
     if seen.get("hardware.compile") and "recurrence" not in seen.get("model.has", ("recurrence",)):
         what = f"does nothing: what is compiled is the recurrence, and model={seen.get('model.name')} has none"
         yield "hardware.compile", what, "drop it, or use model=gru4rec"
@@ -287,17 +309,20 @@ def store_is_a_file(seen: Seen) -> Iterator[Refusal]:
 
 
 def checkpoint_missing(seen: Seen) -> Iterator[Refusal]:
+    """metarec eval without a checkpoint: there is nothing to evaluate."""
     if seen.verb == "eval" and seen.get("ckpt") is None:
         yield "ckpt", "nothing to evaluate", "add ckpt=RUN_DIR or ckpt=CHECKPOINT"
 
 
 def split_of_a_run(seen: Seen) -> Iterator[Refusal]:
+    """metarec train's key of the split in metarec eval, which has its own: the two could disagree."""
     if seen.verb == "eval":
         for key in seen.asked("evaluation.split"):
             yield key, "is for metarec train", f"write split={seen.get('evaluation.split')}"
 
 
 def step_size_unused(seen: Seen) -> Iterator[Refusal]:
+    """A step size at test together with no steps: nothing would take it."""
     if seen.verb == "eval" and seen.get("steps") == 0 and seen.get("lr") is not None:
         yield "lr", "does nothing: steps=0 adapts nothing", "drop it, or give steps=1 or more"
 

@@ -13,17 +13,20 @@ from metarec.options import Refusal
 
 
 def dataset_path_missing(seen: Seen) -> Iterator[Refusal]:
+    """A log or images without a place to read them from."""
     spec: DatasetSpec | None = seen.get("dataset")
     if spec is not None and spec.source != "synthetic" and spec.path is None:
         yield "dataset.path", f"dataset={spec.name} needs a file or directory", "add dataset.path=FILE"
 
 
 def dataset_path_unused(seen: Seen) -> Iterator[Refusal]:
+    """A path beside the embedded world, which is generated: the file would never be opened."""
     if seen.get("dataset.source") == "synthetic" and seen.get("dataset.path") is not None:
         yield "dataset.path", "the embedded world is generated, not read", "add dataset=events, or drop dataset.path"
 
 
 def data_dir_missing(seen: Seen) -> Iterator[Refusal]:
+    """A dataset that is looked up in a data directory, by a relative path, where none is known."""
     spec: DatasetSpec | None = seen.get("dataset")
     if spec is None or not spec.in_data_dir or spec.path is None or os.path.isabs(spec.path):
         return
@@ -32,6 +35,7 @@ def data_dir_missing(seen: Seen) -> Iterator[Refusal]:
 
 
 def world_unused(seen: Seen) -> Iterator[Refusal]:
+    """Options of the embedded world beside a log, typed or changed in a config file."""
     spec: DatasetSpec | None = seen.get("dataset")
     if spec is not None and spec.source != "synthetic":
         keys = seen.asked("dataset.world") or (["dataset.world"] if spec.world != WorldSpec() else [])
@@ -40,6 +44,7 @@ def world_unused(seen: Seen) -> Iterator[Refusal]:
 
 
 def world_ranges(seen: Seen) -> Iterator[Refusal]:
+    """Ranges of the embedded world that end before they begin, and topics in the world that has none."""
     spec: DatasetSpec | None = seen.get("dataset")
     if spec is None or spec.source != "synthetic":
         return
@@ -54,6 +59,7 @@ def world_ranges(seen: Seen) -> Iterator[Refusal]:
 
 
 def clock_needed(seen: Seen) -> Iterator[Refusal]:
+    """Cuts in time and gaps in minutes where events have an order and no clock."""
     spec: DatasetSpec | None = seen.get("dataset")
     if spec is None:
         return
@@ -71,6 +77,7 @@ def clock_needed(seen: Seen) -> Iterator[Refusal]:
 
 
 def column_missing(seen: Seen) -> Iterator[Refusal]:
+    """A split, order or session that is read from a column, where none is named."""
     spec: DatasetSpec | None = seen.get("dataset")
     if spec is None:
         return
@@ -90,6 +97,7 @@ def column_missing(seen: Seen) -> Iterator[Refusal]:
 
 
 def split_shape(seen: Seen) -> Iterator[Refusal]:
+    """Shares of users that do not add up to 1, and a validation period that is empty."""
     spec: DatasetSpec | None = seen.get("dataset")
     if spec is None:
         return
@@ -103,6 +111,7 @@ def split_shape(seen: Seen) -> Iterator[Refusal]:
 
 
 def split_unused(seen: Seen) -> Iterator[Refusal]:
+    """Options of one way to split beside another: they would do nothing."""
     spec: DatasetSpec | None = seen.get("dataset")
     if spec is None:
         return
@@ -122,6 +131,7 @@ def split_unused(seen: Seen) -> Iterator[Refusal]:
 
 
 def gap_unused(seen: Seen) -> Iterator[Refusal]:
+    """A gap in minutes where sessions are told by the user or a column."""
     by = seen.get("dataset.sessions.by")
     if by in ("user", "column"):
         for key in seen.asked("dataset.sessions.gap_minutes"):
@@ -129,6 +139,7 @@ def gap_unused(seen: Seen) -> Iterator[Refusal]:
 
 
 def delimiter_unused(seen: Seen) -> Iterator[Refusal]:
+    """A delimiter for a format that separates nothing by one."""
     name, asked = seen.get("dataset.format"), seen.asked("dataset.delimiter")
     if asked and name in formats.FORMATS and not (reader := formats.reader_of(name)).delimiter:
         able = "|".join(other for other, found in formats.readers().items() if found.delimiter)

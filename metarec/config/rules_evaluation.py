@@ -13,6 +13,7 @@ ALWAYS = ("pretrained", "control", "zeroshot", "fewshot")  # in every table, ask
 
 
 def panel_names(seen: Seen) -> Iterator[Refusal]:
+    """A row or panel that does not exist, one row given as a name, and rows that are always there."""
     asked = seen.get("evaluation.panel")
     if asked is None:
         return
@@ -36,11 +37,13 @@ def _images(seen: Seen) -> bool:
 
 
 def candidates_of_images(seen: Seen) -> Iterator[Refusal]:
+    """candidates=unseen on images: a query may be of any class of its episode."""
     if _images(seen) and seen.get("evaluation.candidates") == "unseen":
         yield "evaluation.candidates", "the classes of an image are always all of them", "drop it"
 
 
 def images_have_no_curve(seen: Seen) -> Iterator[Refusal]:
+    """Support sizes of a curve on images: shots are fixed when episodes are drawn."""
     if _images(seen) and seen.get("evaluation.ks") is not None:
         yield (
             "evaluation.ks",
@@ -50,12 +53,14 @@ def images_have_no_curve(seen: Seen) -> Iterator[Refusal]:
 
 
 def ks_twice(seen: Seen) -> Iterator[Refusal]:
+    """A support size twice: a curve has one point each."""
     ks = seen.get("evaluation.ks")
     if ks and len(set(ks)) < len(ks):
         yield "evaluation.ks", "a support size stands twice", "give each once"
 
 
 def vocabulary_of_a_log(seen: Seen) -> Iterator[Refusal]:
+    """vocabulary=all without a log: images bring their classes, and the world's optimum knows training items only."""
     source = seen.get("dataset.source")
     if seen.get("dataset.vocabulary") == "all" and source != "log":
         what = (
@@ -65,5 +70,6 @@ def vocabulary_of_a_log(seen: Seen) -> Iterator[Refusal]:
 
 
 def history_of_images(seen: Seen) -> Iterator[Refusal]:
+    """In-context history on images: nothing came before."""
     if _images(seen) and seen.get("dataset.history") == "user":
         yield "dataset.history", "images have no history", "drop it"

@@ -75,6 +75,7 @@ class Search:
 
 
 def is_search(words: Sequence[str]) -> bool:
+    """Whether a word of ``train -m`` chooses the search, in quotes or not."""
     return any(word.replace("'", "").replace('"', "") == f"{SWEEPER}=optuna" for word in words)
 
 
@@ -210,6 +211,7 @@ def write_search(directory: Path, search: Search) -> None:
 
 
 def document(search: Search) -> dict[str, Any]:
+    """The search as search.json keeps it: whatever could make a resume draw other trials."""
     return {
         "options": asdict(search.options),
         "words": list(search.words),

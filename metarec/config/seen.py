@@ -34,4 +34,5 @@ class Seen:
 
     @property
     def supervised(self) -> bool:
+        """Whether there is no outer loop and no adaptation (a verb without an algorithm: no)."""
         return bool(self.get("algorithm.name") == "supervised")

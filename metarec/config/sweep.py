@@ -95,6 +95,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_record(directory: Path, record: Record) -> None:
+    """job.json in the directory of the job; one that is there already is replaced."""
     write_json(directory / RECORD, asdict(record))
 
 
@@ -114,6 +115,7 @@ def exit_code(records: Sequence[Record]) -> int:
 
 
 def write_summary(sweep_dir: Path, records: Sequence[Record]) -> None:
+    """summary.json: the records in order of jobs, and how many ended in which way, zeros included."""
     counts = {status: sum(r.status == status for r in records) for status in ("ok", "failed", "interrupted", "not run")}
     write_json(sweep_dir / SUMMARY, {"jobs": [asdict(record) for record in records], "counts": counts})
 

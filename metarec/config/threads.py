@@ -21,6 +21,7 @@ def cores() -> int:
 
 
 def threads_each(n_jobs: int) -> int:
+    """The cores divided among the jobs, at least 1 each."""
     return max(1, cores() // n_jobs)
 
 

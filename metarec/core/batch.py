@@ -52,6 +52,7 @@ class Plan:
 
     @property
     def sizes(self) -> list[int]:
+        """Entries of each block [blocks]; they add up to L."""
         return [block.tasks * block.rows for block in self.blocks]
 
 
@@ -77,10 +78,12 @@ class Sequences:
     lengths: Tensor
 
     def to(self, device: torch.device) -> Sequences:
+        """A copy on `device`, or the same tensors where they are there already."""
         return Sequences(self.items.to(device), self.starts.to(device), self.lengths.to(device))
 
     @property
     def n_tasks(self) -> int:
+        """T, also where a task has no sequence."""
         return self.items.shape[0]
 
     @cached_property
@@ -213,9 +216,11 @@ class PairBatch:
 
     @property
     def n_tasks(self) -> int:
+        """T, also where a task has no pair."""
         return self.at.shape[0]
 
     def to(self, device: torch.device) -> PairBatch:
+        """A copy on `device`; sequences, places and targets go together."""
         return PairBatch(self.sequences.to(device), self.at.to(device), self.target.to(device))
 
     @property
@@ -246,6 +251,7 @@ class EpisodeBatch:
 
     @property
     def n_tasks(self) -> int:
+        """T; support and query have the same."""
         return self.support.n_tasks
 
     def cast(self, dtype: torch.dtype) -> EpisodeBatch:
@@ -257,6 +263,7 @@ class EpisodeBatch:
         return replace(self, support=parts[0], query=parts[1])
 
     def to(self, device: torch.device) -> EpisodeBatch:
+        """A copy on `device`; the numbers of pairs stay where they are, as numpy arrays."""
         scores = None if self.reliability is None else self.reliability.to(device)
         return replace(
             self,
@@ -276,6 +283,7 @@ class ImageBatch:
 
     @property
     def n_tasks(self) -> int:
+        """T, the episodes of the batch."""
         return self.images.shape[0]
 
     @property
@@ -288,4 +296,5 @@ class ImageBatch:
         return states
 
     def to(self, device: torch.device) -> ImageBatch:
+        """A copy on `device`; images and targets go together."""
         return ImageBatch(self.images.to(device), self.target.to(device))

@@ -30,6 +30,7 @@ class Dense:
     value: Tensor  # [T, *S]
 
     def plus(self, other: Offset, scale: float = 1.0) -> Dense:
+        """this + scale * other; whatever is added, the sum is dense [T, *S]."""
         if isinstance(other, LowRank):
             value = self.value
             for left, right in other.blocks:
@@ -38,15 +39,19 @@ class Dense:
         return Dense(torch.add(self.value, other.dense(), alpha=scale))
 
     def scaled(self, scale: Scale) -> Dense:
+        """Any scale, one of shape [*S] included."""
         return Dense(self.value * scale)
 
     def per_task(self, factor: Tensor) -> Dense:
+        """factor [T] -> every task's offset times its own number."""
         return Dense(self.value * factor.view(-1, *[1] * (self.value.dim() - 1)))
 
     def dense(self) -> Tensor:
+        """[T, *S], itself: no copy."""
         return self.value
 
     def detach(self) -> Dense:
+        """The same numbers without their graph."""
         return Dense(self.value.detach())
 
     def shrunk(self, by: Scale, first_order: bool) -> Dense:
@@ -62,18 +67,22 @@ class LowRank:
 
     @staticmethod
     def of(left: Tensor, right: Tensor) -> LowRank:
+        """left [T, r, out], right [T, r, in] -> one block."""
         return LowRank(((left, right),))
 
     @property
     def rank(self) -> int:
+        """r, of all blocks together."""
         return sum(left.shape[1] for left, _ in self.blocks)
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(out, in), of the matrix."""
         left, right = self.blocks[0]
         return left.shape[2], right.shape[2]
 
     def dense(self) -> Tensor:
+        """[T, out, in], formed anew at every call."""
         (left, right), *more = self.blocks
         found = torch.bmm(left.transpose(1, 2), right)
         for left, right in more:
@@ -81,11 +90,13 @@ class LowRank:
         return found
 
     def scaled(self, scale: Scale) -> LowRank | Dense:
+        """Factored still by a number, dense by a scale of shape [out, in]."""
         if isinstance(scale, Tensor) and scale.dim() > 0:
             return Dense(self.dense() * scale)
         return self._narrow(lambda side: side * scale)
 
     def per_task(self, factor: Tensor) -> LowRank:
+        """factor [T] -> every task's offset times its own number."""
         return self._narrow(lambda side: side * factor[:, None, None])
 
     def _narrow(self, change: Callable[[Tensor], Tensor]) -> LowRank:
@@ -95,6 +106,7 @@ class LowRank:
         return LowRank(tuple((left, change(right)) for left, right in self.blocks))
 
     def plus(self, other: Offset, scale: float = 1.0) -> Offset:
+        """this + scale * other: blocks beside blocks, rows beside them (`Both`), a dense other makes it dense."""
         if isinstance(other, LowRank):
             other = other if scale == 1 else other._narrow(lambda side: side * scale)
             blocks = (*self.blocks, *other.blocks)
@@ -108,9 +120,11 @@ class LowRank:
         return Dense(other.value * scale).plus(self)
 
     def detach(self) -> LowRank:
+        """The same factors without their graph."""
         return LowRank(tuple((left.detach(), right.detach()) for left, right in self.blocks))
 
     def shrunk(self, by: Scale, first_order: bool) -> LowRank | Dense:
+        """(1 - by) * this; `first_order`: what is taken away is a constant to the gradient."""
         if isinstance(by, Tensor) and by.dim() > 0:
             return Dense(self.dense()).shrunk(by, first_order)
         return self._narrow(lambda side: side - by * (side.detach() if first_order else side))
@@ -159,14 +173,17 @@ class Rows:
         return found.view(*ids.shape, -1) * hit.unsqueeze(-1)
 
     def scaled(self, scale: Scale) -> Rows:
+        """The same rows; of a scale [rows, d] each row takes its own."""
         if isinstance(scale, Tensor) and scale.dim() > 0:
             return Rows(self.ids, self.values * scale[self.ids], self.n_rows)
         return Rows(self.ids, self.values * scale, self.n_rows)
 
     def per_task(self, factor: Tensor) -> Rows:
+        """factor [T] -> every task's offset times its own number."""
         return Rows(self.ids, self.values * factor[:, None, None], self.n_rows)
 
     def plus(self, other: Offset, scale: float = 1.0) -> Offset:
+        """this + scale * other: rows of either; with a factored other `Both`, with a dense one dense."""
         if isinstance(other, Rows):
             if self.ids.shape == other.ids.shape and torch.equal(self.ids, other.ids):
                 return Rows(self.ids, torch.add(self.values, other.values, alpha=scale), self.n_rows)
@@ -179,14 +196,17 @@ class Rows:
         return Dense(other.value * scale).plus(self)
 
     def dense(self) -> Tensor:
+        """[T, rows, d], zero where a task never looked: as large as T tables."""
         n_tasks, _, width = self.values.shape
         out = self.values.new_zeros(n_tasks, self.n_rows, width)
         return out.scatter_add(1, self.ids.unsqueeze(-1).expand_as(self.values), self.values)
 
     def detach(self) -> Rows:
+        """The same rows without the graph of their values."""
         return Rows(self.ids, self.values.detach(), self.n_rows)
 
     def shrunk(self, by: Scale, first_order: bool) -> Rows:
+        """(1 - by) * this; `first_order`: what is taken away is a constant to the gradient."""
         by = by[self.ids] if isinstance(by, Tensor) and by.dim() > 0 else by
         return Rows(self.ids, self.values - by * (self.values.detach() if first_order else self.values), self.n_rows)
 
@@ -197,18 +217,22 @@ class Both:
     rows: Rows
 
     def dense(self) -> Tensor:
+        """[T, rows, d], formed anew at every call."""
         return self.low.dense() + self.rows.dense()
 
     def scaled(self, scale: Scale) -> Offset:
+        """Two parts still by a number, dense by a scale of shape [rows, d]."""
         low = self.low.scaled(scale)
         if isinstance(low, Dense):
             return low.plus(self.rows.scaled(scale))
         return Both(low, self.rows.scaled(scale))
 
     def per_task(self, factor: Tensor) -> Both:
+        """factor [T] -> every task's offset times its own number."""
         return Both(self.low.per_task(factor), self.rows.per_task(factor))
 
     def plus(self, other: Offset, scale: float = 1.0) -> Offset:
+        """this + scale * other: each part takes its kind, a dense other makes it dense."""
         if isinstance(other, Dense):
             return Dense(other.value * scale).plus(self)
         low = other if isinstance(other, LowRank) else other.low if isinstance(other, Both) else None
@@ -219,9 +243,11 @@ class Both:
         )
 
     def detach(self) -> Both:
+        """The same parts without their graph."""
         return Both(self.low.detach(), self.rows.detach())
 
     def shrunk(self, by: Scale, first_order: bool) -> Offset:
+        """(1 - by) * this; `first_order`: what is taken away is a constant to the gradient."""
         if isinstance(by, Tensor) and by.dim() > 0:
             return Dense(self.dense()).shrunk(by, first_order)
         low = self.low.shrunk(by, first_order)

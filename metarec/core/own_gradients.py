@@ -24,6 +24,7 @@ class OwnWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, before: Tensor, grad: Tensor, sequences: Sequences) -> Tensor:
+        """before [L, H], grad [L, 3H] -> [T, 3H, H]."""
         ctx.save_for_backward(before, grad)
         ctx.sequences = sequences
         return weight_gradient(sequences, before, grad)
@@ -31,6 +32,7 @@ class OwnWeight(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor, Tensor, None]:
+        """c [T, 3H, H] -> the gradients by `before` [L, H] and by `grad` [L, 3H]; differentiable no further."""
         before, grad = ctx.saved_tensors
         u, e_before = torch.zeros_like(grad), torch.zeros_like(before)
         through_own(ctx.sequences, c, before, grad, u, e_before)

@@ -98,6 +98,7 @@ Weights = Mapping[str, Weight]
 
 
 def fast(weight: Weight) -> FastWeight:
+    """Any weight in the form that has an offset and a tap; a plain tensor has neither."""
     return weight if isinstance(weight, FastWeight) else FastWeight(weight)
 
 

@@ -45,6 +45,7 @@ class EventWriter:
         self._before = (int(u[-1]), int(s[-1]))
 
     def close(self) -> None:
+        """Write the end of the last session and close the three files: only then are their lengths right."""
         self._offset.append(np.array([self._code.length]))
         for writer in (self._code, self._time, self._offset):
             writer.close()
@@ -85,7 +86,7 @@ def write_users_and_pairs(root: Path, sessions_per_user: np.ndarray, user_split:
 
 
 def session_blocks(offsets: np.ndarray, size: int = 500_000) -> Iterator[np.ndarray]:
-    """The offsets of up to ``size`` sessions and the end of the last, block by block."""
+    """The offsets of up to ``size`` sessions and the end of the last, block by block: [at most size + 1]."""
     for first in range(0, len(offsets) - 1, size):
         yield np.array(offsets[first : first + size + 1])
 
@@ -95,7 +96,7 @@ def index_items(root: Path, codes: Path, n_codes: int, whole: bool = False) -> t
     many of them training events hold.
 
     The vocabulary is the items of the training events, by rising code; every other item becomes -1, or with `whole` stands
-    behind them, in the order in which the stored log first has them.
+    behind them, in the order in which the stored log first has them. The codes are int64 [V].
     """
     code = np.load(codes, mmap_mode="r")
     user_events = np.load(root / "session_offsets.npy", mmap_mode="r")[np.load(root / "user_sessions.npy")]

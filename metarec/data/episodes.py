@@ -49,6 +49,7 @@ class EpisodeRanges:
 
     @property
     def n_episodes(self) -> int:
+        """Windows of all rows together, 0 where no user has one."""
         return int(self.windows_up_to[-1]) if len(self.user) else 0
 
 
@@ -62,7 +63,7 @@ def sliding_windows(user: np.ndarray, begin: np.ndarray, end: np.ndarray, *, n_s
 
 
 def last_pairs(user: np.ndarray, begin: np.ndarray, end: np.ndarray, *, n_support: int, n_query: int) -> EpisodeRanges:
-    """One episode from the last K + Q of the pairs [begin, end) of each ``user`` that has so many."""
+    """One episode from the last K + Q of the pairs [begin, end) of each ``user`` that has so many (int64 [U] each)."""
     size = n_support + n_query
     enough = end - begin >= size
     first = end[enough] - size

@@ -96,6 +96,7 @@ class Stream:
 
     @staticmethod
     def of(prepared: Prepared) -> Stream:
+        """The whole log, in memory: a stream is as long as the events and the breaks between them."""
         offsets, users = np.asarray(prepared.session_offsets), np.asarray(prepared.user_sessions)
         out = Stream(np.zeros(0, dtype=np.int32), offsets, users)
         item = np.zeros(len(prepared.item) + int(out.breaks[-1]) if len(out.breaks) else 0, dtype=np.int32)

@@ -134,30 +134,37 @@ class Omniglot:
 
     @property
     def n_items(self) -> int:
+        """Classes of an episode, n_way, not of the data set."""
         return self.spec.n_way
 
     @property
     def vocabulary_sha256(self) -> str:
+        """What a model fits: the images, the classes of each split, n_way."""
         return hashlib.sha256(f"{self.contents} {self.spec.n_way}".encode()).hexdigest()
 
     @property
     def split_by(self) -> str:
+        """What is disjoint between train, validation and test."""
         return "characters"
 
     @property
     def split_note(self) -> str:
+        """A line for the table of a run."""
         return f"{self.spec.n_way}-way {self.spec.n_shot}-shot, split of Vinyals et al., classes disjoint"
 
     @property
     def n_support(self) -> int:
+        """Images, n_way * n_shot."""
         return self.spec.n_way * self.spec.n_shot
 
     @property
     def funnel(self) -> list[dict[str, object]]:
+        """One step: nothing is filtered out of images."""
         return [{"step": "images", "rows": int(np.prod(self.images.shape[:2])), "items": len(self.images), "why": ""}]
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
+        """Classes (turned ones of training counted as their own) and fixed episodes of each split."""
         turns = TURNS if self.spec.rotations else 1
         n_classes = {split: len(own) * (turns if split == "train" else 1) for split, own in self.classes.items()}
         return {"classes": n_classes, "fixed episodes": {split: len(own) for split, own in self.fixed.items()}}
@@ -174,6 +181,7 @@ class Omniglot:
 
     @cached_property
     def contents(self) -> str:
+        """SHA-256 of the images and of the classes of each split, whatever episodes are drawn from them."""
         digest = hashlib.sha256(np.packbits(self.images).tobytes())
         for split in SPLITS:
             digest.update(np.ascontiguousarray(self.classes[split], dtype="<i8").tobytes())
@@ -241,20 +249,25 @@ class ImageEpisodes:
 
     @property
     def user(self) -> Ints:
+        """Numbers of the episodes, int64 [T]."""
         return self.rows
 
     @property
     def n_support(self) -> int:
+        """Images of the support of each, n_way * n_shot."""
         return self.drawn.n_shot * int(self.drawn.class_id.shape[1])
 
     @property
     def n_query(self) -> int:
+        """Images that are ranked in each, n_way * n_query."""
         return (int(self.drawn.drawing.shape[2]) - self.drawn.n_shot) * int(self.drawn.class_id.shape[1])
 
     @property
     def sha256(self) -> str:
+        """Of all that are drawn, chosen or not."""
         return self.drawn.sha256
 
     def batches(self) -> Iterator[EpisodeBatch]:
+        """`chunk` episodes at a time, in order and where `place` puts them; the last batch may be smaller."""
         for begin in range(0, len(self.rows), self.chunk):
             yield self.place(self.data.batch(self.drawn, self.rows[begin : begin + self.chunk]))

@@ -157,7 +157,10 @@ def episodes_of(prepared: Prepared, split: str, n_support: int | None = None) ->
 
 
 def train_sessions(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """Event ranges [begin, end) of the training users' sessions, cut at train_event_end, of two events at least."""
+    """Event ranges [begin, end) of the training users' sessions, cut at train_event_end, of two events at least.
+
+    int64 [training sessions] each, in stored order.
+    """
     users = np.repeat(np.arange(prepared.n_users), np.diff(prepared.user_sessions))
     begin = np.array(prepared.session_offsets[:-1])
     end = np.minimum(prepared.session_offsets[1:], prepared.train_event_end[users])
@@ -194,16 +197,18 @@ class ArrayWriter:
         np.lib.format.write_array_header_1_0(self._file, description)
 
     def append(self, values: np.ndarray) -> None:
+        """values [n], any length and layout, cast to the dtype of the file."""
         self._file.write(np.ascontiguousarray(values, dtype=self.dtype).data)
         self.length += len(values)
 
     def close(self) -> None:
+        """Write the length into the header: until then the file reads as empty."""
         self._header()
         self._file.close()
 
 
 def write_arrays(root: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays of ARRAYS by name."""
+    """Write arrays of ARRAYS by name, each cast to its type there; of one dimension, [n]."""
     for name, array in arrays.items():
         writer = ArrayWriter(root / f"{name}.npy", ARRAYS[name])
         writer.append(array)
@@ -240,6 +245,7 @@ def vocabulary_hash(item_ids: Iterable[str]) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Sorted, indented, with a newline at the end, so equal values are equal bytes; ValueError for NaN and infinity."""
     path.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -315,6 +321,7 @@ def blocks(array: np.ndarray, size: int = 2_000_000, overlap: int = 0) -> Iterat
     """(first index, copy of the entries) for consecutive blocks of a mapped array, each followed by ``overlap`` more.
 
     Pages already copied are given back, so that a pass over a large array does not keep it in memory.
+    Copies are [size + overlap], at the end of the array less.
     """
     base = getattr(array, "base", None)
     for first in range(0, len(array), size):

@@ -47,9 +47,11 @@ class Drawn:
 
     @property
     def n_users(self) -> int:
+        """U, the users that were drawn from."""
         return len(self.influence)
 
     def columns(self, chosen: Columns) -> Drawn:
+        """The figures that `chosen` names, of the same draws: differences of them stay paired."""
         return Drawn(self.mean[chosen], self.draws[:, chosen], self.influence[:, chosen])
 
     def __sub__(self, other: Drawn) -> Drawn:

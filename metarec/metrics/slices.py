@@ -68,7 +68,10 @@ def history_bins(history: Ints) -> list[tuple[int, int]]:
 
 
 def popularity_classes(item_counts: Ints) -> list[tuple[str, int, int]]:
-    """(label, low, high) of head, middle and tail in training events; a class that no item is of is left out."""
+    """(label, low, high) of head, middle and tail in training events; a class that no item is of is left out.
+
+    `item_counts` [V], training events of each item.
+    """
     counts = np.sort(item_counts)[::-1]
     distinct = np.unique(counts)[::-1]
     more = np.searchsorted(-counts, -distinct, side="left")  # items with more events than this

@@ -43,6 +43,7 @@ class Config:
 
 
 def build(config: Config, n_items: int) -> Conv4:
+    """`n_items` is n_way; images are 28 x 28 with one channel, as Omniglot's."""
     return Conv4(n_items, filters=config.filters, pool=config.pool)
 
 
@@ -56,10 +57,12 @@ class Conv4:
 
     @property
     def n_items(self) -> int:
+        """The classes of an episode, one output each."""
         return self.n_way
 
     @property
     def features(self) -> int:
+        """F, of the flattened last block; ValueError where the image is too small for four blocks."""
         size = self.image_size
         for _ in BLOCKS:
             size = size // 2 if self.pool == "max" else -(-size // 2)
@@ -88,6 +91,7 @@ class Conv4:
 
     @property
     def head(self) -> tuple[str, ...]:
+        """What `score` reads; features are what the body leaves."""
         return ("fc.weight", "fc.bias", "context.shift", "scale.state")
 
     @property

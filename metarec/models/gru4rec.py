@@ -47,12 +47,14 @@ class Config:
     pretrain_lr: ClassVar[float] = 3e-3
 
     def refused(self) -> Iterator[Refusal]:
+        """Tied weights of unlike widths: the state would not fit the embedding that scores it."""
         if self.tie and self.embedding_dim != self.hidden_dim:
             what = f"with model.tie=true the state is scored by the embedding, of width {self.embedding_dim}"
             yield "hidden_dim", what, f"add model.hidden_dim={self.embedding_dim}"
 
 
 def build(config: Config, n_items: int) -> GRU4Rec:
+    """`max_len` is not read: batches are cut to it, and a recurrence has no limit of its own."""
     return GRU4Rec(
         n_items, config.embedding_dim, config.hidden_dim, config.dropout, config.n_layers, config.tie,
         config.embedding_dropout,
@@ -104,6 +106,7 @@ class GRU4Rec:
 
     @property
     def head(self) -> tuple[str, ...]:
+        """What `score` reads; tied, the embedding is both body and head."""
         return ("embedding.weight" if self.tie else "fc.weight", "fc.bias", "context.shift", "scale.state")
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:

@@ -44,6 +44,7 @@ class Config:
 
 
 def build(config: Config, n_items: int) -> NARM:
+    """`max_len` is not read: batches are cut to it, and a recurrence has no limit of its own."""
     return NARM(
         n_items, config.embedding_dim, config.hidden_dim, config.dropout, config.embedding_dropout, config.tie
     )  # fmt: skip
@@ -81,6 +82,7 @@ class NARM:
 
     @property
     def head(self) -> tuple[str, ...]:
+        """What `score` reads; tied, the embedding is both body and head."""
         table = ("embedding.weight", "decoder.weight") if self.tie else ("fc.weight", "fc.bias")
         return (*table, "context.shift", "scale.state")
 

@@ -50,11 +50,13 @@ class Config:
     pretrain_lr: ClassVar[float] = 1e-3
 
     def refused(self) -> Iterator[Refusal]:
+        """A width that cannot be divided among the heads."""
         if self.dim % self.n_heads:
             yield "dim", f"is no multiple of model.n_heads={self.n_heads}", f"give a multiple of {self.n_heads}"
 
 
 def build(config: Config, n_items: int) -> SASRec:
+    """`max_len` is the number of positions; `ffn_dim` null: as wide as `dim`."""
     return SASRec(
         n_items, config.dim, config.n_layers, config.n_heads, config.dropout, config.max_len, config.ffn_dim, config.tie,
         config.n_prefix,
@@ -112,6 +114,7 @@ class SASRec:
 
     @property
     def head(self) -> tuple[str, ...]:
+        """What `score` reads, the last norm not among it; tied, the embedding is both body and head."""
         return (*(("embedding.weight",) if self.tie else ("fc.weight", "fc.bias")), "context.shift", "scale.state")
 
     @property

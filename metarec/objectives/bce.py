@@ -33,6 +33,7 @@ class Config:
 
 
 def build(config: Config, items: Items) -> Standing:
+    """`n_negatives` null: a quarter of the items, at most 256. Raises ConfigError for more than there are."""
     return Standing(BCE(drawn("n_negatives", config.n_negatives, 256, items.n)), items.seed)
 
 

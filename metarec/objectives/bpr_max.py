@@ -40,6 +40,7 @@ class Config:
 
 
 def build(config: Config, items: Items) -> Standing:
+    """`n_samples` null: a quarter of the items, at most 2,048; any number may be asked for, since draws repeat."""
     n = drawn("n_samples", config.n_samples, 2048, items.n, with_repeats=True)
     return Standing(BPRMax(torch.from_numpy(items.popularity()), n, config.alpha, config.reg), items.seed)
 

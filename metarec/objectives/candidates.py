@@ -12,6 +12,7 @@ from torch import Tensor
 
 
 def needed(generator: torch.Generator | None, objective: object) -> torch.Generator:
+    """The generator, checked: ValueError naming the objective where there is none."""
     if generator is None:
         raise ValueError(
             f"{type(objective).__name__} draws items, but there is no generator: give one to Tasks.loss(pairs, generator), "
@@ -48,6 +49,7 @@ def uniform(n_items: int, n: int, generator: torch.Generator) -> tuple[Tensor, T
 
     A pair whose target is among them leaves that out; any other leaves out the spare. So every pair has exactly n
     negatives, drawn uniformly without a repeat from all items but its target. n < n_items.
+    Items int64 [n + 1], place bool [n + 1].
     """
     drawn = torch.randperm(n_items, generator=generator, device=generator.device)[: n + 1] + 1
     items, order = drawn.sort()

@@ -36,6 +36,7 @@ class Config:
 
 
 def build(config: Config, items: Items) -> ChunkedCrossEntropy:
+    """`chunk` is a number of items; the loss does not depend on it."""
     return ChunkedCrossEntropy(config.chunk, config.label_smoothing)
 
 

@@ -36,6 +36,9 @@ class Config:
 
 
 def build(config: Config, items: Items) -> Standing:
+    """`n_negatives` null: a quarter of the items, at most 256; beta follows from V in every call. Raises ConfigError
+    for more than there are.
+    """
     return Standing(GBCE(drawn("n_negatives", config.n_negatives, 256, items.n), config.t), items.seed)
 
 
@@ -45,6 +48,7 @@ class GBCE:
     t: float = 0.75  # in [0, 1]; 0 = BCE, 1 = calibrated
 
     def beta(self, n_items: int) -> float:
+        """The exponent of the target's sigmoid for a catalogue of V items; 1 where nothing can be drawn."""
         if n_items < 2:
             return 1.0
         share = min(self.n_negatives, n_items - 1) / (n_items - 1)

@@ -39,6 +39,10 @@ class Config:
 
 
 def build(config: Config, items: Items) -> Standing:
+    """`n_samples` null: a quarter of the items, at most 1,024. The ranks of popularity are made here, ties by the item.
+
+    Raises ConfigError for more than there are.
+    """
     n = drawn("n_samples", config.n_samples, 1024, items.n)
     by_rank = torch.from_numpy(np.argsort(-items.popularity(), kind="stable") + 1)
     return Standing(SampledSoftmax(by_rank.to(items.device), n), items.seed)

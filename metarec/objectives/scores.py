@@ -22,11 +22,13 @@ class Scorer(Protocol):
     """
 
     @property
-    def n_items(self) -> int: ...
+    def n_items(self) -> int:
+        """V; items are 1..V."""
 
     def score(
         self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Scores as the class says; a generator switches dropout on."""
 
 
 @dataclass(frozen=True)

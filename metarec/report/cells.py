@@ -23,6 +23,7 @@ def ends(low: float | None, high: float | None, *, sign: bool = False) -> str:
 
 
 def p_value(value: float | None) -> str:
+    """Three digits, "<.001" below that; a dash where there was no test."""
     return NOTHING if value is None else "<.001" if value < 0.001 else share(value, 3)
 
 
@@ -38,6 +39,7 @@ def number(value: object, digits: int = 3) -> str:
 
 
 def per_cent(value: float | None, digits: int = 0) -> str:
+    """A share as a percentage, never "-0"; a dash where there is none."""
     return NOTHING if value is None else f"{round(100 * value, digits) + 0.0:.{digits}f} %"
 
 

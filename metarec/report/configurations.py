@@ -30,6 +30,7 @@ class Configuration:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """In the order of the runs."""
         return tuple(run.seed for run in self.runs)
 
 

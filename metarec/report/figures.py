@@ -129,7 +129,10 @@ def grid(method: str, lrs: Sequence[float], steps: Sequence[int], values: Sequen
 
 
 def gains(of: Array, against: Array, names: tuple[str, str], metric: str, who: str = "users") -> Picture:
-    """How the difference is spread over users: a histogram, those without a difference in a bar of their own."""
+    """How the difference is spread over users: a histogram, those without a difference in a bar of their own.
+
+    `of`, `against` [U]: the figure of each user, the same users in the same order.
+    """
     delta = of - against
     reach = float(np.abs(delta).max()) or 1.0
     width = svg.round_step(reach / 10)

@@ -42,6 +42,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """The one that all others of the run follow from."""
         return int(self.document["seeds"]["run"])
 
     @property
@@ -51,21 +52,24 @@ class Run:
 
     @property
     def monitor(self) -> str:
+        """The metric that decides, of the evaluation's own options where the run is one."""
         of: Json = self.document.get("evaluated") or self.document["config"]
         return str(of["evaluation"]["monitor"])
 
     @property
     def methods(self) -> list[str]:
+        """In the order of metrics.json."""
         return list(self.document["metrics"])
 
     @cached_property
     def table(self) -> dict[str, npt.NDArray[Any]]:
-        """The columns of per_user.parquet."""
+        """The columns of per_user.parquet, [U] each, read once."""
         read = pq.read_table(self.path / "per_user.parquet")
         return {name: read.column(name).to_numpy(zero_copy_only=False) for name in read.column_names}
 
     @property
     def users(self) -> npt.NDArray[Any]:
+        """Their ids as text, [U], in the order of every column."""
         return self.table["user_id"]
 
     @property
@@ -78,6 +82,7 @@ class Run:
         return self.table[f"{method}.{metric}"].astype(np.float64)
 
     def history(self, name: str = "history.jsonl") -> list[Json]:
+        """The records in order of steps; none where the run has no such file."""
         return read_history(self.path / name) if (self.path / name).exists() else []
 
     def json(self, name: str) -> Any:

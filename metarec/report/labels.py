@@ -81,4 +81,5 @@ def ends(low: float | None, high: float | None, sign: bool = False) -> str:
 
 
 def p_text(value: float) -> str:
+    """Three digits, "<.001" below that."""
     return "<.001" if value < 0.001 else short(value, 3)

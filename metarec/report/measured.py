@@ -16,6 +16,7 @@ CLASSES = ("hr@1", "mrr")  # all that is shown of a classification: few classes,
 
 
 def classification(document: Json) -> bool:
+    """Whether the run was of images: hr@1 is then called accuracy."""
     return bool(document.get("protocol", {}).get("classification"))
 
 

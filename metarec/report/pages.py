@@ -32,6 +32,7 @@ class Page:
     sections: Sequence[Section]
 
     def html(self) -> str:
+        """One self-contained page: pictures and style stand in it, nothing is loaded."""
         return page(self.title, self.sections, FOOTER)
 
     def markdown(self) -> str:

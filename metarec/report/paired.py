@@ -33,6 +33,7 @@ class Draws:
     seed: int = 0
 
     def options(self) -> dict[str, Any]:
+        """As keywords of `metrics.seeds`."""
         return {"n_resamples": self.n_resamples, "confidence": self.confidence, "seed": self.seed}
 
 

@@ -62,6 +62,7 @@ def people(run: Run) -> str:
 
 
 def classification(run: Run) -> bool:
+    """Whether it was of images: hr@1 is then called accuracy."""
     return is_classification(run.document)
 
 

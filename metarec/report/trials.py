@@ -21,15 +21,24 @@ class TrialRow(Protocol):
     """What is shown of a trial."""
 
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """From 0, in order of drawing."""
+
     @property
-    def params(self) -> dict[str, Any]: ...
+    def params(self) -> dict[str, Any]:
+        """Key of the configuration -> the value drawn."""
+
     @property
-    def status(self) -> str: ...
+    def status(self) -> str:
+        """ok, pruned, failed or running."""
+
     @property
-    def value(self) -> float | None: ...
+    def value(self) -> float | None:
+        """The monitored validation figure; None while there is none."""
+
     @property
-    def notes(self) -> dict[str, Any]: ...
+    def notes(self) -> dict[str, Any]:
+        """What stands beside it: seconds, directory, error."""
 
 
 def trials_document(

@@ -21,14 +21,17 @@ class Named(Protocol):
     @property
     def head(self) -> tuple[str, ...]: ...
 
-    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every weight."""
 
-    def context_shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def context_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what may adapt beside the weights; zero is no effect."""
 
 
 class Residual(Protocol):
     @property
-    def base(self) -> Params: ...
+    def base(self) -> Params:
+        """The pretrained weights that the warm start gave; nothing moves them."""
 
     def init(self, generator: torch.Generator) -> Params:
         """phi, as meta-training starts from it."""

@@ -35,15 +35,18 @@ class Config:
 
     @property
     def frozen(self) -> bool:
+        """Whether the pretrained weights stay as they are: then there must be some."""
         return not self.train_weights
 
 
 def learnable(config: Config, model: Named) -> dict[str, bool]:
+    """Contexts adapt; weights are trained for all tasks, or with `train_weights` off not at all."""
     weights = dict.fromkeys(model.shapes(), False) if config.train_weights else {}
     return weights | dict.fromkeys(model.context_shapes(), True)
 
 
 def build(config: Config, base: Params, model: Named) -> ContextResidual:
+    """The contexts are those that the model names."""
     return ContextResidual(base, model.context_shapes(), config.train_weights)
 
 
@@ -54,9 +57,11 @@ class ContextResidual:
     train_weights: bool = True
 
     def init(self, generator: torch.Generator) -> Params:
+        """The pretrained weights (where trained) and contexts of zero; nothing is drawn."""
         like = next(iter(self.base.values()))
         phi = {name: value.clone() for name, value in self.base.items()} if self.train_weights else {}
         return phi | {name: like.new_zeros(shape) for name, shape in self.context.items()}
 
     def compose(self, phi: Weights) -> Weights:
+        """phi; with `train_weights` off the base stands in for the weights."""
         return phi if self.train_weights else {**self.base, **phi}

@@ -36,6 +36,7 @@ class Config:
 
     @property
     def frozen(self) -> bool:
+        """Whether the pretrained weights stay as they are: then there must be some."""
         return not self.train_weights
 
 
@@ -49,9 +50,11 @@ def scales(config: Config, model: Named) -> dict[str, tuple[int, ...]]:
 
 
 def learnable(config: Config, model: Named) -> dict[str, bool]:
+    """Scales adapt; weights are trained for all tasks, or with `train_weights` off not at all."""
     weights = dict.fromkeys(model.shapes(), False) if config.train_weights else {}
     return weights | dict.fromkeys(scales(config, model), True)
 
 
 def build(config: Config, base: Params, model: Named) -> ContextResidual:
+    """The scales are those of `targets`; null: all that the model names. Raises ConfigError for one that it does not."""
     return ContextResidual(base, scales(config, model), config.train_weights)

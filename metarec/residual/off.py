@@ -18,10 +18,12 @@ class Config:
 
 
 def learnable(config: Config, model: Named) -> dict[str, bool]:
+    """Every weight, and all of them adapt."""
     return dict.fromkeys(model.shapes(), True)
 
 
 def build(config: Config, base: Params, model: Named) -> NoResidual:
+    """Nothing of the model is read: what adapts is the base itself."""
     return NoResidual(base)
 
 
@@ -32,7 +34,9 @@ class NoResidual:
     base: Params
 
     def init(self, generator: torch.Generator) -> Params:
+        """A copy of the base; nothing is drawn."""
         return {name: value.clone() for name, value in self.base.items()}
 
     def compose(self, phi: Weights) -> Weights:
+        """phi, unchanged."""
         return phi

@@ -34,15 +34,18 @@ class Config:
     frozen: ClassVar[bool] = True
 
     def refused(self) -> Iterator[Refusal]:
+        """alpha 0: the model would stay the pretrained one whatever is learned."""
         if self.alpha == 0:
             yield "alpha", "with alpha 0 no weight can move", "give a value other than 0"
 
 
 def learnable(config: Config, model: Named) -> dict[str, bool]:
+    """A delta for every weight, and all of them adapt."""
     return dict.fromkeys(model.shapes(), True)
 
 
 def build(config: Config, base: Params, model: Named) -> FullResidual:
+    """Nothing of the model is read: deltas have the shapes of the base."""
     return FullResidual(base, config.alpha, config.init_scale)
 
 
@@ -62,6 +65,7 @@ class FullResidual:
         }
 
     def compose(self, phi: Weights) -> Weights:
+        """base + alpha * delta for each weight; what has no base, such as statistics, stays as it is."""
         theta: dict[str, Weight] = {}
         for name, delta in phi.items():
             base = self.base.get(name)

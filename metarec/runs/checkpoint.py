@@ -44,7 +44,7 @@ def save_checkpoint(directory: Path, name: str, tensors: Mapping[str, Tensor], s
 
     ``tensors``: any device and stride; stored contiguous. Ends names in a step number (``step-000500``): that number
     is what "newest" means. Raises DivergedError naming a tensor or key that is not finite (nothing is written then),
-    EnvironmentFault naming the path when the disk refuses.
+    EnvironmentFault naming the path when the disk refuses. Tensors are of any shape.
     """
     target = directory / _checked_name(name, directory)
     contents = {
@@ -69,7 +69,7 @@ def save_checkpoint(directory: Path, name: str, tensors: Mapping[str, Tensor], s
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and state of the checkpoint directory ``path``, verified first.
+    """Tensors (on the CPU, of any shape) and state of the checkpoint directory ``path``, verified first.
 
     Raises CheckpointError naming the file for a missing, additional, truncated or altered file and for a format of a
     later metarec.

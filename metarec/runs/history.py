@@ -24,9 +24,11 @@ from metarec.runs import atomic
 class Listener(Protocol):
     """What is told of every record, once it is in the file."""
 
-    def append(self, record: Mapping[str, Any]) -> None: ...
+    def append(self, record: Mapping[str, Any]) -> None:
+        """A record, not yet on the disk."""
 
-    def sync(self) -> None: ...
+    def sync(self) -> None:
+        """All records so far are on the disk: a checkpoint may follow."""
 
 
 class History:

@@ -23,7 +23,10 @@ _FIX = "save it with torch.save(model.state_dict(), path), or give a metarec che
 
 
 def read_legacy(path: Path) -> dict[str, Tensor]:
-    """The named tensors of ``path``, dense, contiguous and on the CPU; anything else in it is a CheckpointError."""
+    """The named tensors of ``path``, dense, contiguous and on the CPU; anything else in it is a CheckpointError.
+
+    Of any shape: whoever loads them into a model compares.
+    """
     _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

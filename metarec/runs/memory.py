@@ -37,6 +37,7 @@ class Peak:
 
     @property
     def bytes(self) -> int:
+        """Bytes, of the device's allocator or of the process; at the end of the part."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         if _STATUS.exists():
@@ -45,6 +46,7 @@ class Peak:
 
     @property
     def growth(self) -> int | None:
+        """Bytes above what was in use at the start, >= 0; None where the system cannot tell."""
         return None if self.before is None else max(self.bytes - self.before, 0)
 
 

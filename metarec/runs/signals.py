@@ -49,6 +49,7 @@ class Stop:
         raise self.stopped(f"step {step}", "stopped as asked, after a checkpoint")
 
     def stopped(self, where: str, what: str) -> Stopped:
+        """The exception to raise: the signal seen (SIGTERM where none was), its exit code, and the way out."""
         number = signal.Signals(self.wanted or signal.SIGTERM)
         return Stopped(number.name, where, what, self.way_out, int(number))
 

@@ -43,6 +43,7 @@ class Mlflow:
         self._differs = False
 
     def connect(self) -> None:
+        """Make the store and the experiment where they are not there, one process at a time; raises where it is no store."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it reports its use over the network otherwise
         from mlflow.tracking import MlflowClient
 
@@ -58,6 +59,7 @@ class Mlflow:
                 self._client.create_experiment(self.experiment, artifact_location=artifacts.as_uri())
 
     def begin(self, card: Card, rows: list[Row]) -> None:
+        """The run whose tag is `card.id`, carried on or made; what it holds already is not told again."""
         self._probe()
         experiment = self._client.get_experiment_by_name(self.experiment).experiment_id
         found = self._client.search_runs([experiment], f"tags.`{ID}` = '{card.id}'")
@@ -78,6 +80,7 @@ class Mlflow:
         self.tell(rows)
 
     def tell(self, rows: list[Row]) -> None:
+        """The numbers that the run does not have, in batches, with the time of now."""
         from mlflow.entities import Metric
 
         self._probe()
@@ -92,6 +95,7 @@ class Mlflow:
             self._client.log_batch(self._run, metrics=some)
 
     def finish(self, closing: Closing) -> None:
+        """Figures, tags and copies of the files; the run then stands as FINISHED."""
         self.tell([(closing.step, dict(closing.figures))])
         self._tags(closing.notes)
         for path in closing.files:
@@ -99,6 +103,7 @@ class Mlflow:
         self._client.set_terminated(self._run, ENDED["finished"])
 
     def close(self, ended: str | None) -> None:
+        """The run's status by how it ended; None touches nothing."""
         if ended is not None:
             self._probe()
             self._client.set_terminated(self._run, ENDED[ended])

@@ -31,9 +31,11 @@ class TensorBoard:
         self._stream: Any = None
 
     def connect(self) -> None:
+        """ImportError where the library is not there; nothing is written."""
         from tensorboard.summary.writer import record_writer  # noqa: F401
 
     def begin(self, card: Card, rows: list[Row]) -> None:
+        """A new event file in place of any old one, with the wall times that the old one had."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -57,17 +59,20 @@ class TensorBoard:
         self._flush()
 
     def tell(self, rows: list[Row]) -> None:
+        """The records as they come, flushed, so that a board can be watched."""
         for step, numbers in rows:
             self._scalars(step, numbers)
         self._flush()
 
     def finish(self, closing: Closing) -> None:
+        """The figures at the last step; then the file is closed."""
         self._scalars(closing.step, dict(closing.figures))
         self._write(closing.step, _text("closing_notes", closing.notes))
         self._flush()
         self._stream.close()
 
     def close(self, ended: str | None) -> None:
+        """Close the file, however the run ended: it holds no state of a run."""
         if self._stream is not None:
             self._stream.close()
 

@@ -32,6 +32,7 @@ class Wandb:
         self._first = 0  # steps before it are with the server already
 
     def connect(self) -> None:
+        """Raises EnvironmentFault for a login that needs a key and has none; offline it asks for nothing."""
         if not self.online:
             # offline or not, wandb counts its uses at its maker's server
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -43,6 +44,7 @@ class Wandb:
             )
 
     def begin(self, card: Card, rows: list[Row]) -> None:
+        """Offline a new log; online the same run by `card.id`, from the step that the server has."""
         import wandb
 
         if not self.online:
@@ -61,11 +63,13 @@ class Wandb:
         self.tell(rows)
 
     def tell(self, rows: list[Row]) -> None:
+        """Steps below the one the server has reached are left out, for it takes no step twice."""
         for step, numbers in rows:
             if step >= self._first:
                 self._run.log(numbers, step=step)
 
     def finish(self, closing: Closing) -> None:
+        """Figures and closing notes; offline the log is then checked to be whole."""
         self._run.config.update({"closing_notes": dict(closing.notes)}, allow_val_change=True)
         self._run.summary.update(dict(closing.figures))
         self._end(0)
@@ -74,6 +78,7 @@ class Wandb:
                 check_whole(path)
 
     def close(self, ended: str | None) -> None:
+        """Closed with the exit code of how it ended; nothing where no run began."""
         if self._run is not None:
             self._end(EXIT_CODES.get(ended or "failed", 1))
 

@@ -31,6 +31,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """Of the directory and of the job: the four joined by "_"."""
         return "_".join(self.names)
 
     @property

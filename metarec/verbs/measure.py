@@ -142,6 +142,7 @@ def headline(document: dict[str, Any], monitor: str) -> dict[str, float]:
 
 
 def write_per_user(path: Path, columns: dict[str, Any]) -> None:
+    """One Parquet file, a column for each method and metric, written whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="zstd")
     atomic.write_bytes(path, sink.getvalue().to_pybytes())

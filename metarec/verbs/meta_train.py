@@ -47,12 +47,14 @@ class Cost:
     loss: float | None = None  # mean meta-loss of the last ten steps
 
     def document(self) -> dict[str, Any]:
+        """As ``cost`` of metrics.json; seconds and bytes, null where not measured."""
         return asdict(self)
 
 
 def fixed_state(
     config: TrainConfig, bench: AnyBench, control: Control | None, source: dict[str, Any]
 ) -> dict[str, Any]:
+    """What a checkpoint keeps beside weights and progress: what a resume or an evaluation must find unchanged."""
     return {
         "config": asdict(config),
         "vocabulary_sha256": bench.prepared.vocabulary_sha256,

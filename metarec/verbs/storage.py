@@ -68,9 +68,11 @@ class Study:
         return dict(self._study.user_attrs)
 
     def note(self, key: str, value: Any) -> None:
+        """Keep a JSON value beside the trials, durably; one of that key is replaced."""
         self._study.set_user_attr(key, value)
 
     def rows(self) -> list[Row]:
+        """All trials in order of drawing, running ones among them."""
         return [_row(trial) for trial in self._trials()]
 
     def best(self) -> Row | None:

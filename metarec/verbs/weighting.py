@@ -40,5 +40,6 @@ UNIFORM = Weighting()
 
 
 def weighting_of(options: MetaConfig) -> Weighting:
+    """Of `algorithm.inner`: the way and, only where it weighs by recency, its strength."""
     section = options.inner
     return Weighting(section.support_weights, section.recency if section.support_weights == "recency" else 0.0)

@@ -21,6 +21,7 @@ from metarec.errors import DataError
 
 
 def open_file(con: duckdb.DuckDBPyConnection, files: list[Path], spec: DatasetSpec, zipped: bool) -> Opened:
+    """Columns by place, all of them text. Raises DataError for a delimiter, header or byte that is wrong."""
     (path,) = files
     delimiter = DELIMITERS.get(spec.delimiter, spec.delimiter)
     if len(delimiter) != 1:

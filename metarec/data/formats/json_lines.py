@@ -30,6 +30,7 @@ _NEW = "jq -c {} FILE > NEW.jsonl"
 
 
 def open_file(con: duckdb.DuckDBPyConnection, files: list[Path], spec: DatasetSpec, zipped: bool) -> Opened:
+    """Columns by dotted path. Raises DataError naming the line for a field that is missing or of the wrong kind."""
     (path,) = files
     relation = text.lines(path, zipped)
     line, known = read_fields(con, path, zipped, relation)

@@ -32,6 +32,7 @@ class Footer:
 
 
 def open_files(con: duckdb.DuckDBPyConnection, files: list[Path], spec: DatasetSpec, zipped: bool) -> Opened:
+    """Columns by name, of one type in all files. Raises DataError naming file and column where a type or page is wrong."""
     footers = read_footers(files)
     columns: list[Column] = []
     for footer in footers:

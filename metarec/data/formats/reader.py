@@ -89,10 +89,12 @@ class Reader:
 
     @property
     def is_(self) -> str:
+        """The beginning of a message: "CSV is", "JSON lines are"."""
         return f"{self.noun} {'are' if self.plural else 'is'}"
 
     @property
     def has(self) -> str:
+        """The beginning of a message: "a CSV file has", "JSON lines have"."""
         return f"{self.noun} have" if self.plural else f"a {self.noun} file has"
 
 

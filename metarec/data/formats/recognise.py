@@ -68,6 +68,7 @@ def read_as(kind: str, head: bytes) -> list[str]:
 
 
 def is_text(kind: str, head: bytes) -> bool:
+    """Whether a file of this kind, with these first bytes, is read as lines of UTF-8, by whatever format."""
     return kind in _TEXT or any(found.text and found.kind(head) == kind for found in readers().values())
 
 
