@@ -19,7 +19,8 @@ class Named(Protocol):
     """What a residual may know of a model: the names and shapes of its weights and contexts, and which are its head."""
 
     @property
-    def head(self) -> tuple[str, ...]: ...
+    def head(self) -> tuple[str, ...]:
+        """Names of what the output layer reads, contexts and scales among them."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every weight."""
