@@ -6,13 +6,17 @@ A cell is text, or (text, small) where an interval stands under or behind its fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 Cell = str | tuple[str, str]
+WORDS = 24  # characters that a column of words takes before it is broken into lines
+GAP = 2  # characters between columns
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,50 @@ def said(cell: Cell) -> str:
     return cell if isinstance(cell, str) else " ".join(part for part in cell if part)
 
 
-def rich_table(sheet: Sheet) -> Table:
-    """For a terminal."""
+def rich_table(sheet: Sheet) -> RenderableType:
+    """For a terminal. What does not fit its width goes on below, the rows' names again in front."""
+    return _Fitted(sheet)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    sheet: Sheet
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for number, part in enumerate(_parts(self.sheet, options.max_width)):
+            if number:
+                yield Text("")
+            yield _rich(part if number == 0 else replace(part, caption=""))
+
+
+def _parts(sheet: Sheet, width: int) -> list[Sheet]:
+    """The sheet in pieces of columns that fit `width` characters each, as far as one column with the first does."""
+    natural = [
+        max(len(line) for line in [*_heading(sheet, place).split("\n"), *(said(row[place]) for row in sheet.rows)]) + GAP
+        for place in range(len(sheet.columns))
+    ]
+    wide = [min(size, WORDS) if place in sheet.words else size for place, size in enumerate(natural)]
+    pieces: list[list[int]] = [[]]
+    for place in range(1, len(sheet.columns)):
+        if pieces[-1] and wide[0] + sum(wide[other] for other in pieces[-1]) + wide[place] > width + GAP:
+            pieces.append([])
+        pieces[-1].append(place)
+    return [sheet._less([i for i in range(1, len(sheet.columns)) if i not in piece]) for piece in pieces]
+
+
+def _heading(sheet: Sheet, place: int) -> str:
+    return sheet.columns[place] if place in sheet.words else sheet.columns[place].replace(" ", "\n", 1)
+
+
+def _rich(sheet: Sheet) -> Table:
     table = Table(
         title=sheet.caption or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0), show_edge=False, pad_edge=False,
     )  # fmt: skip
-    for place, heading in enumerate(sheet.columns):
+    for place in range(len(sheet.columns)):
         in_words = place in sheet.words
-        heading = heading if in_words else heading.replace(" ", "\n", 1)
-        table.add_column(heading, justify="left" if in_words else "right", no_wrap=not in_words, overflow="fold")
+        justify: Literal["left", "right"] = "left" if in_words else "right"
+        table.add_column(_heading(sheet, place), justify=justify, no_wrap=not in_words, overflow="fold")
     for number, row in enumerate(sheet.rows):
         style = "bold" if number in sheet.strong else None
         table.add_row(*[Text(said(cell)) for cell in row], style=style)
