@@ -50,7 +50,15 @@ def tensors_at(run, step: int) -> dict[str, torch.Tensor]:  # type: ignore[no-un
     return found
 
 
-@pytest.mark.parametrize("words", [("algorithm=meta_sgd", "residual=context"), ("algorithm=maml_pp", "residual=off")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("algorithm=meta_sgd", "residual=context"),
+        ("algorithm=maml_pp", "residual=off"),
+        ("algorithm=maml_pp", "residual=lora"),
+        ("algorithm=meta_sgd", "residual=bias"),
+    ],
+)
 def test_eval_gives_the_same_figures_again(words: tuple[str, ...], work: Work) -> None:
     run = work.train(*words, *SHORT)
     assert work.eval(run)["metrics"] == metrics(run)["metrics"]
