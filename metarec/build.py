@@ -171,7 +171,7 @@ def algorithm(
     """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control, where it moves
     whole weights as the control does. Raises ConfigError for options that this model cannot have."""
     section, beside = config.inner, _beside(on)
-    names = learnable(on, model)
+    names, weight_of = learnable(on, model), getattr(parts.load("residual", on.name), "weight_of", str)
     loop = InnerLoop(
         (context_lr if beside else control.lr) if section.lr is None else section.lr,
         (CONTEXT_STEPS if beside else control.steps) if section.steps is None else section.steps,
@@ -185,10 +185,10 @@ def algorithm(
     given = Given(
         loop,
         tuple(names),
-        frozenset(model.head) & names.keys(),
+        frozenset(name for name in names if weight_of(name) in model.head),
         tuple(name for name in getattr(model, "norms", ()) if name in names),
         tuple(getattr(model, "statistics_shapes", {})),
-        frozenset(names) - model.shapes().keys(),
+        frozenset(name for name in names if weight_of(name) not in model.shapes()),
         outer_steps,
         support_share,
     )

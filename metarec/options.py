@@ -6,9 +6,9 @@ Nothing of torch stands here, so that help and refusals can read options without
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from metarec.errors import ConfigError
 
@@ -73,6 +73,23 @@ class LearnedInner(DifferentiatedInner):
     """The same, where step sizes may be learned in any of the ways there are."""
 
     rates: str = ranged("fixed", choices=["fixed", "tensor", "tensor_step", "element", "element_step"])
+
+
+@dataclass
+class Delta:
+    """The options of the residuals that put base + alpha * delta in place of weights (`metarec.residual.on`)."""
+
+    name: str = ""
+    alpha: float = 1.0
+    l2: float = ranged(0.0, min=0)
+    init_scale: float = ranged(0.0, min=0)
+
+    frozen: ClassVar[bool] = True
+
+    def refused(self) -> Iterator[Refusal]:
+        """alpha 0: the model would stay the pretrained one whatever is learned."""
+        if self.alpha == 0:
+            yield "alpha", "with alpha 0 no weight can move", "give a value other than 0"
 
 
 def matching(key: str, patterns: Sequence[str], names: Collection[str], what: str = "weight") -> frozenset[str]:

@@ -25,7 +25,7 @@ Shapes: T tasks, M events a task, R sequences a task, S states of the batch, C c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from torch import Tensor
 from metarec.core.batch import Sequences
 from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, rebuilt, tensors
 from metarec.core.ops import linear
-from metarec.core.weights import FastWeight, Finish, Tap, Weight, rescaled
+from metarec.core.weights import Factored, FastWeight, Finish, Tap, Weight, fast_parts, rescaled
 
 # What bends the classes of lengths, not the result; measured on a CPU, in products of a query and a key.
 PLACE_COST = 160  # of a place, whatever its sequence's length
@@ -72,8 +72,13 @@ class Layout:
 
     def spread(self, weight: Weight) -> Weight:
         """The weights of tasks as those of their chunks; the tap of a task sees the sum over its chunks."""
+        if isinstance(weight, Factored):
+            return replace(weight, a=self._spread(weight.a), b=self._spread(weight.b))
+        return self._spread(weight) if isinstance(weight, FastWeight) else weight
+
+    def _spread(self, weight: FastWeight) -> FastWeight:
         owner, n_tasks = self.owner, self.n_tasks
-        if owner is None or not isinstance(weight, FastWeight):
+        if owner is None:
             return weight
         offset = weight.offset
         if offset is not None:
@@ -172,10 +177,10 @@ def length_classes(numbers: list[int]) -> list[tuple[int, int]]:
 def differentiated_twice(weights: Iterable[Weight]) -> bool:
     """Whether what is made from these weights may be: a tap says so, or an offset is itself in a graph."""
     for weight in weights:
-        if isinstance(weight, FastWeight):
-            if weight.tap is not None and weight.tap.second_order:
+        for part in fast_parts(weight):
+            if part.tap is not None and part.tap.second_order:
                 return True
-            if weight.offset is not None and any(part.requires_grad for part in tensors(weight.offset)):
+            if part.offset is not None and any(value.requires_grad for value in tensors(part.offset)):
                 return True
     return False
 

@@ -43,7 +43,7 @@ from metarec.core import fused
 from metarec.core.batch import Block, Sequences
 from metarec.core.offsets import Dense
 from metarec.core.own_gradients import OwnWeight, bias_gradient, through_own, weight_gradient
-from metarec.core.weights import Weight, fast, zero_leaf
+from metarec.core.weights import Factored, Weight, fast, zero_leaf
 
 
 @dataclass(frozen=True)
@@ -332,9 +332,10 @@ class _GRUBackward(torch.autograd.Function):
 def gru(x: Tensor, sequences: Sequences, weight: Weight, bias: Weight, start: Tensor | None = None) -> Tensor:
     """The hidden state behind every event of every sequence: x [T, M, 3H] -> [S, H].
 
-    weight [3H, H]; bias [3H]; start [T, H], the state of each task before any event (zero without).
+    weight [3H, H]; bias [3H]; start [T, H], the state of each task before any event (zero without). A factored weight is
+    written out, a matrix a task, as every own weight of a recurrence is: a step would else be three thin products.
     """
-    w, b = fast(weight), fast(bias)
+    w, b = weight.whole(sequences.n_tasks) if isinstance(weight, Factored) else fast(weight), fast(bias)
     for offset in (w.offset, b.offset):
         if not isinstance(offset, Dense | None):
             raise TypeError(f"gru has no rule for an offset of {type(offset).__name__}")

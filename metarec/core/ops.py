@@ -5,6 +5,8 @@
     linear_rows y[t] = x[t] (W + D[t])[rows]^T + (b + c[t])[rows]               some of the outputs
     layer_norm  y[t] = (w + d[t]) * (x[t] - mean) / sd + b + c[t]      (Ba et al. 2016, arXiv:1607.06450)
 
+A factored weight W + s B A is never written: y = x W^T + s (x A^T) B^T, both products by these same operators.
+
 Where a weight carries a tap, the operator notes its result and how the result's gradient G becomes the weight's own:
 G^T X for a linear weight, the sum of G for a bias, G by row for an embedding. Checked against autograd on plain copies
 in tests/core/test_ops.py.
@@ -21,11 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, rows_at, tensors
-from metarec.core.weights import Weight, fast
+from metarec.core.weights import Factored, Weight, fast
 
 
 def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
     """x [T, N, in], weight [out, in], bias [out] -> [T, N, out]."""
+    if isinstance(weight, Factored):
+        return linear(x, weight.base, bias) + through_factors(x, weight)
     w, b = fast(weight), None if bias is None else fast(bias)
     own_bias = None if b is None or b.offset is None else b.dense()[:, None, :]
     if w.offset is None:
@@ -40,6 +44,11 @@ def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
     if b is not None and b.tap is not None:
         b.tap.add(y, lambda grad: Dense(grad.sum(1)))
     return y
+
+
+def through_factors(x: Tensor, weight: Factored) -> Tensor:
+    """What the factors add to `linear`: x [T, N, in] -> s (x A^T) B^T [T, N, out]."""
+    return weight.scale * linear(linear(x, weight.a), weight.b)
 
 
 def _product(x: Tensor, shared: Tensor, begin: Tensor | None, offset: Offset) -> Tensor:
@@ -102,6 +111,9 @@ class _Product(torch.autograd.Function):
 
 def embed(ids: Tensor, table: Weight) -> Tensor:
     """ids int64 [T, M], table [rows, d] -> [T, M, d]."""
+    if isinstance(table, Factored):  # the rows of B that were looked up, times A
+        more = torch.bmm(embed(ids, table.b), table.a.own(ids.shape[0]))
+        return F.embedding(ids, table.base) + table.scale * more
     e = fast(table)
     y = F.embedding(ids, e.shared)
     if e.offset is not None:
@@ -139,6 +151,9 @@ def linear_rows(
     others have no gradient: the weight's own gradient has the form `Rows`. `bias_rows`: where the bias stands in another
     order (a table that is also looked up has a row for padding, its bias has none).
     """
+    if isinstance(weight, Factored):
+        more = linear_rows(linear(x, weight.a), weight.b, None, rows)
+        return linear_rows(x, weight.base, bias, rows, bias_rows) + weight.scale * more
     w = fast(weight)
     if rows.dim() == 1:
         if rows.numel() > 1 and not bool((rows.diff() > 0).all()):

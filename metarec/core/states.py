@@ -13,8 +13,8 @@ from torch import Tensor
 
 from metarec.core.attention import Layout
 from metarec.core.batch import Sequences
-from metarec.core.ops import linear, linear_rows
-from metarec.core.weights import FastWeight, Weight, own
+from metarec.core.ops import linear, linear_rows, through_factors
+from metarec.core.weights import Factored, FastWeight, Weight, own
 
 
 def linear_states(states: Tensor, sequences: Sequences, weight: Weight, bias: Weight | None = None) -> Tensor:
@@ -46,6 +46,8 @@ def score_items(
         return linear_rows(states, weight, bias, items if padded else items - 1, items - 1)
     if not padded:
         return linear(states, weight, bias)
+    if isinstance(weight, Factored):
+        return score_items(states, weight.base, bias, None, padded=True) + through_factors(states, weight)[..., 1:]
     if not isinstance(weight, FastWeight):
         return linear(states, weight[1:], bias)
     if weight.offset is None and weight.tap is None:

@@ -1,6 +1,6 @@
 """Weights of many tasks at once: one shared tensor plus, where a task has adapted, its own offset.
 
-    weight of task t = shared + offset[t]
+    weight of task t = shared + offset[t]                      or, factored, base + scale * b[t] a[t]
 
 Why an offset and not a copy: the first inner step needs no per-task weight at all; the gradient with respect to
 `shared` over all tasks is one matrix product; and with the offset under stop-gradient that gradient *is* the
@@ -11,6 +11,9 @@ Operators (`core.ops`, `core.gru`, ...) are the only readers. To be differentiat
 carries a `Tap`: operators note there which tensor to differentiate by and how its gradient becomes the weight's (the
 gradient G with respect to a pre-activation is all that a linear layer needs). An operator without such a form asks for
 the weight as a dense tensor a task (`FastWeight.own`), which is right for every weight and cheap for small ones.
+
+Of a factored weight (`Factored`) the factors are what is shared, adapted and tapped; operators multiply by one after the
+other, so that a task owns its factors and no matrix.
 
 Shapes: T tasks; a weight is [*S], a linear one [out, in].
 """
@@ -93,18 +96,64 @@ class _ScaledTap(Tap):
         self.inner.add(at, lambda grad: finish(grad).scaled(self.alpha))  # whatever kind of tap it is
 
 
-Weight = Tensor | FastWeight
+@dataclass(frozen=True)
+class Factored:
+    """base + scale * b a, where b and a are weights with offsets and taps of their own.
+
+    `core.ops` reads it in this form. `own` and `whole` write the product, a matrix a task, for operators without it.
+    """
+
+    base: Tensor  # [out, in], that of all tasks
+    a: FastWeight  # [r, in]
+    b: FastWeight  # [out, r]
+    scale: float
+
+    def dense(self) -> Tensor:
+        """The weights of all tasks, [T, out, in] ([out, in] before any step); not noted at a tap."""
+        return self._onto_base(self.b.dense(), self.a.dense())
+
+    def of_task(self, task: int | None) -> Tensor:
+        """The weight of one task, or with None that before any step: [out, in]."""
+        a, b = (w.shared if task is None or w.offset is None else w.dense()[task] for w in (self.a, self.b))
+        return self._onto_base(b, a)
+
+    def own(self, n_tasks: int) -> Tensor:
+        """The weights of all tasks, [T, out, in]; the factors are noted at their taps."""
+        return self._onto_base(self.b.own(n_tasks), self.a.own(n_tasks))
+
+    def whole(self, n_tasks: int) -> FastWeight:
+        """Base and a dense offset [T, out, in], for an operator that reads no factors: nothing is shared but the base."""
+        if all(w.offset is None and w.tap is None for w in (self.a, self.b)):
+            return FastWeight(self.dense())
+        with torch.autocast(self.base.device.type, enabled=False):
+            return FastWeight(self.base, Dense(self.scale * torch.bmm(self.b.own(n_tasks), self.a.own(n_tasks))))
+
+    def _onto_base(self, b: Tensor, a: Tensor) -> Tensor:
+        with torch.autocast(self.base.device.type, enabled=False):  # a weight, not an activation
+            return torch.add(self.base, torch.matmul(b, a), alpha=self.scale)
+
+
+Weight = Tensor | FastWeight | Factored
 Weights = Mapping[str, Weight]
 
 
 def fast(weight: Weight) -> FastWeight:
-    """Any weight in the form that has an offset and a tap; a plain tensor has neither."""
+    """A weight in the form that has an offset and a tap; a plain tensor has neither, a factored one is refused."""
+    if isinstance(weight, Factored):
+        raise TypeError("this operator has no rule for a factored weight")
     return weight if isinstance(weight, FastWeight) else FastWeight(weight)
+
+
+def fast_parts(weight: Weight) -> tuple[FastWeight, ...]:
+    """What of a weight has an offset or a tap: itself, the two factors, or of a plain tensor nothing."""
+    if isinstance(weight, Factored):
+        return weight.a, weight.b
+    return (weight,) if isinstance(weight, FastWeight) else ()
 
 
 def own(weight: Weight, n_tasks: int) -> Tensor:
     """Any weight as a dense tensor a task, [T, *S]; see `FastWeight.own`."""
-    return fast(weight).own(n_tasks)
+    return weight.own(n_tasks) if isinstance(weight, Factored) else fast(weight).own(n_tasks)
 
 
 def rescaled(x: Tensor, scale: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from metarec.core.weights import FastWeight, Weights
+from metarec.core.weights import Weights, fast_parts
 
 
 class Scorer(Protocol):
@@ -61,7 +61,7 @@ class Scores:
             again = None if start is None else start.clone_state()
             return model.score(theta, states, again) if items is None else model.score(theta, states, again, items)
 
-        tapped = any(isinstance(weight, FastWeight) and weight.tap is not None for weight in theta.values())
+        tapped = any(part.tap is not None for weight in theta.values() for part in fast_parts(weight))
         return Scores(states, model.n_items, columns, tapped)
 
     @staticmethod

@@ -3,7 +3,8 @@
 Its file brings `Config`, `build(config, base, model)` and `learnable(config, model)` (`metarec.parts`): the name of
 everything that the outer loop may train -> whether the inner loop adapts it unless told otherwise. Options that say more:
 `l2`, a pull of the inner loop and the outer loss towards the base; the class attribute `beside`, whether what adapts are
-few numbers beside the model's weights, that start at zero and take steps which would wreck whole weights.
+few numbers beside the model's weights, that start at zero and take steps which would wreck whole weights. Where what is
+learned are parts of weights under names of their own, `weight_of(name)` gives the weight's.
 """
 
 from __future__ import annotations

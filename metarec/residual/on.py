@@ -2,6 +2,7 @@
 
     theta = theta_base + alpha * delta
 
+`residual.head` and `residual.bias` are the same with a delta for some weights; the others are the base's.
 `delta` is meta-learned and adapted, theta_base never moves. With delta = 0 the model is the pretrained one, bit for
 bit. With alpha = 1, l2 = 0 and delta = 0 at the start this *is* naive warm start: same gradients, same steps
 (tests/residual/test_on.py shows the identity over 20 Adam steps). What makes a residual mean something is the
@@ -11,32 +12,21 @@ step moves theta by alpha^2 * lr * grad.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from metarec.core.weights import FastWeight, Params, Weight, Weights
-from metarec.options import Refusal, ranged
+from metarec.options import Delta
 from metarec.residual import Named
 
 
 @dataclass
-class Config:
+class Config(Delta):
     """conf/residual/on.yaml"""
 
     name: str = "on"
-    alpha: float = 1.0
-    l2: float = ranged(0.0, min=0)
-    init_scale: float = ranged(0.0, min=0)
-
-    frozen: ClassVar[bool] = True
-
-    def refused(self) -> Iterator[Refusal]:
-        """alpha 0: the model would stay the pretrained one whatever is learned."""
-        if self.alpha == 0:
-            yield "alpha", "with alpha 0 no weight can move", "give a value other than 0"
 
 
 def learnable(config: Config, model: Named) -> dict[str, bool]:
@@ -54,19 +44,21 @@ class FullResidual:
     base: Params
     alpha: float = 1.0
     init_scale: float = 0.0
+    names: Collection[str] | None = None  # of the weights that have a delta; None = all
 
     def init(self, generator: torch.Generator) -> Params:
         """delta ~ N(0, init_scale^2); zero by default, since any noise already moves the pretrained function."""
+        moved = {name: value for name, value in self.base.items() if self.names is None or name in self.names}
         if self.init_scale == 0:
-            return {name: torch.zeros_like(value) for name, value in self.base.items()}
+            return {name: torch.zeros_like(value) for name, value in moved.items()}
         return {
             name: (torch.randn(value.shape, generator=generator, dtype=value.dtype) * self.init_scale).to(value.device)
-            for name, value in self.base.items()
+            for name, value in moved.items()
         }
 
     def compose(self, phi: Weights) -> Weights:
-        """base + alpha * delta for each weight; what has no base, such as statistics, stays as it is."""
-        theta: dict[str, Weight] = {}
+        """base + alpha * delta, or base alone; what has no base, such as statistics, stays as it is."""
+        theta: dict[str, Weight] = dict(self.base)
         for name, delta in phi.items():
             base = self.base.get(name)
             if base is None:  # kept beside the weights, such as statistics: not composed
@@ -75,5 +67,6 @@ class FullResidual:
             if isinstance(delta, FastWeight):
                 theta[name] = delta.onto(base, self.alpha)
             else:
+                assert isinstance(delta, torch.Tensor)
                 theta[name] = torch.add(base, delta, alpha=self.alpha)
         return theta

@@ -29,7 +29,7 @@ SHIPPED = {
     "model": 4,
     "objective": 6,
     "optimizer": 3,
-    "residual": 4,
+    "residual": 7,
     "schedule": 3,
 }
 

@@ -16,7 +16,7 @@ from metarec.core import attention as module
 from metarec.core.attention import Attention, Layout, Prefix, differentiated_twice, length_classes
 from metarec.core.batch import Sequences
 from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows
-from metarec.core.weights import FastWeight, Tap
+from metarec.core.weights import Factored, FastWeight, Tap
 
 D, HEADS = 6, 2
 SHAPES = {"in_weight": (3 * D, D), "in_bias": (3 * D,), "out_weight": (D, D), "out_bias": (D,)}
@@ -285,6 +285,11 @@ def test_weights_of_tasks_as_those_of_chunks() -> None:
         spread = layout.spread(FastWeight(shared, form))
         assert isinstance(spread, FastWeight)
         assert torch.equal(spread.dense(), FastWeight(shared, form).dense()[owner])
+    factors = Dense(normal(n, 2, D, seed=8)), Dense(normal(n, 7, 2, seed=9))
+    factored = Factored(shared, *(FastWeight(0 * form.value[0], form) for form in factors), 0.7)
+    spread = layout.spread(factored)
+    assert isinstance(spread, Factored)
+    assert torch.equal(spread.dense(), factored.dense()[owner])
     tap = Tap()
     spread = layout.spread(FastWeight(shared, None, tap))
     x = normal(len(owner), layout.width, D, seed=6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,8 @@ from torch import Tensor
 from metarec.core import ops
 from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, tensors
 from metarec.core.ops import embed, layer_norm, linear, linear_rows
-from metarec.core.weights import FastWeight, Tap
+from metarec.core.states import score_items
+from metarec.core.weights import Factored, FastWeight, Tap, Weight, fast, own
 
 T, N, OUT, IN, N_ROWS = 3, 5, 6, 4, 8
 
@@ -289,3 +292,59 @@ def test_the_product_of_own_weights_has_both_orders_of_gradient(own: str, begin:
 
     assert torch.autograd.gradcheck(product, leaves)
     assert torch.autograd.gradgradcheck(product, leaves)
+
+
+# -- factored weights -----------------------------------------------------------------------------------------------
+
+RANK, S = 2, 0.7
+FACTORS = {
+    "none": (None, None),
+    "dense": (Dense(normal(T, RANK, IN, seed=51)), Dense(normal(T, N_ROWS, RANK, seed=52))),
+}
+READERS: dict[str, Callable[[Tensor, Weight], Tensor]] = {
+    "linear": lambda x, weight: linear(x, weight, normal(N_ROWS, seed=53)),
+    "candidates": lambda x, weight: linear_rows(x, weight, normal(N_ROWS, seed=53), COLUMNS),
+    "one a row": lambda x, weight: linear_rows(x, weight, None, EACH),
+    "embed": lambda x, weight: embed(IDS, weight) * x[:, :4],
+    "tied": lambda x, weight: score_items(x, weight, normal(N_ROWS - 1, seed=54), None, padded=True),
+    "own": lambda x, weight: own(weight, T) * x.sum(),
+}
+
+
+def check_factored(reader: str, offsets: tuple[Offset | None, Offset | None]) -> None:
+    """Values, gradients by what is shared, and each task's own by the taps: those of base + s B A written out."""
+    read, x = READERS[reader], normal(T, N, IN, seed=5)
+    base, a, b = normal(N_ROWS, IN, seed=7), normal(RANK, IN, seed=8), normal(N_ROWS, RANK, seed=9)
+    own_a, own_b = copies(a, offsets[0]), copies(b, offsets[1])
+    wanted = read(x, FastWeight(base, Dense(S * torch.bmm(own_b, own_a))))
+    mix = normal(*wanted.shape, seed=6)
+    slow = torch.autograd.grad((wanted.tanh() * mix).sum(), [own_a, own_b])
+    leaf_a, leaf_b = a.clone().requires_grad_(), b.clone().requires_grad_()
+    got = read(x, Factored(base, FastWeight(leaf_a, offsets[0]), FastWeight(leaf_b, offsets[1]), S))
+    close(got, wanted)
+    for mine, theirs in zip(torch.autograd.grad((got.tanh() * mix).sum(), [leaf_a, leaf_b]), slow, strict=True):
+        close(mine, theirs.sum(0))
+    taps = Tap(), Tap()
+    got = read(x, Factored(base, FastWeight(a, offsets[0], taps[0]), FastWeight(b, offsets[1], taps[1]), S))
+    for mine, theirs in zip(of_taps((got.tanh() * mix).sum(), *taps), slow, strict=True):
+        close(mine, theirs)
+
+
+@pytest.mark.parametrize("offsets", FACTORS)
+@pytest.mark.parametrize("reader", READERS)
+def test_factored(reader: str, offsets: str) -> None:
+    check_factored(reader, FACTORS[offsets])
+
+
+def test_a_lost_scale_is_seen_in_every_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Factored.__init__
+    monkeypatch.setattr(Factored, "__init__", lambda self, base, a, b, scale: made(self, base, a, b, 1.0))
+    for reader in READERS:
+        with pytest.raises(AssertionError):
+            check_factored(reader, FACTORS["dense"])
+
+
+def test_an_operator_without_factors_says_so() -> None:
+    one = FastWeight(normal(IN, IN))
+    with pytest.raises(TypeError, match="no rule for a factored weight"):
+        fast(Factored(normal(IN, IN), one, one, S))

@@ -6,7 +6,7 @@ import torch
 from reference.small_episodes import small_log
 from reference.small_models import MODEL, weights
 
-from metarec.core.weights import FastWeight, Params, Tap, Weights
+from metarec.core.weights import Factored, FastWeight, Params, Tap, Weights
 from metarec.objectives.scores import Scores
 
 SOME = torch.tensor([2, 3, 9])
@@ -45,4 +45,7 @@ def test_tapped() -> None:
     states = torch.zeros(4, 8, 4, dtype=torch.float64)
     dressed: Weights = {name: FastWeight(value) for name, value in params.items()}
     tapped: Weights = {**dressed, "fc.bias": FastWeight(params["fc.bias"], None, Tap())}
-    assert [Scores.of_model(MODEL, theta, states).tapped for theta in (params, dressed, tapped)] == [False, False, True]
+    a, b = FastWeight(torch.zeros(1, 4).double()), FastWeight(torch.zeros(11, 1).double(), None, Tap())
+    factored: Weights = {**dressed, "fc.weight": Factored(params["fc.weight"], a, b, 1.0)}
+    of = [Scores.of_model(MODEL, theta, states).tapped for theta in (params, dressed, tapped, factored)]
+    assert of == [False, False, True, True]

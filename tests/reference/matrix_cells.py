@@ -1,7 +1,8 @@
 """The cells of the exactness matrix (`algorithms/test_matrix.py`): what the engine is given, and the same for the reference.
 
 `ASKED` holds the configurations of every algorithm; `cell` makes a cell, `found` says what engine and reference find there,
-and `check_losses`, `check_gradients` compare the two.
+and `check_losses`, `check_gradients` compare the two. Residuals that are not of the matrix have their cells in
+`residual/test_lora.py`, `test_head.py` and `test_bias.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from metarec.tasks import Tasks
 T, K, Q, STEPS, OUTER = 3, 3, 4, 3, 20
 ALGORITHMS = ("maml", "fomaml", "maml_pp", "anil", "meta_sgd", "reptile", "imaml")
 RESIDUALS = ("off", "on", "context")
+DELTAS, RANK = ("on", "head", "bias"), 2  # base + alpha * delta; rank of the factors of residual=lora
 CELLS = [(model, algorithm, residual) for model in MODELS for algorithm in ALGORITHMS for residual in RESIDUALS]
 
 
@@ -198,7 +200,10 @@ def mean_loss(logits: Callable[[Params, Any], Tensor], part: Part, weights: list
     return loss
 
 
-def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int = 1, l2: float | None = None) -> Cell:
+def cell(
+    model_name: str, algorithm: str, residual: str, setting: str, seed: int = 1, l2: float | None = None, **wrong: Any
+) -> Cell:
+    """`wrong`: what the engine's residual, and not the reference, has another value of."""
     entry, asked = MODELS[model_name], ASKED[algorithm, setting]
     model = entry.model
     generator = torch.Generator().manual_seed(seed)
@@ -207,11 +212,14 @@ def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int
     if "embedding.weight" in base:
         base["embedding.weight"][0] = 0.0
     if l2 is None:
-        l2 = 0.3 if residual == "on" else 0.0
+        l2 = 0.3 if residual in DELTAS else 0.0
     alpha, train_weights = (0.7, True) if setting != "prox" else (-1.3, algorithm in ("anil", "reptile"))
     on: Any = parts.default("residual", residual)
-    if residual == "on":
+    if residual in DELTAS:
         on = replace(on, alpha=alpha, l2=l2)
+    elif residual == "lora":
+        scaling, factor = ("alpha/r", 1.4 / RANK) if setting != "prox" else ("alpha/sqrt(r)", 1.4 / RANK**0.5)
+        on = replace(on, rank=RANK, alpha=1.4, scaling=scaling, targets=["*"])
     elif residual == "context":
         on = replace(on, train_weights=train_weights)
 
@@ -223,6 +231,7 @@ def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int
     if (algorithm, setting) == ("reptile", "prox"):
         made = replace(made, inner=replace(made.inner, prox=PROX))  # type: ignore[type-var]
     over, statistics = build.residual(on, model, base), build.statistics(made, model)
+    over = replace(over, **wrong)  # type: ignore[type-var]
     start = {
         name: value + normal(value.shape, generator, 0.3 if name.startswith("context.") else 0.15)
         for name, value in over.init(generator).items()
@@ -237,14 +246,29 @@ def cell(model_name: str, algorithm: str, residual: str, setting: str, seed: int
 
     # the reference
     def compose(own: Params) -> Params:
-        if residual == "on":
-            return {n: base[n] + alpha * value if n in base else value for n, value in own.items()}
+        if residual in DELTAS:
+            return base | {n: base[n] + alpha * value if n in base else value for n, value in own.items()}
+        if residual == "lora":
+            more = {n: factor * own[f"{n}.lora_b"] @ own[f"{n}.lora_a"] for n in matrices}
+            rest = {n: value for n, value in own.items() if ".lora_" not in n}
+            return base | rest | {n: base[n] + value for n, value in more.items()}
         return base | own
 
-    adapted = list(entry.contexts) if residual == "context" else list(base)
-    if algorithm == "anil":
-        adapted = ["context.shift"] if residual == "context" else list(entry.head)
-    norms = list(entry.norms) if asked.norms and (residual != "context" or train_weights) else []
+    matrices = [name for name, value in base.items() if value.dim() == 2]
+    head, adapted = (list(entry.head) if algorithm == "anil" else None), list(base)
+    if residual == "context":
+        head, adapted = head and ["context.shift"], list(entry.contexts)
+    elif residual == "lora":
+        head, matrices_of_head = None, [name for name in matrices if head is None or name in head]
+        adapted = [f"{name}.lora_{factor_of}" for name in matrices_of_head for factor_of in "ab"]
+    elif residual == "head":
+        adapted = list(entry.head)
+    elif residual == "bias":
+        adapted = [name for name, value in base.items() if value.dim() == 1 and (head is None or name in head)]
+        head = None
+    adapted = adapted if head is None else head
+    there = residual in ("off", "on", "bias") or (residual == "context" and train_weights)
+    norms = list(entry.norms) if asked.norms and there else []
     fixed = list(entry.statistics) if asked.statistics else []
     loop = Loop(
         **{"lr": lr, "steps": STEPS, "pull": l2, **asked.loop}, adapted=adapted, per_step=norms + fixed, fixed=fixed

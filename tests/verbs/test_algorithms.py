@@ -16,17 +16,25 @@ PAIRS = [
     for residual in parts.names("residual")
     if residual in BESIDE or getattr(parts.options("algorithm", algorithm), "adapts", "") != "beside"
 ]
+OF_HEAD = ("residual.targets=[fc.*,gru.weight_ih*]",)  # unless told otherwise, no factors belong to the head
 SHORT = ("train.steps=2", "train.eval_every=1", "algorithm.inner.steps=2")
 
 
 @pytest.mark.parametrize(("algorithm", "residual"), PAIRS)
 def test_every_algorithm_with_every_residual(algorithm: str, residual: str, work: Work) -> None:
-    run = work.train(f"algorithm={algorithm}", f"residual={residual}", *SHORT)
+    own = OF_HEAD if (algorithm, residual) == ("anil", "lora") else ()
+    run = work.train(f"algorithm={algorithm}", f"residual={residual}", *SHORT, *own)
     found = metrics(run)
     assert (found["algorithm"], found["residual"]) == (algorithm, residual)
     first, last = (tensors_at(run, step) for step in (0, 2))
     moved = {name for name in first if not torch.equal(first[name], last[name])}
-    assert moved & {"phi/fc.weight", "phi/context.shift", "phi/scale.state"}
+    assert moved & {
+        "phi/fc.weight",
+        "phi/fc.bias",
+        "phi/context.shift",
+        "phi/scale.state",
+        "phi/gru.weight_ih_l0.lora_b",
+    }
     assert not [name for name in moved if name.startswith("base/")]
     learned = {name for name in first if name.startswith("phi/rates/")}
     assert bool(learned) == (algorithm in ("meta_sgd", "maml_pp"))
@@ -42,7 +50,15 @@ def tensors_at(run, step: int) -> dict[str, torch.Tensor]:  # type: ignore[no-un
     return found
 
 
-@pytest.mark.parametrize("words", [("algorithm=meta_sgd", "residual=context"), ("algorithm=maml_pp", "residual=off")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("algorithm=meta_sgd", "residual=context"),
+        ("algorithm=maml_pp", "residual=off"),
+        ("algorithm=maml_pp", "residual=lora"),
+        ("algorithm=meta_sgd", "residual=bias"),
+    ],
+)
 def test_eval_gives_the_same_figures_again(words: tuple[str, ...], work: Work) -> None:
     run = work.train(*words, *SHORT)
     assert work.eval(run)["metrics"] == metrics(run)["metrics"]

@@ -122,6 +122,35 @@ def test_a_run_passes_on_its_weights_without_adaptation(work: Work, no_pretraini
     assert found["pretrained"] == before["zeroshot"]
 
 
+@pytest.mark.parametrize(
+    "words", [("residual=lora", "residual.targets=[gru.*,fc.*]"), ("residual=head",), ("residual=bias",)]
+)
+def test_a_run_of_a_part_passes_on_the_whole_model(words: tuple[str, ...], work: Work) -> None:
+    """Factors merged into their matrices, and the base where nothing was learned."""
+    first = work.train("algorithm=maml", *words, "train.steps=2", "train.eval_every=1")
+    short = ("residual=off", "algorithm=fomaml", "train.steps=1", "train.eval_every=1")
+    again = work.train(f"warm_start={first}", *short)
+    assert metrics(again)["metrics"]["pretrained"] == metrics(first)["metrics"]["zeroshot"]
+    last, start = (
+        tensors(first, "last"),
+        tensors(work.train(f"warm_start={first}/checkpoints/step-000002", *short), "last"),
+    )
+    moved = set()
+    for name, base in last.items():
+        if not name.startswith("base/"):
+            continue
+        learned, wanted = name.replace("base/", "phi/"), base
+        if learned in last:
+            wanted = base + last[learned]
+        if f"{learned}.lora_a" in last:
+            wanted = base + 16 / 8 * last[f"{learned}.lora_b"] @ last[f"{learned}.lora_a"]
+        torch.testing.assert_close(start[name], wanted)
+        moved |= {name} if not torch.equal(start[name], base) else set()
+    assert len(moved) == len(
+        {name.removesuffix(".lora_a").removesuffix(".lora_b") for name in last if name[:4] == "phi/"}
+    )
+
+
 def test_a_run_of_another_vocabulary_or_width_is_refused(work: Work, finished: Path) -> None:
     with pytest.raises(CheckpointError, match="vocabulary"):
         work.train(f"warm_start={finished}", "dataset.world.n_items=29")
