@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,13 @@ from metarec.benches import AnyBench, Hardware, ImageBench, SequenceBench, item_
 from metarec.config.schema import (
     AdamWConfig,
     AlgorithmConfig,
+    AnyGuardConfig,
     Config,
     EvaluationConfig,
     HardwareConfig,
     MetaConfig,
     ModelConfig,
+    NoGuardConfig,
     OptimizerConfig,
     Part,
     SgdConfig,
@@ -45,6 +48,8 @@ from metarec.evaluate import Control
 from metarec.objectives import Items
 from metarec.options import matching
 from metarec.residual import Residual
+from metarec.runs.guard import Guard, Rules
+from metarec.runs.guarded import Guarded
 from metarec.tasks import Model, Objective
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}  # of all but products
@@ -242,6 +247,20 @@ def schedule(config: Any, steps: int, algorithm: AlgorithmConfig | None = None) 
     if getattr(algorithm, "ca", False):
         return partial(schedules.factor, steps=steps, name="cosine", warmup_steps=0, final_factor=COSINE_END)
     return partial(schedules.factor, steps=steps, **asdict(config))
+
+
+def guard(
+    config: AnyGuardConfig,
+    params: Params,
+    optimizer: torch.optim.Optimizer,
+    path: Path,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Guarded | None:
+    """The guard of one loop over `params` (of any shape), whose events go to `path`; None where it is off."""
+    if isinstance(config, NoGuardConfig):
+        return None
+    options = {name: value for name, value in asdict(config).items() if name != "name"}
+    return Guarded(Guard(Rules(**options), path, tell), params, optimizer)
 
 
 def trainable(params: Params) -> Params:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from metarec.core.weights import Params
-from metarec.errors import CheckpointError, DivergedError
+from metarec.errors import CheckpointError
 from metarec.runs import checkpoint
+from metarec.runs.guarded import Guarded, not_finite
 from metarec.runs.history import History
 from metarec.runs.signals import Stop
 
@@ -34,6 +35,11 @@ class Plan:
     monitor: str  # key of what `validate` returns; larger is better
     log_every: int = 10
     method: str = "zeroshot"  # what is validated, by its name in the tables
+    min_gain: float = 0.0  # what a validation must gain by, to count as one for `patience`
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint of `step` is due, unless a signal asks for one."""
+        return step % self.eval_every == 0 or step % self.checkpoint_every == 0 or step == self.steps
 
 
 @dataclass
@@ -61,8 +67,9 @@ class Progress:
     step: int = 0  # outer steps done
     best_step: int = -1
     best_value: float = -math.inf
-    waited: int = 0  # validations since the best
+    waited: int = 0  # validations since the last gain
     stopped: bool = False  # ended by patience
+    gained_value: float = -math.inf  # of the last gain: of more than `min_gain` over the one before
 
 
 @dataclass(frozen=True)
@@ -73,16 +80,20 @@ class Store:
     fixed_tensors: Mapping[str, Tensor]  # e.g. the frozen base
     fixed_state: Mapping[str, Any]
 
-    def save(self, params: Params, optimizer: torch.optim.Optimizer, at: Progress, keep: bool) -> None:
+    def save(
+        self, params: Params, optimizer: torch.optim.Optimizer, at: Progress, keep: bool, guard: Guarded | None = None
+    ) -> None:
         """A checkpoint of `at.step`, pointed to as last, and as best where it is; `keep`: pruning leaves it."""
         name = f"step-{at.step:06d}"
         tensors = {f"phi/{key}": value for key, value in params.items()} | dict(self.fixed_tensors)
         tensors |= optimizer_tensors(params, optimizer)
         # null stands for "no validation yet": JSON has no infinity
-        progress = asdict(at) | {"best_value": at.best_value if math.isfinite(at.best_value) else None}
-        checkpoint.save_checkpoint(
-            self.directory, name, tensors, {**self.fixed_state, "progress": progress, "periodic": keep}
-        )
+        progress = {k: None if v == -math.inf else v for k, v in asdict(at).items()}
+        state = {**self.fixed_state, "progress": progress, "periodic": keep}
+        if guard is not None:
+            tensors |= guard.tensors()
+            state["guard"] = guard.state()
+        checkpoint.save_checkpoint(self.directory, name, tensors, state)
         if at.best_step == at.step:
             checkpoint.point(self.directory, "best", name, step=at.step)
         checkpoint.point(self.directory, "last", name, step=at.step)
@@ -131,10 +142,10 @@ def restore(
             if slots:
                 # the step counter stays on the CPU, as torch keeps it
                 optimizer.state[value] = {k: h if k == "step" else h.to(value.device) for k, h in slots.items()}
-    stored_progress = dict(state["progress"])
-    if stored_progress["best_value"] is None:
-        stored_progress["best_value"] = -math.inf
-    return Progress(**stored_progress), tensors, state
+    # one of a version without `min_gain` gained with every best
+    stored_progress = {"gained_value": state["progress"]["best_value"], **state["progress"]}
+    values: dict[str, Any] = {key: -math.inf if value is None else value for key, value in stored_progress.items()}
+    return Progress(**values), tensors, state
 
 
 def fit(
@@ -151,14 +162,16 @@ def fit(
     on_step: Callable[[int, Mapping[str, float]], None] = lambda step, shown: None,
     stop: Stop | None = None,
     timer: Timer | None = None,
+    guard: Guarded | None = None,
 ) -> tuple[Progress, Params]:
     """Train `params` (leaves, moved in place) and return where it ended and the best parameters by validation.
 
     loss_at(step) is the loss of step 0, 1, ..., or yields parts whose sum it is: each is differentiated before the next is
     made, so that memory holds one part. factor(step) scales the step size. Validation runs before the first step
     (the start is a candidate too) and every `eval_every` steps. With a store, every validation is a checkpoint.
-    Raises DivergedError naming the step before a loss or gradient that is not finite reaches a weight, and Pruned after
-    the checkpoint of a validation where `stop` says so. A loss is a scalar; parameters are of any shape.
+    Raises DivergedError naming the step before a loss or gradient that is not finite reaches a weight (a `guard` may skip
+    or roll back instead: the step counts and its batch is not seen again), and Pruned after the checkpoint of a
+    validation where `stop` says so. A loss is a scalar; parameters are of any shape.
     """
     at = at or Progress()
     leaves, began_at = list(params.values()), at.step
@@ -170,9 +183,11 @@ def fit(
         values = validate()
         value = values[plan.monitor]
         if value > at.best_value:
-            at.best_value, at.best_step, at.waited = value, at.step, 0
+            at.best_value, at.best_step = value, at.step
             if store is None:
                 best = {name: v.detach().clone() for name, v in params.items()}
+        if value > at.gained_value + plan.min_gain:
+            at.gained_value, at.waited = value, 0
         else:
             at.waited += 1
         at.stopped = plan.patience > 0 and at.waited >= plan.patience
@@ -185,35 +200,38 @@ def fit(
         if store is not None:
             if history is not None:
                 history.sync()
-            store.save(params, optimizer, at, keep=at.step % plan.checkpoint_every == 0)
+            store.save(params, optimizer, at, at.step % plan.checkpoint_every == 0, guard)
             store.prune(plan.checkpoint_every)
 
+    if guard is not None:
+        guard.begin(at.step)
     if at.step == 0 and at.best_step < 0:
         validation()
         save()
     # without a store there is nothing to save first: a signal ends the loop at once
     with stop.at_steps() if stop is not None and store is not None else nullcontext():
         while at.step < plan.steps and not at.stopped:
+            rate = factor(at.step) * (1.0 if guard is None else guard.judge.rate)
             for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
-                group["lr"] = lr * factor(at.step)
+                group["lr"] = lr * rate
             began = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
-            total = 0.0
-            found = loss_at(at.step)
-            for loss in (found,) if isinstance(found, Tensor) else found:
-                total += float(loss.detach())
-                _refuse(math.isfinite(total), "loss", total, at.step)
-                torch.autograd.backward(loss)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in leaves if p.grad is not None])
-            _refuse(math.isfinite(float(norm)), "gradient", float(norm), at.step)
-            if plan.clip_norm > 0:
-                torch.nn.utils.clip_grads_with_norm_(leaves, plan.clip_norm, norm)
-            optimizer.step()
+            if guard is not None:
+                guard.before_step()
+            total, length = _differentiate(loss_at(at.step), leaves)
+            norm = float(length)
+            if guard is None:
+                _refuse(total, norm, at.step)
+            if good := guard is None or guard.lets_through(at.step, total, norm, keep=plan.saves(at.step)):
+                if plan.clip_norm > 0:
+                    torch.nn.utils.clip_grads_with_norm_(leaves, plan.clip_norm, length)
+                optimizer.step()
+                good = guard is None or guard.lets_stand(at.step)
             if timer is not None:
                 timer.add(time.perf_counter() - began, first=at.step == began_at)
             at.step += 1
-            shown = {"loss": total, "grad_norm": float(norm)}
-            if history is not None and (at.step % plan.log_every == 0 or at.step == plan.steps):
+            shown = {"loss": total, "grad_norm": norm} if good else {}  # of a step left out there is nothing to tell
+            if good and history is not None and (at.step % plan.log_every == 0 or at.step == plan.steps):
                 history.append({"step": at.step, "kind": "train", **shown, "lr": optimizer.param_groups[0]["lr"]})
             on_step(at.step, shown)
             if at.step % plan.eval_every == 0 or at.step == plan.steps:
@@ -234,9 +252,19 @@ def fit(
     return at, best
 
 
-def _refuse(finite: bool, what: str, value: float, step: int) -> None:
-    if not finite:
-        raise DivergedError(
-            f"outer step {step}", value, f"the {what} is not finite; the weights are as before this step",
-            "lower optimizer.lr or algorithm.inner.lr, or set optimizer.clip_norm",
-        )  # fmt: skip
+def _differentiate(found: Tensor | Iterable[Tensor], leaves: list[Tensor]) -> tuple[float, Tensor]:
+    """Loss and norm of the gradient, which the leaves then hold; it ends at a loss that is not finite (norm nan)."""
+    total = 0.0
+    for loss in (found,) if isinstance(found, Tensor) else found:
+        total += float(loss.detach())
+        if not math.isfinite(total):
+            return total, torch.tensor(math.nan)
+        torch.autograd.backward(loss)
+    return total, torch.nn.utils.get_total_norm([p.grad for p in leaves if p.grad is not None])
+
+
+def _refuse(total: float, norm: float, step: int) -> None:
+    """DivergedError where one of them is not finite."""
+    for what, value in (("loss", total), ("gradient", norm)):
+        if not math.isfinite(value):
+            raise not_finite(what, value, step)

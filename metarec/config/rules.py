@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from metarec import parts
 from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
+from metarec.config import rules_guard as of_guard
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
 from metarec.data.spec import WorldSpec
@@ -354,6 +355,9 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     batch_below_piece,
     world_kept_exact,
     resume_with_others,
+    of_guard.guard_unused,
+    of_guard.guard_never_judges,
+    of_guard.min_gain_unused,
     of_data.dataset_path_missing,
     of_data.dataset_path_unused,
     of_data.data_dir_missing,

@@ -115,6 +115,27 @@ class LinearConfig:
     final_factor: float = ranged(0.0, min=0, max=1)
 
 
+# guard (of both loops)
+
+
+@dataclass
+class GuardConfig:
+    name: str = "standard"
+    on_nonfinite: str = ranged("stop", choices=["stop", "skip", "rollback"])
+    on_spike: str = ranged("warn", choices=["off", "warn", "stop", "skip", "rollback"])
+    window: int = ranged(50, min=2)
+    sigma: float = ranged(6.0, min=0, exclusive=["min"])
+    warmup_steps: int = ranged(50, min=2)
+    keep_every: int = ranged(20, min=1)
+    max_rollbacks: int = ranged(3, min=1)
+    max_skips: int = ranged(10, min=1)
+
+
+@dataclass
+class NoGuardConfig:
+    name: str = "off"
+
+
 # evaluation, logger
 
 
@@ -188,6 +209,7 @@ class TrainSection:
     eval_every: int = ranged(100, min=1)
     checkpoint_every: int = ranged(500, min=1)
     patience: int = ranged(5, min=0)
+    min_gain: float = ranged(0.0, min=0)
     sampler: str = ranged("user", choices=["user", "window"])
     dropout: float | None = ranged(None, min=0, max=1, exclusive=["max"])  # None = 0.3 with contexts, else 0
 
@@ -207,6 +229,7 @@ class PretrainSection:
 AlgorithmConfig = MetaConfig | SupervisedConfig
 OptimizerConfig = AdamConfig | AdamWConfig | SgdConfig
 ScheduleConfig = ConstantConfig | CosineConfig | LinearConfig
+AnyGuardConfig = GuardConfig | NoGuardConfig
 LoggerConfig = FilesConfig | TensorBoardConfig | MlflowConfig | WandbConfig
 
 # one dataclass for every verb
@@ -231,6 +254,7 @@ class TrainConfig:
     objective: Part = field(default_factory=partial(parts.default, "objective", "cross_entropy"))
     optimizer: OptimizerConfig = field(default_factory=AdamConfig)
     schedule: ScheduleConfig = field(default_factory=ConstantConfig)
+    guard: AnyGuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=FilesConfig)
     train: TrainSection = field(default_factory=TrainSection)
@@ -308,6 +332,7 @@ class CompareConfig:
     objective: Part = field(default_factory=partial(parts.default, "objective", "cross_entropy"))
     optimizer: OptimizerConfig = field(default_factory=AdamConfig)
     schedule: ScheduleConfig = field(default_factory=ConstantConfig)
+    guard: AnyGuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=FilesConfig)
     train: TrainSection = field(default_factory=TrainSection)
@@ -334,6 +359,8 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("schedule", "constant"): ConstantConfig,
     ("schedule", "cosine"): CosineConfig,
     ("schedule", "linear"): LinearConfig,
+    ("guard", "standard"): GuardConfig,
+    ("guard", "off"): NoGuardConfig,
     ("evaluation", None): EvaluationConfig,
     ("logger", "files"): FilesConfig,
     ("logger", "tensorboard"): TensorBoardConfig,
@@ -341,5 +368,6 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("logger", "wandb"): WandbConfig,
 }
 GROUPS = (
-    "dataset", "model", "algorithm", "residual", "hardware", "objective", "optimizer", "schedule", "evaluation", "logger",
+    "dataset", "model", "algorithm", "residual", "hardware", "objective", "optimizer", "schedule", "guard", "evaluation",
+    "logger",
 )  # fmt: skip  # `experiment` has no node of its own

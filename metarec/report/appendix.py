@@ -68,6 +68,30 @@ def _repeats(run: Run, metric: str) -> Sheet | None:
     return Sheet(f"Repeat and novel targets, {cells.heading(metric)}", columns, rows)
 
 
+GUARDED = {"events.jsonl": "training", "pretrain_events.jsonl": "pretraining"}
+EVENTS = 50  # rows of a table of events; the file has all
+
+
+def guard(run: Run) -> Section | None:
+    """Every event of the guard, a table for each loop that had any."""
+    sheets = []
+    for name, loop in GUARDED.items():
+        events = run.history(name)
+        rows: list[list[Cell]] = [
+            [
+                str(event["step"]), event["kind"].replace("_", " "), cells.plain(event["value"]),
+                cells.plain(event["threshold"]) if event["threshold"] is not None else "", event["action"],
+                f"step {event['to']}" if "to" in event else "", cells.plain(event["rate"]) if "rate" in event else "",
+            ]
+            for event in events[:EVENTS]
+        ]  # fmt: skip
+        notes = [f"the first {EVENTS} of {len(events):,}: all stand in {name}"] if len(events) > EVENTS else []
+        columns = ["step", "what", "found", "allowed", "action", "back to", "rate then"]
+        if rows:
+            sheets.append(Sheet(f"Guard, {loop}", columns, rows, frozenset({0, 1, 4, 5}), notes=notes).without_empty())
+    return section("Guard", *sheets)
+
+
 def tuning(run: Run) -> Section | None:
     """What each row was tuned over on validation, and what was chosen: equal budgets are seen, or not."""
     document = run.document

@@ -6,6 +6,7 @@ Keys read beside those of ``metrics.summary.summarise``, each left out where abs
     tuning    {<method>: {chosen: {option: value}, value, metric, users, tried: [...]}}   the same of the panel
     beyond    {<method>: {<metric of `metrics.LISTS`>: value}}
     seeds     {<what>: int}, such as {"run": 1, "split": 20260107}
+    guard     {training: counts, pretraining: counts}   of `runs.guard.counted`; a line for each loop with events
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def notes(document: Json, headline: Sequence[str] | None = None) -> list[str]:
     )
     if classes:
         sizes = f"{counts['episodes']:,} tasks, {counts['targets']:,} targets"
-        return [sizes, interval, *_family(document), *_power(document, shown), *_conditions(document)]
+        own = [*_family(document), *_power(document, shown), *_conditions(document), *_guard(document)]
+        return [sizes, interval, *own]
     sizes = (
         f"{counts['users']:,} users, {counts['episodes']:,} episodes, {counts['targets']:,} targets; "
         f"unknown targets {100 * counts['unknown_target_share']:.2f} % (misses)"
@@ -49,6 +51,7 @@ def notes(document: Json, headline: Sequence[str] | None = None) -> list[str]:
         *_conditions(document),
         *_tuning(document),
         *_seeds(document),
+        *_guard(document),
     ]
 
 
@@ -143,3 +146,15 @@ def _value(value: object) -> str:
 def _seeds(document: Json) -> list[str]:
     seeds = document.get("seeds", {})
     return ["seeds: " + ", ".join(f"{what} {seed}" for what, seed in seeds.items())] if seeds else []
+
+
+def _guard(document: Json) -> list[str]:
+    """What the guard saw in each loop, and did; nothing where it saw nothing."""
+    lines = []
+    for loop, found in document.get("guard", {}).items():
+        if found["events"]:
+            kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in found["kinds"].items() if count)
+            acted = ", ".join(f"{count} {action}" for action, count in found["actions"].items() if count)
+            rate = f"; rate x {found['rate']:g} at the end" if found["rate"] != 1 else ""
+            lines.append(f"guard of {loop}: {kinds} ({acted}){rate}")
+    return lines

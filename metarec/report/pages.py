@@ -81,6 +81,7 @@ def _of_run(run: Run, metric: str) -> list[Section]:
         sections.results(run),
         sections.differences(run, metric),
         sections.curves(run, metric),
+        appendix.guard(run),
         sections.support(run, metric),
         appendix.slices(run, metric),
         appendix.tuning(run),

@@ -20,6 +20,7 @@ from metarec.core.weights import Params
 from metarec.evaluate import Control, monitored, ranks, scored
 from metarec.report.progress import progress
 from metarec.runs import checkpoint
+from metarec.runs.guard import FILE
 from metarec.runs.history import History, Listener
 from metarec.runs.memory import Peak
 from metarec.runs.signals import Stop
@@ -122,7 +123,12 @@ def meta_train(
     moving = sum(value.numel() for name, value in phi.items() if algorithm.inner.moves(name))
     say(f"adapted: {moving:,} numbers a user")
     optimizer = build.optimizer(config.optimizer, phi, build.kind_of(config), getattr(options.inner, "rates_lr", None))
-    at = restore(found, phi, optimizer)[0] if found else None
+    guard = build.guard(config.guard, phi, optimizer, run_dir / FILE, lambda line: bar.note(f"meta-train: {line}"))
+    at = None
+    if found:
+        at, tensors, stored = restore(found, phi, optimizer)
+        if guard is not None:
+            guard.load(tensors, stored.get("guard"))
     validation = bench.episodes("val")
 
     def validate() -> dict[str, float]:
@@ -133,7 +139,7 @@ def meta_train(
 
     plan = Plan(
         steps, min(section.eval_every, steps), section.patience, section.checkpoint_every,
-        config.optimizer.clip_norm, config.evaluation.monitor, config.logger.every, "fewshot",
+        config.optimizer.clip_norm, config.evaluation.monitor, config.logger.every, "fewshot", section.min_gain,
     )  # fmt: skip
     # a frozen base stands in every checkpoint: it is what the control and the residual start from
     fixed = {f"base/{name}": value for name, value in base.items()}
@@ -148,13 +154,15 @@ def meta_train(
             if "loss" in shown:
                 recent.append(shown["loss"])
                 bar.advance(1, loss=shown["loss"])
+            elif not shown:  # a step that the guard left out
+                bar.advance(1)
             else:
                 bar.note(f"meta-train step {step}/{plan.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
         at, _ = fit(
             phi, lambda step: losses_at(algorithm, phi, step), optimizer,
             build.schedule(config.schedule, steps, options), plan, validate,
-            at=at, store=store, history=history, on_step=on_step, stop=stop, timer=timer,
+            at=at, store=store, history=history, on_step=on_step, stop=stop, timer=timer, guard=guard,
         )  # fmt: skip
     cost.seconds_per_step, cost.seconds, cost.steps = timer.per_step, timer.seconds, timer.steps
     cost.peak_bytes, cost.growth_bytes = peak.bytes, peak.growth

@@ -20,6 +20,7 @@ from metarec.report.plots import plot_curves
 from metarec.report.reported import plain
 from metarec.report.tables import funnel_table, show
 from metarec.runs import atomic, checkpoint, rundir
+from metarec.runs.guard import FILE, PRETRAIN_FILE, counted
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
@@ -130,6 +131,7 @@ def _told(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, tracker:
             "best_step": at.best_step, "steps": at.step, "stopped_early": at.stopped,
             f"val_{config.evaluation.monitor}": at.best_value, "warm_start": state["warm_start"],
         },
+        **_guarded(config, run_dir),
         "checkpoint": best.relative_to(run_dir).as_posix(),
         "cost": cost.document(),
         "seconds": {"until_trained": round(trained_seconds, 1), "total": round(time.time() - began, 1)},
@@ -165,7 +167,8 @@ def _resumed(run_dir: Path, bench: AnyBench, say: Callable[[str], None]) -> Path
         print(line, file=sys.stderr, flush=True)  # even when quiet: work is done again
     if found is None:
         say("no checkpoint to go on from: the run starts from the beginning")
-        (run_dir / "history.jsonl").unlink(missing_ok=True)
+        for name in ("history.jsonl", FILE):
+            (run_dir / name).unlink(missing_ok=True)
         for path in checkpoint.list_checkpoints(directory):
             checkpoint.discard(path)
         return None
@@ -178,8 +181,8 @@ def _resumed(run_dir: Path, bench: AnyBench, say: Callable[[str], None]) -> Path
             checkpoint.discard(later)
     checkpoint.point(directory, "best", name, step=progress_state["best_step"])
     checkpoint.point(directory, "last", found.name, step=progress_state["step"])
-    if (run_dir / "history.jsonl").exists():
-        truncate_after(run_dir / "history.jsonl", progress_state["step"])
+    for lines in ("history.jsonl", FILE):
+        truncate_after(run_dir / lines, progress_state["step"])
     say(f"going on from {found.name}")
     return found
 
@@ -188,6 +191,14 @@ def _usable(path: Path) -> None:
     """CheckpointError unless a run can go on from `path`: it, and the best checkpoint at that time, are whole."""
     _, state = checkpoint.load_checkpoint(path)
     checkpoint.verify_checkpoint(path.parent / _best_name(state))
+
+
+def _guarded(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
+    """What the guard did in each loop, as its files say; nothing where it is off."""
+    if config.guard.name == "off":
+        return {}
+    files = {"training": run_dir / FILE, "pretraining": run_dir / PRETRAIN_FILE}
+    return {"guard": {loop: counted(read_history(path) if path.exists() else []) for loop, path in files.items()}}
 
 
 def _best_name(state: dict[str, Any]) -> str:
@@ -204,4 +215,4 @@ def _supervised(
         start, source = warm.params, warm.source
     store = Store(run_dir / "checkpoints", {}, fixed_state(config, bench, None, source))
     with History(run_dir / "history.jsonl", tracker) as history:
-        return pretrain(config, bench, start, history, stop=stop, store=store, resume_from=found)[1]
+        return pretrain(config, bench, start, history, run_dir / FILE, stop=stop, store=store, resume_from=found)[1]

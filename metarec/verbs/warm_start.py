@@ -25,6 +25,7 @@ from metarec.pretrain import loss_of_step, training_pieces, validation_pairs
 from metarec.report.progress import progress
 from metarec.runs import atomic, checkpoint
 from metarec.runs.environment import metarec_version
+from metarec.runs.guard import PRETRAIN_FILE
 from metarec.runs.history import History
 from metarec.runs.legacy import read_legacy
 from metarec.runs.signals import Stop
@@ -53,7 +54,7 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
     key = cache_key(config, bench)
     directory = build.cache_dir(config) / "pretrained"
     directory.mkdir(parents=True, exist_ok=True)
-    lines = run_dir / "pretrain_history.jsonl"
+    lines, events = run_dir / "pretrain_history.jsonl", run_dir / PRETRAIN_FILE
     with filelock.FileLock(directory / f"{key}.lock"):  # the runs of a sweep pretrain once
         cached = directory / key
         if cached.exists():
@@ -63,15 +64,20 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
                 print(f"pretrained weights in the cache are damaged and made again: {error}", flush=True)
             else:
                 atomic.write_text(lines, state["history"])
+                events.unlink(missing_ok=True)
+                if state.get("events") and config.guard.name != "off":
+                    atomic.write_text(events, state["events"])
                 if config.logger.console != "quiet":
                     print(f"warm start: pretrained weights from the cache ({key[:12]})", flush=True)
                 return WarmStart(_to(tensors, bench), {"kind": "auto", "key": key, **state["summary"]})
-        lines.unlink(missing_ok=True)
+        for path in (lines, events):
+            path.unlink(missing_ok=True)
         with History(lines) as history:
-            best, at = pretrain(config, bench, fresh, history, stop=stop)
+            best, at = pretrain(config, bench, fresh, history, events, stop=stop)
         summary = {"best_step": at.best_step, "steps": at.step, f"val_{config.evaluation.monitor}": at.best_value}
         cpu = {name: value.detach().cpu() for name, value in best.items()}
         stored = {"summary": summary, "history": lines.read_text(encoding="utf-8")}
+        stored["events"] = events.read_text(encoding="utf-8") if events.exists() else ""
         checkpoint.save_checkpoint(directory, key, cpu, stored)
     return WarmStart(best, {"kind": "auto", "key": key, **summary})
 
@@ -106,14 +112,21 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
         "hardware": [str(on.device), str(on.dtype), torch.get_num_threads(), *on.changes],
         "versions": [metarec_version(), torch.__version__],
     }
+    # a guard that only watches ends with the same weights as none
+    if getattr(config.guard, "on_nonfinite", "stop") != "stop" or _acts_on_spikes(config):
+        parts["guard"] = asdict(config.guard)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _acts_on_spikes(config: TrainConfig) -> bool:
+    return getattr(config.guard, "on_spike", "off") not in ("off", "warn")
+
+
 def pretrain(
-    config: TrainConfig, bench: AnyBench, start: Params, history: History | None, *, stop: Stop, store: Store | None = None,
-    resume_from: Path | None = None,
+    config: TrainConfig, bench: AnyBench, start: Params, history: History | None, events: Path, *, stop: Stop,
+    store: Store | None = None, resume_from: Path | None = None,
 ) -> tuple[Params, Progress]:  # fmt: skip
-    """Train on the sessions of the training users, the best weights by validation."""
+    """Train on the sessions of the training users, the best weights by validation; `events`: the guard's file."""
     options = config.pretrain
     assert isinstance(bench, SequenceBench)  # the rules refuse to pretrain on images
     params = build.trainable(_to(start, bench))
@@ -133,19 +146,26 @@ def pretrain(
     optimizer = torch.optim.Adam(params.values(), lr=build.pretrain_lr(config), weight_decay=options.weight_decay)
     tasks, device, ties = bench.tasks(), bench.hardware.device, config.evaluation.ties
     pairs = validation_pairs(bench.prepared)
-    at = restore(resume_from, params, optimizer)[0] if resume_from else None
+    guard = build.guard(config.guard, params, optimizer, events, lambda line: bar.note(f"pretrain: {line}"))
+    at = None
+    if resume_from:
+        at, tensors, stored = restore(resume_from, params, optimizer)
+        if guard is not None:
+            guard.load(tensors, stored.get("guard"))
     with progress(plan.steps, "pretrain", config.logger.console, done=at.step if at else 0) as bar:
 
         def on_step(step: int, shown: Any) -> None:
             if "loss" in shown:
                 bar.advance(1, loss=shown["loss"])
+            elif not shown:  # a step that the guard left out
+                bar.advance(1)
             else:
                 bar.note(f"pretrain step {step}/{plan.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
         at, best = fit(
             params, loss_of_step(tasks, bench.batcher, pieces, params, device), optimizer, lambda step: 1.0, plan,
             lambda: pair_metrics(tasks, bench.batcher, pairs, params, ties, device),
-            at=at, store=store, history=history, on_step=on_step, stop=stop,
+            at=at, store=store, history=history, on_step=on_step, stop=stop, guard=guard,
         )  # fmt: skip
     return best, at
 

@@ -56,6 +56,36 @@ CASES = [
         "logger=mlflow logger.store=x.db",
     ),
     (
+        "guard_unused",
+        "guard.on_spike=off guard.sigma=3",
+        "guard.sigma: 3.0: does nothing: guard.on_spike=off judges no loss",
+        "guard.on_spike=warn guard.sigma=3",
+    ),
+    (
+        "guard_unused",
+        "guard.on_spike=skip guard.max_rollbacks=2",
+        "guard.max_rollbacks: 2: does nothing: nothing is rolled back",
+        "guard.on_spike=rollback guard.max_rollbacks=2",
+    ),
+    (
+        "guard_unused",
+        "guard.max_skips=2",
+        "guard.max_skips: 2: does nothing: no step is skipped",
+        "guard.on_nonfinite=skip guard.max_skips=2",
+    ),
+    (
+        "guard_never_judges",
+        "guard.warmup_steps=200 train.steps=200",
+        "guard.warmup_steps: 200: reaches to the end of train.steps=200",
+        "guard.warmup_steps=199 train.steps=200",
+    ),
+    (
+        "min_gain_unused",
+        "train.min_gain=0.001 train.patience=0",
+        "train.min_gain: 0.001: does nothing: train.patience=0 never stops early",
+        "train.min_gain=0.001",
+    ),
+    (
         "adapts_beside",
         "algorithm=cavia residual=off",
         "residual: off: algorithm=cavia adapts contexts, and residual=off has none -- use residual=context or residual=ia3",

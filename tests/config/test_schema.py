@@ -24,6 +24,7 @@ SHIPPED = {
     "dataset": 27,
     "evaluation": 3,
     "experiment": 12,
+    "guard": 2,
     "hardware": 4,
     "logger": 4,
     "model": 4,
