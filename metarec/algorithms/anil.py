@@ -40,7 +40,7 @@ def build(config: Config, given: Given) -> MAML:
     if not moves & head:
         raise ConfigError(
             "algorithm.head", sorted(head), f"nothing of it adapts; what adapts is {sorted(moves)}",
-            "choose the head among what adapts",
+            "choose the head among what adapts, or let the residual have a part of the head (docs/lora.md)",
         )  # fmt: skip
     return anil(given.inner, head, config.order)
 
