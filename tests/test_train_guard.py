@@ -193,6 +193,16 @@ def test_weights_that_overflow_are_rolled_back_before_a_validation() -> None:
         run(square, {"on_nonfinite": "skip"}, factor=factor)
 
 
+def test_weights_whose_sum_overflows_are_finite() -> None:
+    params = {"w": torch.full((2,), 3e38).requires_grad_()}
+    guard = Guarded(Guard(Rules()), params, torch.optim.SGD(params.values(), lr=0.1))
+    assert guard.lets_stand(0)
+    with torch.no_grad():
+        params["w"][0], params["w"][1] = math.inf, -math.inf
+    with pytest.raises(DivergedError, match="weights after the step"):
+        guard.lets_stand(0)
+
+
 def test_when_the_rollbacks_are_used_up_the_run_ends() -> None:
     with pytest.raises(DivergedError, match=r"guard\.max_rollbacks=2 are used up"):
         run(nan_at(7, 9, 11), {"on_nonfinite": "rollback", "max_rollbacks": 2})

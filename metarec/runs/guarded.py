@@ -59,8 +59,11 @@ class Guarded:
 
     def lets_stand(self, step: int) -> bool:
         """Whether the weights after the step are finite; if not, they are as they were when last good. DivergedError."""
-        largest = torch.nn.utils.get_total_norm([v.detach() for v in self.params.values()], norm_type=math.inf)
-        event = self.judge.judge_weights(step + 1, float(largest))
+        weights = [value.detach() for value in self.params.values()]
+        largest = float(torch.stack([value.sum() for value in weights]).sum())  # cheap, and finite only if all are
+        if not math.isfinite(largest):  # or their sum alone has overflown
+            largest = float(torch.nn.utils.get_total_norm(weights, norm_type=math.inf))
+        event = self.judge.judge_weights(step + 1, largest)
         if event is not None:
             self._act(event, step)
         return event is None
