@@ -78,7 +78,8 @@ class _Fitted:
 def _parts(sheet: Sheet, width: int) -> list[Sheet]:
     """The sheet in pieces of columns that fit `width` characters each, as far as one column with the first does."""
     natural = [
-        max(len(line) for line in [*_heading(sheet, place).split("\n"), *(said(row[place]) for row in sheet.rows)]) + GAP
+        max(len(line) for line in [*_heading(sheet, place).split("\n"), *(said(row[place]) for row in sheet.rows)])
+        + GAP
         for place in range(len(sheet.columns))
     ]
     wide = [min(size, WORDS) if place in sheet.words else size for place, size in enumerate(natural)]
