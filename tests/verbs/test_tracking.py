@@ -106,10 +106,10 @@ def test_a_resumed_run_tells_no_step_twice(
     """It ends behind the records of step 4, whose checkpoint is not saved: steps 3 and 4 are computed and told again."""
     save = Store.save
 
-    def broken(self: Store, params: Any, optimizer: Any, at: Any, keep: bool) -> None:
+    def broken(self: Store, params: Any, optimizer: Any, at: Any, *more: Any) -> None:
         if at.step == 4:
             raise RuntimeError("power cut")
-        save(self, params, optimizer, at, keep)
+        save(self, params, optimizer, at, *more)
 
     monkeypatch.setattr(Store, "save", broken)
     with pytest.raises(RuntimeError, match="power cut"):
