@@ -14,6 +14,7 @@ from metarec import build
 from metarec.config.compose import config_from_yaml
 from metarec.config.schema import TrainConfig
 from metarec.errors import CheckpointError
+from metarec.verbs import train  # before `no_pretraining`: what it imports while that is on, it would keep
 from metarec.verbs import warm_start as ws
 
 
@@ -35,6 +36,7 @@ def no_pretraining(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("it pretrained")
 
+    assert train.pretrain is ws.pretrain
     monkeypatch.setattr(ws, "pretrain", refuse)
 
 
