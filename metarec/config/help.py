@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from metarec.config.fields import groups, section, type_hints
 from metarec.config.paths import conf_dir
@@ -139,7 +140,7 @@ def verb_help(verb: str) -> str:
 def _reading(verb: str) -> dict[str, str]:
     """Examples and keys of a verb that reads finished runs."""
     specs = dataclasses.fields(READING[verb])
-    defaults = {s.name: s.default_factory() if callable(s.default_factory) else s.default for s in specs}
+    defaults = {s.name: _default(s) for s in specs}
     lines = [f"  {key:<12} {show(value):<12} {MEANING[key].format(verb=verb)}" for key, value in defaults.items()]
     return {"examples": "\n".join(f"  {line}" for line in EXAMPLES[verb]), "keys": "\n".join(lines)}
 
@@ -160,8 +161,12 @@ def _key_lines(verb: str) -> Iterator[str]:
         if spec.name in GROUPS:
             continue
         if below is None:
-            yield f"  {spec.name:<28} {show(spec.default)}"
+            yield f"  {spec.name:<28} {show(_default(spec))}"
             continue
         for inner in dataclasses.fields(below):
-            yield f"  {f'{spec.name}.{inner.name}':<28} {show(inner.default)}"
+            yield f"  {f'{spec.name}.{inner.name}':<28} {show(_default(inner))}"
     yield f"  of a group: `metarec {verb} --cfg job`, or the comments in {conf_dir()}"
+
+
+def _default(spec: dataclasses.Field[Any]) -> Any:
+    return spec.default_factory() if callable(spec.default_factory) else spec.default
