@@ -303,6 +303,8 @@ class _Trials:
 
 def _stop(live: list[_Live], *, patient: bool) -> None:
     """End the running trials; each saves a checkpoint first, and its trial stays running in the storage."""
+    for one in live:  # one that waits for an answer would wait for it until it is killed
+        one.pipe.close()
     for one in live:
         one.process.join(LEFT_ALONE if patient else 0)
         if one.process.is_alive():
