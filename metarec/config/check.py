@@ -111,6 +111,10 @@ def convert(hint: Any, raw: object) -> object:
         for option in allowed:
             if typing.get_origin(option) is list:
                 return [convert(typing.get_args(option)[0], element) for element in raw]
+    if isinstance(raw, Mapping):
+        for option in allowed:
+            if typing.get_origin(option) is dict:
+                return {str(key): convert(typing.get_args(option)[1], value) for key, value in raw.items()}
     if bool in allowed and str(raw).lower() in WORDS:
         return WORDS[str(raw).lower()]
     if isinstance(raw, str | int | float) and not isinstance(raw, bool):
@@ -123,8 +127,13 @@ def convert(hint: Any, raw: object) -> object:
             return str(raw)
     if isinstance(raw, float) and not math.isfinite(raw):
         raise Wrong("not finite", "give a finite number")
-    names = [EXPECTED.get(option) or f"a list, each {EXPECTED[typing.get_args(option)[0]]}" for option in allowed]
+    names = [EXPECTED.get(option) or _several(option) for option in allowed]
     raise Wrong("wrong type", f"give {' or '.join(names)}")
+
+
+def _several(hint: Any) -> str:
+    inside = EXPECTED[typing.get_args(hint)[-1]]
+    return f"a list, each {inside}" if typing.get_origin(hint) is list else f"names with a value each: {inside}"
 
 
 def _number(raw: str | int | float) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from metarec import parts
+from metarec.config import rules_compare as of_compare
 from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
 from metarec.config import rules_guard as of_guard
@@ -358,6 +359,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_guard.guard_unused,
     of_guard.guard_never_judges,
     of_guard.min_gain_unused,
+    of_compare.variants_of_a_comparison,
     of_data.dataset_path_missing,
     of_data.dataset_path_unused,
     of_data.data_dir_missing,

@@ -317,6 +317,7 @@ class CompareConfig:
     datasets: list[str] | None = None  # None: the one chosen by dataset=
     models: list[str] | None = None
     residuals: list[str] | None = ranged(None, choices=parts.names("residual"))
+    variants: dict[str, str] | None = None  # name -> words of `metarec train`, in place of `residuals`
     parallel: int = ranged(1, min=1)
     tune: TuneSection = field(default_factory=TuneSection)
     inner: CompareInner = field(default_factory=CompareInner)

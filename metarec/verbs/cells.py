@@ -7,7 +7,7 @@ monitored validation figure is then run with every seed and measured on test onc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -16,15 +16,16 @@ from metarec.config.fields import group_schema
 from metarec.config.overrides import check_words
 from metarec.config.schema import CompareConfig, TrainConfig
 from metarec.errors import ConfigError
+from metarec.verbs.variants import Variant
 
 # keys of a comparison that are no keys of a run
-OWN = ("algorithms", "seeds", "inner", "resume", "datasets", "models", "residuals", "parallel", "tune")
-AXES = ("dataset", "model", "residual", "algorithm")
+OWN = ("algorithms", "seeds", "inner", "resume", "datasets", "models", "residuals", "variants", "parallel", "tune")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`names`: of its data set, model, residual and algorithm; `config`: a run of it but for seed and setting."""
+    """`names`: of its data set, model, residual (or variant) and algorithm; `config`: a run of it but for seed and
+    setting."""
 
     names: tuple[str, str, str, str]
     config: TrainConfig
@@ -66,7 +67,8 @@ def with_setting(config: TrainConfig, setting: dict[str, float]) -> TrainConfig:
 
 def is_survey(config: CompareConfig) -> bool:
     """Whether a comparison is over more than algorithms and seeds, or tunes anything."""
-    return any((config.datasets, config.models, config.residuals, settings(config) != [{}], config.parallel > 1))
+    axes = config.datasets, config.models, config.residuals, config.variants
+    return any((*axes, settings(config) != [{}], config.parallel > 1))
 
 
 def settings(config: CompareConfig) -> list[dict[str, float]]:
@@ -86,25 +88,52 @@ def cells(config: CompareConfig) -> list[Cell]:
     """
     datasets = {name: _chosen("dataset", name, config) for name in config.datasets or [config.dataset.name]}
     models = {name: _chosen("model", name, config) for name in config.models or [config.model.name]}
-    residuals = {name: _chosen("residual", name, config) for name in config.residuals or [config.residual.name]}
     shared = {f.name: getattr(config, f.name) for f in fields(CompareConfig) if f.name not in OWN}
     found, errors = list[Cell](), list[ConfigError]()
-    for residual, algorithm, model, dataset in itertools.product(
-        residuals, dict.fromkeys(config.algorithms), models, datasets
-    ):
-        job = TrainConfig(
-            **{**shared, "dataset": datasets[dataset], "model": models[model], "residual": residuals[residual]},
-            algorithm=algorithm_of(algorithm, config), seed=config.seeds[0],
-        )  # fmt: skip
+    for (kind, residual, variant), model, dataset in itertools.product(_kinds(config), models, datasets):
+        name = (dataset, model, *kind)
         try:
+            job = TrainConfig(
+                **{**shared, "dataset": datasets[dataset], "model": models[model], "residual": residual},
+                algorithm=algorithm_of(kind[1], config), seed=config.seeds[0],
+            )  # fmt: skip
+            if variant is not None:
+                job = variant.over(job)
+                name = (_own("dataset", dataset, job, datasets), _own("model", model, job, models), *kind)
             for setting in settings(config):
                 checked("train", asdict(with_setting(job, setting)))
-            found.append(Cell((dataset, model, residual, algorithm), job))
+            found.append(Cell(name, job))
         except ConfigError as error:
-            name = f"{dataset}, {model}, {residual}, {algorithm}: " if is_survey(config) else ""
+            told = f"{', '.join(name)}: " if is_survey(config) else ""
             for one in getattr(error, "errors", [error]):
-                errors.append(ConfigError(one.where, one.value, f"{name}{one.what}", one.fix))
+                errors.append(ConfigError(one.where, one.value, f"{told}{one.what}", one.fix))
     raise_all(errors)
+    return found
+
+
+def _own(group: str, name: str, job: TrainConfig, axis: Mapping[str, Any]) -> str:
+    """The name of a variant's data set or model; ConfigError where it would be the same under each of several."""
+    own = str(getattr(job, group).name)
+    if own == axis[name].name:
+        return name
+    if len(axis) > 1:
+        raise ConfigError(
+            f"{group}s", ",".join(axis), f"the variant has {group}={own} of its own", "drop one of the two"
+        )
+    return own
+
+
+def _kinds(config: CompareConfig) -> list[tuple[tuple[str, str], Any, Variant | None]]:
+    """What is run on every data set with every model: (name of residual or variant, algorithm), residual, variant."""
+    algorithms = list(dict.fromkeys(config.algorithms))
+    if config.variants is None:
+        residuals = {name: _chosen("residual", name, config) for name in config.residuals or [config.residual.name]}
+        return [((r, a), residuals[r], None) for r, a in itertools.product(residuals, algorithms)]
+    found: list[tuple[tuple[str, str], Any, Variant | None]] = []
+    for name, text in config.variants.items():
+        variant = Variant(name, text, config)
+        own = algorithms if variant.algorithm is None else [variant.algorithm]
+        found += [((name, algorithm), config.residual, variant) for algorithm in own]
     return found
 
 

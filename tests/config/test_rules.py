@@ -98,6 +98,18 @@ CASES = [
         "residual.train_weights: false: algorithm=cavia would have nothing to learn",
         "algorithm=cavia residual.train_weights=false algorithm.inner.rates=tensor",
     ),
+    (
+        "variants_of_a_comparison",
+        "compare variants={a:'residual=on'} residuals=[off]",
+        "residuals: [off]: variants say what is compared",
+        "compare variants={a:'residual=on'}",
+    ),
+    (
+        "variants_of_a_comparison",
+        "compare variants={+a:'residual=on'}",
+        "'+a' is no name of a directory",
+        "compare variants={a+b:'residual=on'}",
+    ),
     ("checkpoint_missing", "eval", "ckpt: null: nothing to evaluate", "eval ckpt=x"),
     (
         "split_of_a_run",
@@ -110,7 +122,8 @@ CASES = [
 
 
 def lines(command: str) -> list[str]:
-    verb, words = ("eval", command.split()[1:]) if command.split()[0] == "eval" else ("train", command.split())
+    first, *rest = command.split()
+    verb, words = (first, rest) if first in ("eval", "compare") else ("train", [first, *rest])
     try:
         check_words(verb, [word.replace("delimiter=;", "delimiter=';'") for word in words])
     except ConfigError as error:

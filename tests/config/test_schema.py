@@ -17,13 +17,14 @@ from metarec.config.overrides import check_words
 from metarec.config.paths import conf_dir
 from metarec.config.schema import GROUPS, VERBS, CompareConfig, TrainConfig
 from metarec.data.spec import DatasetSpec
+from metarec.verbs.cells import cells
 
 YAMLS = sorted(conf_dir().glob("*/*.yaml"))
 SHIPPED = {
     "algorithm": 9,
     "dataset": 27,
     "evaluation": 3,
-    "experiment": 12,
+    "experiment": 13,
     "guard": 2,
     "hardware": 4,
     "logger": 4,
@@ -51,6 +52,7 @@ def test_every_yaml_composes_to_a_checked_config(path: Path) -> None:
     if comparison:
         (job,) = check_words("compare", words).jobs
         assert isinstance(job.config, CompareConfig)
+        assert cells(job.config)  # every variant among them
         return
     if path.parent.name == "dataset" and OmegaConf.load(path).get("path") is None and path.stem != "synthetic":
         words.append("dataset.path=/data/file.csv")
