@@ -45,6 +45,13 @@ def learning_curves(records: Sequence[Mapping[str, Any]], metric: str, what: str
     return pictures
 
 
+def curves(
+    found: Mapping[str, tuple[list[int], list[float]]], styled: Mapping[str, int], title: str, heading: str
+) -> Picture:
+    """Several curves, steps [n] and values [n] each, under their own names."""
+    return _curves(found, {name: name for name in found}, styled, title, heading, None)
+
+
 def _curves(
     found: Mapping[str, tuple[list[int], list[float]]], names: Mapping[str, str], styled: Mapping[str, int], title: str,
     heading: str, kept: int | None,

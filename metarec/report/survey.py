@@ -16,6 +16,7 @@ import numpy as np
 from metarec.errors import ConfigError
 from metarec.report import paired
 from metarec.report.finished import Run
+from metarec.report.training import training_rows
 
 Json = dict[str, Any]
 Names = tuple[str, str]  # residual, algorithm
@@ -88,6 +89,7 @@ def _block(name: tuple[str, str], cells: Sequence[tuple[Names, Sequence[Run]]], 
         "ours": next(row for row in adapted if (row["residual"], row["algorithm"]) == chosen),
         "differences": differences,
         "comparisons": len(pairs),
+        "training": training_rows(cells),
     }
 
 

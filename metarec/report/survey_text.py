@@ -17,6 +17,7 @@ from metarec.report.labels import label
 from metarec.report.pages import Page
 from metarec.report.sheet import Cell, Sheet, rich_table
 from metarec.report.survey import Blocks, gain_over, strongest
+from metarec.report.training import loss_curves, training_sheet
 
 Json = dict[str, Any]
 OVER = {"control": "the fine-tune control", "in_context": "in-context history", "pretrained": "the pretrained model",
@@ -26,7 +27,10 @@ OVER = {"control": "the fine-tune control", "in_context": "in-context history", 
 def survey_table(document: Json) -> RenderableType:
     """For a terminal."""
     parts: list[RenderableType] = []
-    for sheet in (overview(document), *(block_sheet(block, document["metric"]) for block in document["blocks"])):
+    of_blocks = [
+        sheet for block in document["blocks"] for sheet in (block_sheet(block, document["metric"]), _training(block))
+    ]
+    for sheet in (overview(document), *(found for found in of_blocks if found is not None)):
         notes = [Line(note, style="bold red" if note.startswith("LEAKY") else "dim") for note in sheet.notes]
         parts += [rich_table(sheet), *notes, Line("")]
     return Group(*parts, *[Line(line) for line in in_words(document)])
@@ -94,6 +98,10 @@ def overview(document: Json) -> Sheet:
           for block in document["blocks"] if block["leaky"]],
     ]  # fmt: skip
     return Sheet("Ours beside the strongest baseline", columns, rows, frozenset({0, 2, 4}), notes=notes)
+
+
+def _training(block: Json) -> Sheet | None:
+    return training_sheet(block["training"], " ".join(block["block"]))
 
 
 def _gain(entry: Json | None) -> Cell:
@@ -186,6 +194,7 @@ def _of_block(block: Json, metric: str, runs: dict[tuple[str, str], Any]) -> Sec
     few = np.mean([run.values("fewshot", metric) for run in runs[best]], axis=0)
     control = np.mean([run.values("control", metric) for run in next(iter(runs.values()))], axis=0)
     blocks.append(figures.gains(few, control, ("fewshot", "control"), metric))
+    blocks += [part for part in (_training(block), loss_curves(list(runs.items()))) if part is not None]
     of_one = [
         part
         for part in (
