@@ -21,7 +21,7 @@ from metarec.data.spec import DatasetSpec
 YAMLS = sorted(conf_dir().glob("*/*.yaml"))
 SHIPPED = {
     "algorithm": 9,
-    "dataset": 27,
+    "dataset": 28,
     "evaluation": 3,
     "experiment": 12,
     "guard": 2,
