@@ -9,7 +9,7 @@ from rich.text import Text
 
 from metarec.report import cells
 from metarec.report.labels import label
-from metarec.report.measured import accuracy
+from metarec.report.measured import accuracy, tokens
 from metarec.report.measured import drawn as drawn_of
 from metarec.report.sheet import Cell, Sheet, latex, markdown, markdown_text, rich_table
 
@@ -69,7 +69,9 @@ def differences(document: Json) -> Sheet | None:
         return None
     alone = len(document["configurations"]) == 1
     rows = [[difference_name(entry, alone), *difference_cells(entry)] for entry in document["differences"]]
-    notes = ["paired over users; " + HOW.format(count=len(rows)), POWER]
+    who = "domains" if tokens(document) else "users"
+    notes = [f"paired over {who}; " + HOW.format(count=len(rows)), POWER]
+    notes = [note.replace("users", who) for note in notes]
     return Sheet("Differences", ["difference", *DIFFERENCE], rows, frozenset({0, 6}), notes=notes)
 
 

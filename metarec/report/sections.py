@@ -63,6 +63,10 @@ def people(run: Run) -> str:
     return drawn(run.document)
 
 
+def _owners(run: Run) -> str:
+    return "domains" if tokens(run.document) else "users"
+
+
 def _what(run: Run) -> str:
     return "examples" if tokens(run.document) else "pairs"
 
@@ -87,7 +91,7 @@ def protocol(run: Run) -> Section | None:
         ("longest prefix a model reads", given.get("max_len")),
         ("unknown targets", f"{cells.per_cent(counts['unknown_target_share'], 2)}, counted as misses"),
         ("repeat targets", cells.per_cent(counts.get("repeat_share"), 1)),
-        ("sample", f"{counts['users']:,} users, {counts['episodes']:,} episodes, {counts['targets']:,} targets"),
+        ("sample", f"{counts['users']:,} {_owners(run)}, {counts['episodes']:,} episodes, {counts['targets']:,} targets"),
         ("seeds", ", ".join(f"{what} {seed}" for what, seed in document["seeds"].items())),
         ("intervals", f"{100 * drawn['confidence']:g} %, {drawn['n_resamples']:,} draws of {people(run)}"),
         ("episodes", str(given["episodes_sha256"])[:16]),
@@ -179,7 +183,7 @@ def differences(run: Run, metric: str) -> Section | None:
     if not found:
         return None
     metrics = metrics_of(document)
-    notes = ["paired over users; " + HOW.format(count=len(found) * n_tested(document))]
+    notes = [f"paired over {_owners(run)}; " + HOW.format(count=len(found) * n_tested(document))]
     if any("detectable" in d[metric] for d in found.values()):
         notes.append(POWER)
 
@@ -219,7 +223,7 @@ def support(run: Run, metric: str) -> Section | None:
         blocks.append(figures.k_curve(document["k_curve"], metric))
     if found := document.get("grid"):
         split = "validation" if found["split"] == "val" else found["split"]
-        where = f"on {found['users']:,} {split} users"
+        where = f"on {found['users']:,} {split} {'episodes' if tokens(document) else 'users'}"
         for method, values in found["methods"].items():
             blocks.append(figures.grid(method, found["lrs"], found["steps"], values, found["metric"], where))
     return section("Support pairs, step size and steps", *blocks)

@@ -101,6 +101,7 @@ def test_a_run_and_its_evaluation(model: str, residual: str, train: Train, work:
     assert pq.read_table(made / "per_user.parquet").equals(pq.read_table(run / "per_user.parquet"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -187,6 +188,7 @@ def test_resumed_ends_with_the_same_bits(words: tuple[str, ...], train: Train, w
     assert_same_run(run_dir, whole)
 
 
+@pytest.mark.slow
 def test_a_run_twice_and_in_chunks_of_tasks(train: Train) -> None:
     """The same words, the same figures; a chunk of tasks changes no loss beyond rounding."""
     first, second = (metrics(train(*GRU, "residual=off")) for _ in range(2))
