@@ -1,6 +1,7 @@
 """What every method of a run is measured with: data, model, objective and device, for sequences and for images.
 
-Both kinds answer the same questions (`AnyBench`), so that training, tuning and measuring are one code for both.
+These, and text (`text_bench`), answer the same questions (`AnyBench`), so that training, tuning and measuring are one code
+for all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from metarec.data.batches import Batcher
 from metarec.data.bayes import bayes_scores
 from metarec.data.episodes import sample
 from metarec.data.omniglot import ImageEpisodes, Omniglot
+from metarec.data.prompt_batches import TextEpisodes
 from metarec.data.store import Prepared, train_sessions
 from metarec.data.synthetic import World
 from metarec.evaluate import Episodes, Ints, Seen, known, repeats, seen
@@ -28,20 +30,8 @@ from metarec.metrics.lists import Lists
 from metarec.metrics.ranks import rank_of_target
 from metarec.residual import Residual
 from metarec.tasks import Model, Objective, Tasks
-
-
-@dataclass(frozen=True)
-class Hardware:
-    device: torch.device
-    dtype: torch.dtype
-    line: str  # for the reader
-    mixed: bool = False  # products in bfloat16, all else in `dtype`
-    compiled: bool = False  # what `core.fused` holds
-
-    @property
-    def changes(self) -> list[str]:
-        """What changes a number beside device, dtype and threads."""
-        return [name for name in ("mixed", "compiled") if getattr(self, name)]
+from metarec.text_bench import TextBench
+from metarec.workbench import Hardware, chunks, identity, spread, tasks_over
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ class SequenceBench:
 
     def tasks(self, over: Residual | None = None) -> Tasks:
         """Losses and logits over the model's own weights, or over what `over` composes from them."""
-        return _tasks(self, over)
+        return tasks_over(self.model, self.objective, self.hardware, over)
 
     @property
     def support_share(self) -> float:
@@ -72,7 +62,7 @@ class SequenceBench:
         """The meta-batch of an outer step, in chunks of tasks; a function of (seed, step)."""
         training = self.prepared.episodes("train")
         first, row = sample(training, seed=seed, step=step, n_tasks=section.meta_batch_size, sampler=section.sampler)
-        for own in _chunks(len(row), section.task_chunk):
+        for own in chunks(len(row), section.task_chunk):
             batch = self.batcher.episodes(training.user[row[own]], first[own], training.n_support, training.n_query)
             yield batch.to(self.hardware.device)
 
@@ -94,7 +84,7 @@ class SequenceBench:
 
     def tuning_rows(self) -> Ints:
         """int64 [N]: rows of the validation episodes, at most `control.users` of them, evenly spaced."""
-        return _spread(len(self.prepared.episodes("val").user), self.evaluation.control.users)
+        return spread(len(self.prepared.episodes("val").user), self.evaluation.control.users)
 
     def seen(self) -> Seen | None:
         """What is no candidate, where `evaluation.candidates` says so."""
@@ -159,7 +149,7 @@ class SequenceBench:
             "max_len": self.batcher.max_len,
             "vocabulary": "all" if self.prepared.given_vocabulary else "training",
             "history": "sessions" if self.batcher.stream is None else "user",
-            **_identity(self.prepared, self._candidates()),
+            **identity(self.prepared, self._candidates()),
         }
 
     def _candidates(self) -> str:
@@ -189,7 +179,7 @@ class ImageBench:
 
     def tasks(self, over: Residual | None = None) -> Tasks:
         """Losses and logits over the model's own weights, or over what `over` composes from them."""
-        return _tasks(self, over)
+        return tasks_over(self.model, self.objective, self.hardware, over)
 
     @property
     def support_share(self) -> float:
@@ -200,7 +190,7 @@ class ImageBench:
     def training_batches(self, section: TrainSection, seed: int, step: int) -> Iterator[EpisodeBatch]:
         """The meta-batch of an outer step, in chunks of tasks; a function of (seed, step)."""
         drawn = self.prepared.training(seed, step, section.meta_batch_size)
-        for own in _chunks(len(drawn), section.task_chunk):
+        for own in chunks(len(drawn), section.task_chunk):
             yield self._on(self.prepared.batch(drawn, own))
 
     def episodes(self, split: str, *, n_support: int | None = None, rows: np.ndarray | None = None) -> ImageEpisodes:
@@ -214,7 +204,7 @@ class ImageBench:
 
     def tuning_rows(self) -> Ints:
         """int64 [N]: rows of the validation episodes, at most `control.users` of them, evenly spaced."""
-        return _spread(len(self.prepared.fixed["val"]), self.evaluation.control.users)
+        return spread(len(self.prepared.fixed["val"]), self.evaluation.control.users)
 
     def seen(self) -> Seen | None:
         """None: every class of an episode is a candidate."""
@@ -247,7 +237,7 @@ class ImageBench:
             "leaky": False,
             "split_note": self.prepared.split_note,
             "classification": True,
-            **_identity(self.prepared, "the classes of the episode"),
+            **identity(self.prepared, "the classes of the episode"),
         }
 
     def longest_prefix(self, episodes: Any) -> int:
@@ -255,27 +245,8 @@ class ImageBench:
         return 1  # the image itself
 
 
-AnyBench = SequenceBench | ImageBench
-AnyEpisodes = Episodes | ImageEpisodes
-
-
-def _spread(count: int, most: int) -> Ints:
-    """All rows, or `most` of them, evenly spaced: those that are tuned on."""
-    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
-
-
-def _chunks(n_tasks: int, size: int) -> list[slice]:
-    return [slice(begin, begin + (size or n_tasks)) for begin in range(0, n_tasks, size or n_tasks)]
-
-
-def _identity(prepared: Prepared | Omniglot, candidates: str) -> dict[str, Any]:
-    """What figures of two runs must share before they are compared (`report.protocol`)."""
-    return {
-        "candidates": candidates,
-        "n_items": prepared.n_items,
-        "data_sha256": prepared.contents,
-        "vocabulary_sha256": prepared.vocabulary_sha256,
-    }
+AnyBench = SequenceBench | ImageBench | TextBench
+AnyEpisodes = Episodes | ImageEpisodes | TextEpisodes
 
 
 def item_counts(prepared: Prepared) -> np.ndarray:
@@ -286,9 +257,3 @@ def item_counts(prepared: Prepared) -> np.ndarray:
     np.add.at(edge, np.asarray(end), -1)
     items = np.asarray(prepared.item)[np.cumsum(edge[:-1]) > 0]
     return np.bincount(items, minlength=prepared.n_items + 1)[1:]
-
-
-def _tasks(bench: AnyBench, over: Residual | None) -> Tasks:
-    """Losses and logits over the model's own weights, or over a residual's."""
-    compose = (lambda phi: phi) if over is None else over.compose
-    return Tasks(bench.model, bench.objective, compose, bench.hardware.mixed)

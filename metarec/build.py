@@ -16,7 +16,7 @@ import torch
 from metarec import parts, schedules
 from metarec.algorithms import Algorithm, Given
 from metarec.algorithms.inner import RATE, InnerLoop
-from metarec.benches import AnyBench, Hardware, ImageBench, SequenceBench, item_counts
+from metarec.benches import AnyBench, ImageBench, SequenceBench, item_counts
 from metarec.config.schema import (
     AdamWConfig,
     AlgorithmConfig,
@@ -39,6 +39,8 @@ from metarec.data.batches import Batcher
 from metarec.data.history import Stream
 from metarec.data.omniglot import Omniglot
 from metarec.data.prepare import prepare
+from metarec.data.prompt_batches import batcher_of
+from metarec.data.prompts import Prompts
 from metarec.data.reliability import reliability_of
 from metarec.data.source import locate
 from metarec.data.spec import DatasetSpec
@@ -51,7 +53,10 @@ from metarec.residual import Residual
 from metarec.runs.guard import Guard, Rules
 from metarec.runs.guarded import Guarded
 from metarec.tasks import Model, Objective
+from metarec.text_bench import TextBench
+from metarec.workbench import Hardware
 
+AnyPrepared = Prepared | Omniglot | Prompts
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}  # of all but products
 
 
@@ -102,11 +107,11 @@ def model(config: ModelConfig, n_items: int) -> Model:
     return made
 
 
-def objective(config: Part, prepared: Prepared | Omniglot, seed: int, device: torch.device) -> Objective:
+def objective(config: Part, prepared: AnyPrepared, seed: int, device: torch.device) -> Objective:
     """Popularity is that of the training events alone. Raises ConfigError where the log has too few items to draw from."""
 
     def counted() -> np.ndarray:
-        assert isinstance(prepared, Prepared)  # the rules refuse to draw among the classes of images
+        assert isinstance(prepared, Prepared)  # the rules refuse to draw among classes of images and tokens of text
         return item_counts(prepared)
 
     made: Objective = parts.load("objective", config.name).build(config, Items(prepared.n_items, counted, seed, device))
@@ -278,23 +283,30 @@ def cache_dir(config: Config) -> Path:
     return Path(config.cache_dir).expanduser()
 
 
-def data(config: Config, spec: DatasetSpec, report: Any, export: Path | None = None) -> Prepared | Omniglot:
+def data(config: Config, spec: DatasetSpec, report: Any, export: Path | None = None) -> AnyPrepared:
     """Prepared data, out of the cache where it is there; `report` is told of progress.
 
-    Raises ConfigError for an export of images, DataError for what cannot be read.
+    Raises ConfigError for an export of images or text, DataError for what cannot be read.
     """
     if spec.source == "omniglot":
         if export is not None:
             raise ConfigError("export", export, "images have no tables to export", "leave it out")
         return Omniglot.load(locate(spec, data_dir(config)), spec.images)
+    if spec.source == "prompts":
+        if export is not None:
+            raise ConfigError("export", export, "text tasks have no tables to export", "leave it out")
+        path = None if spec.path is None else locate(spec, data_dir(config))
+        return Prompts.load(spec.prompts, path, cache_dir(config), spec.name, report)
     return prepare(spec, data_dir=data_dir(config), cache_dir=cache_dir(config), report=report, export_dir=export)
 
 
-def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: Prepared | Omniglot, on: Hardware) -> AnyBench:
+def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: AnyPrepared, on: Hardware) -> AnyBench:
     """Model, objective and data put together; reliability is computed only where the support weighs by it."""
     made, cost = model(config.model, prepared.n_items), objective(config.objective, prepared, config.seed, on.device)
     if isinstance(prepared, Omniglot):
         return ImageBench(prepared, made, cost, on, evaluation)
+    if isinstance(prepared, Prompts):
+        return TextBench(prepared, batcher_of(prepared, config.model.max_len, on.device), made, cost, on, evaluation)
     inner = None if isinstance(config.algorithm, SupervisedConfig) else config.algorithm.inner
     batcher = Batcher(
         np.asarray(prepared.item),

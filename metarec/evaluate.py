@@ -30,7 +30,7 @@ from metarec.data.episodes import EpisodeRanges
 from metarec.errors import DivergedError
 from metarec.metrics import METRICS
 from metarec.metrics.lists import Had
-from metarec.metrics.ranks import rank_and_top, rank_of_target, refuse_non_finite
+from metarec.metrics.ranks import UNKNOWN, rank_and_top, rank_of_target, refuse_non_finite
 from metarec.metrics.summary import TargetRecords
 from metarec.ragged import ranges
 from metarec.tasks import Tasks
@@ -113,14 +113,24 @@ def scored(tasks: Tasks, method: Method) -> Scorer:
 
 
 def ranks(episodes: Judged, scorer: Scorer, ties: str, seen: Seen | None = None) -> tuple[Ints, Ints]:
-    """Rank of every target [N, Q] and the ten best items [N, Q, 10] (1-based; fewer where the catalogue is smaller)."""
+    """Rank of every target [N, Q] and the ten best items [N, Q, 10] (1-based; fewer where the catalogue is smaller).
+
+    A place that holds no target (0: batches of unequal width) has rank 0; Q is that of the widest batch.
+    """
     found, top = [], []
     with torch.no_grad():
         for batch in episodes.batches():
             rank, best = _rank(scorer(batch), batch, ties, seen)
             found.append(rank)
             top.append(best)
-    return np.concatenate(found), np.concatenate(top)
+    return _joined(found), _joined(top)
+
+
+def _joined(parts: Sequence[Ints]) -> Ints:
+    """Batches [T, Q, ...] one behind the other, narrower ones filled up with 0."""
+    width = max(part.shape[1] for part in parts)
+    rest = [((0, 0), (0, width - part.shape[1]), *[(0, 0)] * (part.ndim - 2)) for part in parts]
+    return np.concatenate([np.pad(part, own) if own[1][1] else part for part, own in zip(parts, rest, strict=True)])
 
 
 def _rank(scores: Tensor, batch: EpisodeBatch, ties: str, seen: Seen | None) -> tuple[Ints, Ints]:
@@ -128,7 +138,12 @@ def _rank(scores: Tensor, batch: EpisodeBatch, ties: str, seen: Seen | None) -> 
         refuse_non_finite(scores)  # before some are put aside
         scores = scores.clone()
         scores.view(-1)[seen(batch)] = torch.finfo(scores.dtype).min / (2 * scores.shape[-1])  # sums stay finite
-    rank, best = rank_and_top(scores, batch.query.target, ties, TOP)
+    target = batch.query.target
+    absent = target == 0
+    ragged = bool(absent.any())
+    rank, best = rank_and_top(scores, target.where(~absent, UNKNOWN) if ragged else target, ties, TOP)
+    if ragged:
+        rank = rank.where(~absent, 0)
     return rank.cpu().numpy(), best.cpu().numpy()
 
 
@@ -146,8 +161,9 @@ def seen(batcher: Batcher, n_items: int) -> Seen:
 
 
 def monitored(rank: Ints, n_items: int) -> dict[str, float]:
-    """Every metric as a mean over targets."""
-    return {name: float(metric(rank.reshape(-1), n_items).mean()) for name, metric in METRICS.items()}
+    """Every metric as a mean over targets, of any shape; rank 0 is no target."""
+    there = rank[rank > 0]
+    return {name: float(metric(there, n_items).mean()) for name, metric in METRICS.items()}
 
 
 def pair_metrics(tasks: Tasks, batcher: Batcher, pairs: Ints, phi: Params, ties: str, device: torch.device,
@@ -192,7 +208,7 @@ def tune_control(
                     if count in found:
                         with torch.no_grad():
                             scores = tasks.logits(weights, batch.query)
-                            found[count].append(_rank(scores, batch, ties, seen)[0])
+                            found[count].append(_rank(scores, batch, ties, seen)[0].reshape(-1))
         except DivergedError:
             continue
         for count in wanted:
@@ -212,15 +228,17 @@ def records(
 ) -> TargetRecords:  # fmt: skip
     """One row a target; `repeat` bool [N, Q]: the target is already in its prefix or in the support.
 
-    `about`: further columns of `TargetRecords`, [N, Q] where they are of targets.
+    `about`: further columns of `TargetRecords`, [N, Q] where they are of targets. Places without a target (rank 0) have
+    no row.
     """
-    n_episodes, n_query = len(episodes), episodes.n_query
+    n_episodes, n_query = next(iter(found.values())).shape
+    there = next(iter(found.values())).reshape(-1) > 0
     return TargetRecords(
-        user=np.repeat(episodes.user, n_query),
-        episode=np.repeat(np.arange(n_episodes), n_query),
-        position=np.tile(np.arange(n_query), n_episodes),
-        repeat=repeat.reshape(-1),
-        ranks={name: rank.reshape(-1) for name, rank in found.items()},
+        user=np.repeat(episodes.user, n_query)[there],
+        episode=np.repeat(np.arange(n_episodes), n_query)[there],
+        position=np.tile(np.arange(n_query), n_episodes)[there],
+        repeat=repeat.reshape(-1)[there],
+        ranks={name: rank.reshape(-1)[there] for name, rank in found.items()},
         n_items=n_items,
         **{name: column.reshape(-1) for name, column in about.items()},
     )

@@ -22,7 +22,7 @@ from metarec.errors import ConfigError
 
 # Allowed values of the group `dataset`, whose dataclasses (metarec.data.spec) know nothing of configuration.
 DATASET_RANGES: dict[str, dict[str, Any]] = {
-    "dataset.source": {"choices": ("log", "synthetic", "episode_tables", "omniglot")},
+    "dataset.source": {"choices": ("log", "synthetic", "episode_tables", "omniglot", "prompts")},
     "dataset.path": {"path": True},
     "dataset.format": {"choices": ("auto", *FORMATS)},
     "dataset.time_unit": {"choices": ("auto", "s", "ms", "us", "ns", "iso", "order")},
@@ -61,6 +61,19 @@ DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.images.n_val": {"min": 2},
     "dataset.images.n_test": {"min": 2},
     "dataset.images.seed": {"min": 0, "max": SEED_MAX},
+    "dataset.prompts.n_support": {"min": 1},
+    "dataset.prompts.n_query": {"min": 1},
+    "dataset.prompts.n_episodes": {"min": 1},
+    "dataset.prompts.tokenizer": {"path": True},
+    "dataset.prompts.max_tokens": {"min": 4},
+    "dataset.prompts.order": {"choices": ("random", "easy_then_hard", "rising")},
+    "dataset.prompts.pretrain": {"choices": ("all", "easy")},
+    "dataset.prompts.splits": {"min": 0, "max": 1, "exclusive": {"min", "max"}, "length": 3},
+    "dataset.prompts.seed": {"min": 0, "max": SEED_MAX},
+    "dataset.prompts.n_examples": {"min": 2},
+    "dataset.prompts.n_letters": {"min": 2, "max": 26},
+    "dataset.prompts.easy_length": {"min": 1, "length": 2},
+    "dataset.prompts.hard_length": {"min": 1, "length": 2},
     "dataset.world.seed": {"min": 0, "max": SEED_MAX},
     **{f"dataset.columns.{f}": {"filled": True} for f in ("user", "item", "time", "session", "order", "split")},
 }

@@ -13,6 +13,7 @@ from metarec.config import rules_compare as of_compare
 from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
 from metarec.config import rules_guard as of_guard
+from metarec.config import rules_prompts as of_text
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
 from metarec.data.spec import WorldSpec
@@ -383,6 +384,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     ev.ks_twice,
     ev.history_of_images,
     ev.vocabulary_of_a_log,
+    *of_text.RULES,
 )
 
 

@@ -15,7 +15,7 @@ from metarec.options import Refusal
 def dataset_path_missing(seen: Seen) -> Iterator[Refusal]:
     """A log or images without a place to read them from."""
     spec: DatasetSpec | None = seen.get("dataset")
-    if spec is not None and spec.source != "synthetic" and spec.path is None:
+    if spec is not None and spec.source not in ("synthetic", "prompts") and spec.path is None:
         yield "dataset.path", f"dataset={spec.name} needs a file or directory", "add dataset.path=FILE"
 
 

@@ -29,7 +29,14 @@ from metarec.errors import DataError, EnvironmentFault
 
 RECIPE = 1  # of preparation; raised by every change that moves a result
 FINGERPRINT_LENGTH = 32  # hexadecimal digits: 128 bits
-_NO_MATTER = ("path", "in_data_dir", "memory_limit", "images", "history")  # change no result of a preparation
+_NO_MATTER = (
+    "path",
+    "in_data_dir",
+    "memory_limit",
+    "images",
+    "prompts",
+    "history",
+)  # change no result of a preparation
 
 
 def fingerprint(spec: DatasetSpec, source: dict[str, Any]) -> str:

@@ -91,9 +91,29 @@ class ImageSpec:
 
 
 @dataclass
+class PromptSpec:
+    """Text tasks (source=prompts): examples {prompt, response} of domains; a domain is one family of tasks."""
+
+    n_support: int = 4  # >= 1 examples that are adapted on
+    n_query: int = 4  # >= 1 examples that are judged, others of the same domain
+    n_episodes: int = 8  # >= 1 fixed episodes of every validation and test domain
+    tokenizer: str = "bytes"  # bytes | bpe:N | PATH of a tokenizer.json or its directory
+    max_tokens: int = 48  # >= 4 tokens of an example, all told; a longer prompt loses its beginning
+    order: str = "random"  # random | easy_then_hard | rising: the domains of an outer step
+    pretrain: str = "all"  # all | easy: the training domains that are pretrained on
+    splits: list[float] = field(default_factory=lambda: [0.6, 0.2, 0.2])  # of the domains: train, validation, test
+    seed: int = 20260107  # of the split, the fixed episodes and the embedded tasks
+    # the embedded tasks (path: null)
+    n_examples: int = 64  # >= 2 of every domain
+    n_letters: int = 10  # 2 to 26, from a on
+    easy_length: list[int] = field(default_factory=lambda: [3, 4])  # characters of a prompt: fewest, most
+    hard_length: list[int] = field(default_factory=lambda: [5, 7])
+
+
+@dataclass
 class DatasetSpec:
     name: str = "events"
-    source: str = "log"  # log | synthetic | episode_tables | omniglot
+    source: str = "log"  # log | synthetic | episode_tables | omniglot | prompts
     path: str | None = None  # file or directory; relative paths of named datasets are looked up in data_dir
     in_data_dir: bool = False  # True for named datasets: `path` lies in data_dir
     format: str = "auto"  # auto, or a key of metarec.data.formats.FORMATS
@@ -110,6 +130,7 @@ class DatasetSpec:
     episodes: EpisodeShape = field(default_factory=EpisodeShape)
     world: WorldSpec = field(default_factory=WorldSpec)  # read when source=synthetic
     images: ImageSpec = field(default_factory=ImageSpec)  # read when source=omniglot
+    prompts: PromptSpec = field(default_factory=PromptSpec)  # read when source=prompts
     memory_limit: str = "1500MB"  # of the preparation engine; beyond it, it works on disk
 
 

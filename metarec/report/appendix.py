@@ -12,7 +12,8 @@ from metarec.report.comparison_text import MB
 from metarec.report.configurations import Configuration
 from metarec.report.finished import Run
 from metarec.report.labels import label
-from metarec.report.sections import classification, figure_of
+from metarec.report.measured import accuracy
+from metarec.report.sections import figure_of
 from metarec.report.sheet import Cell, Sheet
 
 Json = dict[str, Any]
@@ -44,7 +45,7 @@ def _slice(title: str, found: Sequence[Json], metric: str, run: Run) -> Sheet | 
         ])  # fmt: skip
     against = "control" if "control" in methods else "zero-shot"
     columns = ["slice", "users", "targets", *map(label, methods), f"few-shot minus {against}"]
-    return Sheet(f"{title}, {cells.heading(metric, classification(run))}", columns, rows).without_empty()
+    return Sheet(f"{title}, {cells.heading(metric, accuracy(run.document))}", columns, rows).without_empty()
 
 
 def _repeats(run: Run, metric: str) -> Sheet | None:
@@ -53,7 +54,7 @@ def _repeats(run: Run, metric: str) -> Sheet | None:
     parts = {"already in prefix or support": document.get("repeat"), "new to the user": document.get("novel")}
     known = {name: part for name, part in parts.items() if part and part["metrics"]}
     methods = [m for m in document["metrics"] if all(m in part["metrics"] for part in known.values())]
-    if not known or classification(run):
+    if not known or accuracy(run.document) is not None:
         return None
     rows: list[list[Cell]] = [
         [

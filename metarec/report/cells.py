@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from metarec import metrics
 
@@ -63,6 +64,12 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
-def heading(metric: str, classification: bool = False) -> str:
-    """The name of a metric as the heading of its column."""
-    return "accuracy" if classification and metric == "hr@1" else metrics.heading(metric)
+def heading(metric: str, accuracy: str | None = None) -> str:
+    """The name of a metric as the heading of its column; `accuracy`: what hr@1 is called there."""
+    return accuracy if accuracy is not None and metric == "hr@1" else metrics.heading(metric)
+
+
+def funnel_columns(steps: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What the steps of a preparation count: of a log and of images, or of text."""
+    of_text = bool(steps) and "examples" in steps[0]
+    return (*(("examples", "domains", "tokens") if of_text else ("rows", "users", "items", "sessions")), "dropped")

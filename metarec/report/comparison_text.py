@@ -9,6 +9,8 @@ from rich.text import Text
 
 from metarec.report import cells
 from metarec.report.labels import label
+from metarec.report.measured import accuracy, tokens
+from metarec.report.measured import drawn as drawn_of
 from metarec.report.sheet import Cell, Sheet, latex, markdown, markdown_text, rich_table
 
 Json = dict[str, Any]
@@ -25,11 +27,10 @@ def brief(method: str) -> str:
 
 def title(document: Json) -> str:
     """dataset: what all configurations share, metric."""
-    classes = bool(document["protocol"].get("classification"))
     shared = [document["model"], f"residual {document['residual']}"]
     differing = {key for one in document["configurations"] for key in one["differs"]}
     shared = [text for text, key in zip(shared, ("model.name", "residual.name"), strict=True) if key not in differing]
-    return f"{document['dataset']}: {', '.join([*shared, cells.heading(document['metric'], classes)])}"
+    return f"{document['dataset']}: {', '.join([*shared, cells.heading(document['metric'], accuracy(document))])}"
 
 
 def sheets(document: Json) -> list[Sheet]:
@@ -39,7 +40,6 @@ def sheets(document: Json) -> list[Sheet]:
 
 def results(document: Json) -> Sheet:
     """A row for each configuration and method."""
-    classes = bool(document["protocol"].get("classification"))
     rows: list[list[Cell]] = [
         [
             label(row["method"]),
@@ -52,7 +52,14 @@ def results(document: Json) -> Sheet:
         for row in document["rows"]
     ]
     strong = frozenset(number for number, row in enumerate(document["rows"]) if row["method"] == "fewshot")
-    columns = ["method", "configuration", cells.heading(document["metric"], classes), "sd users", "sd seeds", "seeds"]
+    columns = [
+        "method",
+        "configuration",
+        cells.heading(document["metric"], accuracy(document)),
+        "sd users",
+        "sd seeds",
+        "seeds",
+    ]
     return Sheet(title(document), columns, rows, frozenset({0, 1}), strong, conditions(document))
 
 
@@ -62,7 +69,9 @@ def differences(document: Json) -> Sheet | None:
         return None
     alone = len(document["configurations"]) == 1
     rows = [[difference_name(entry, alone), *difference_cells(entry)] for entry in document["differences"]]
-    notes = ["paired over users; " + HOW.format(count=len(rows)), POWER]
+    who = "domains" if tokens(document) else "users"
+    notes = [f"paired over {who}; " + HOW.format(count=len(rows)), POWER]
+    notes = [note.replace("users", who) for note in notes]
     return Sheet("Differences", ["difference", *DIFFERENCE], rows, frozenset({0, 6}), notes=notes)
 
 
@@ -119,7 +128,7 @@ def costs(document: Json) -> Sheet | None:
 def conditions(document: Json) -> list[str]:
     """What the figures were measured under, a line each."""
     protocol, drawn = document["protocol"], document["bootstrap"]
-    who = "tasks" if protocol.get("classification") else "users"
+    who = drawn_of(document)
     lines = [
         f"{document['users']:,} {protocol['split']} {who}, {document['targets']:,} targets; unknown targets "
         f"{cells.per_cent(document['unknown_target_share'], 2)} (misses); {100 * drawn['confidence']:g} % intervals, "

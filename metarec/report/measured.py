@@ -12,7 +12,8 @@ from typing import Any
 from metarec.metrics import LISTS, METRICS, heading
 
 Json = Mapping[str, Any]
-CLASSES = ("hr@1", "mrr")  # all that is shown of a classification: few classes, one right
+CLASSES = ("hr@1", "mrr")  # all that is shown of a classification: few classes, one right; and the headline of text
+TOKENS = ("hr@1", "hr@5", "mrr")  # what is shown of text
 
 
 def classification(document: Json) -> bool:
@@ -20,10 +21,26 @@ def classification(document: Json) -> bool:
     return bool(document.get("protocol", {}).get("classification"))
 
 
+def tokens(document: Json) -> bool:
+    """Whether the run was of text: hr@1 is then called token accuracy, and domains stand in place of users."""
+    return bool(document.get("protocol", {}).get("unit") == "token")
+
+
+def accuracy(document: Json) -> str | None:
+    """What hr@1 is called where it is an accuracy; None where it is a hit rate."""
+    return "accuracy" if classification(document) else "token accuracy" if tokens(document) else None
+
+
+def drawn(document: Json) -> str:
+    """What intervals draw: users of a log, tasks of images, domains of text."""
+    return "tasks" if classification(document) else "domains" if tokens(document) else "users"
+
+
 def metrics_of(document: Json) -> tuple[str, ...]:
     """The metrics of ranks that are shown and that some method has."""
     there = {name for figures in document["metrics"].values() for name in figures}
-    return tuple(name for name in (CLASSES if classification(document) else METRICS) if name in there)
+    shown = CLASSES if classification(document) else TOKENS if tokens(document) else METRICS
+    return tuple(name for name in shown if name in there)
 
 
 def lists_of(document: Json) -> dict[str, str]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from metarec.metrics import heading
 from metarec.metrics.differences import subject
 from metarec.report.labels import brief, short
-from metarec.report.measured import classification, lists_of, n_tested
+from metarec.report.measured import accuracy, classification, drawn, lists_of, n_tested, tokens
 from metarec.report.sheets import Json, headings_of, headline_of
 
 FEW_USERS = 200  # below, a table says what difference it could have shown
@@ -30,12 +30,17 @@ def notes(document: Json, headline: Sequence[str] | None = None) -> list[str]:
     classes = classification(document)
     interval = (
         f"[low,high]: {100 * bootstrap['confidence']:g} % interval of the mean over targets, "
-        f"{bootstrap['n_resamples']:,} bootstrap draws of {'tasks' if classes else 'users'}"
+        f"{bootstrap['n_resamples']:,} bootstrap draws of {drawn(document)}"
     )
     if classes:
         sizes = f"{counts['episodes']:,} tasks, {counts['targets']:,} targets"
         own = [*_family(document), *_power(document, shown), *_conditions(document), *_guard(document)]
         return [sizes, interval, *own]
+    if tokens(document):
+        sizes = f"{counts['users']:,} domains, {counts['episodes']:,} episodes, {counts['targets']:,} response tokens"
+        tuned = [line.replace("validation users", "validation episodes") for line in _tuning(document)]
+        own = [*_family(document), *_power(document, shown), *_macro(document, shown), *_conditions(document)]
+        return [sizes, interval, *own, *tuned, *_seeds(document), *_guard(document)]
     sizes = (
         f"{counts['users']:,} users, {counts['episodes']:,} episodes, {counts['targets']:,} targets; "
         f"unknown targets {100 * counts['unknown_target_share']:.2f} % (misses)"
@@ -61,8 +66,13 @@ def _family(document: Json) -> list[str]:
         return []
     metrics = n_tested(document)
     return [
-        f"Holm p: sign-flip test over users, corrected over all {size * metrics} differences ({size} at {metrics} metrics)"
+        f"Holm p: sign-flip test over {_people(document)}, corrected over all {size * metrics} differences "
+        f"({size} at {metrics} metrics)"
     ]
+
+
+def _people(document: Json) -> str:
+    return "domains" if tokens(document) else "users"
 
 
 def _power(document: Json, headline: Sequence[str]) -> list[str]:
@@ -79,7 +89,8 @@ def _power(document: Json, headline: Sequence[str]) -> list[str]:
     ]
     if not known or not (few or silent):
         return []
-    return [f"smallest gain over {brief(entry['against'])} shown with 80 % power by as many users: {', '.join(known)}"]
+    who = _people(document)
+    return [f"smallest gain over {brief(entry['against'])} shown with 80 % power by as many {who}: {', '.join(known)}"]
 
 
 def _part(name: str, part: Json, headline: Sequence[str]) -> str:
@@ -91,7 +102,10 @@ def _part(name: str, part: Json, headline: Sequence[str]) -> str:
 def _macro(document: Json, headline: Sequence[str]) -> list[str]:
     means = {m: {k: row[k]["mean"] for k in headline} for m, row in document["macro"].items()}
     shown = _line(means, headline)
-    return [f"user-level means; {shown}"] if shown else []
+    who = "domain" if tokens(document) else "user"
+    if (name := accuracy(document)) is not None:
+        shown = shown.replace(heading("hr@1"), name, 1)
+    return [f"{who}-level means; {shown}"] if shown else []
 
 
 def _line(rows: Json, headline: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ REASONS = {
     "split_by": "the splits hold other users and other targets",
     "leaky": "one split leaks through time, the other does not",
     "classification": "images and sequences have no target in common",
+    "unit": "tokens of text and items have no target in common",
     "n_support": "more support pairs are more knowledge of a user",
     "n_query": "other targets",
     "ties": "tied items are ranked by another rule",
@@ -40,8 +41,17 @@ FOLLOWS = {
 # words for a reader; what `max_len` is judged by; what a method reads, not what it is asked
 NO_MATTER = {"split_note", "longest_prefix", "history"}
 # options of the data that move no question asked: places, memory, and how often training users are windowed
-DATA_NO_MATTER = ("path", "in_data_dir", "memory_limit", "episodes.stride", "history")
-TOLD = {"split.by": "split_by", "episodes.n_support": "n_support", "episodes.n_query": "n_query"}
+DATA_NO_MATTER = (
+    "path",
+    "in_data_dir",
+    "memory_limit",
+    "episodes.stride",
+    "history",
+    "prompts.order",
+    "prompts.pretrain",
+)
+TOLD = {"split.by": "split_by", "episodes.n_support": "n_support", "episodes.n_query": "n_query",
+        "prompts.n_support": "n_support", "prompts.n_query": "n_query"}  # fmt: skip
 FIX = "compare runs of one protocol"
 
 
@@ -69,7 +79,8 @@ def _protocol(runs: Sequence[Run]) -> Iterator[ConfigError]:
     for key in keys:
         if key in FOLLOWS or key in NO_MATTER or (key == "max_len" and not _cut(runs)):
             continue
-        absent = False if key in ("classification", "leaky") else None  # sequences do not say that they are no images
+        # sequences do not say that they are no images and no text
+        absent = {"classification": False, "leaky": False, "unit": "item"}.get(key)
         values = [(run, run.document["protocol"].get(key, absent)) for run in runs]
         known = [(run, value) for run, value in values if value is not None]
         yield from _differing(key, known, REASONS.get(key, "the figures were taken by another rule"))
@@ -98,6 +109,8 @@ def _options(run: Run) -> dict[str, Any]:
         spec.pop("world", None)
     if spec.get("source") != "omniglot":
         spec.pop("images", None)
+    if spec.get("source") != "prompts":
+        spec.pop("prompts", None)
     return {key: value for key, value in flat(spec).items() if key not in DATA_NO_MATTER}
 
 

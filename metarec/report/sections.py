@@ -13,8 +13,8 @@ from metarec.report.blocks import Block, Card, Folded, Picture, Section, Text, s
 from metarec.report.comparison_text import DIFFERENCE, HOW, POWER, brief, difference_cells
 from metarec.report.finished import Run
 from metarec.report.labels import groups, label
+from metarec.report.measured import accuracy, drawn, lists_of, metrics_of, n_tested, tokens
 from metarec.report.measured import classification as is_classification
-from metarec.report.measured import lists_of, metrics_of, n_tested
 from metarec.report.sheet import Cell, Sheet
 
 Json = dict[str, Any]
@@ -24,10 +24,12 @@ LEAKS = "The split leaks: training sees events later than some targets, so the f
 def summary(run: Run, metric: str) -> list[Text]:
     """One paragraph in plain words, and the warning of a leaky split."""
     document, protocol = run.document, run.document["protocol"]
-    counts, name = document["counts"], cells.heading(metric, classification(run))
+    counts, name = document["counts"], cells.heading(metric, accuracy(document))
     best = "fewshot" if "fewshot" in run.methods else "zeroshot"
     what = f"{document['model']} ({document['algorithm']}, residual {document['residual']}, seed {run.seed})"
-    whom = f"{counts['users']:,} {protocol['split']} {people(run)} with {protocol['n_support']} support pairs each"
+    whom = (
+        f"{counts['users']:,} {protocol['split']} {people(run)} with {protocol['n_support']} support {_what(run)} each"
+    )
     beside = f", the fine-tune control {_in_line(run, 'control', metric)}" if "control" in run.methods else ""
     words = [
         f"On {document['dataset']}, {what} was measured on {whom}: {counts['targets']:,} targets.",
@@ -57,8 +59,16 @@ def _in_line(run: Run, method: str, metric: str) -> str:
 
 
 def people(run: Run) -> str:
-    """What is drawn: the users, or the tasks of a classification."""
-    return "tasks" if classification(run) else "users"
+    """What is drawn: the users, the tasks of a classification, or the domains of text."""
+    return drawn(run.document)
+
+
+def _owners(run: Run) -> str:
+    return "domains" if tokens(run.document) else "users"
+
+
+def _what(run: Run) -> str:
+    return "examples" if tokens(run.document) else "pairs"
 
 
 def classification(run: Run) -> bool:
@@ -81,7 +91,7 @@ def protocol(run: Run) -> Section | None:
         ("longest prefix a model reads", given.get("max_len")),
         ("unknown targets", f"{cells.per_cent(counts['unknown_target_share'], 2)}, counted as misses"),
         ("repeat targets", cells.per_cent(counts.get("repeat_share"), 1)),
-        ("sample", f"{counts['users']:,} users, {counts['episodes']:,} episodes, {counts['targets']:,} targets"),
+        ("sample", f"{counts['users']:,} {_owners(run)}, {counts['episodes']:,} episodes, {counts['targets']:,} targets"),
         ("seeds", ", ".join(f"{what} {seed}" for what, seed in document["seeds"].items())),
         ("intervals", f"{100 * drawn['confidence']:g} %, {drawn['n_resamples']:,} draws of {people(run)}"),
         ("episodes", str(given["episodes_sha256"])[:16]),
@@ -97,12 +107,14 @@ def funnel(run: Run) -> Section | None:
     found = run.json("funnel.json")
     if not found:
         return None
-    columns = ("rows", "users", "items", "sessions", "dropped")
+    columns = cells.funnel_columns(found["steps"])
     steps = [
         [str(step["step"]), *[cells.number(step.get(name)) for name in columns], str(step.get("why") or "")]
         for step in found["steps"]
     ]
-    sheet = Sheet("What each step kept", ["step", *columns, "why"], steps, frozenset({0, 6})).without_empty()
+    sheet = Sheet(
+        "What each step kept", ["step", *columns, "why"], steps, frozenset({0, len(columns) + 1})
+    ).without_empty()
     counts = found.get("counts") or {}
     named = dict.fromkeys(split for row in counts.values() for split in row)
     splits = [split for split in ("train", "val", "test") if split in named]
@@ -121,7 +133,7 @@ def results(run: Run) -> Section | None:
     strong = frozenset(number for number, method in enumerate(methods) if method == "fewshot")
     confidence = 100 * document["bootstrap"]["confidence"]
     note = f"means over targets; {confidence:g} % intervals, {people(run)} drawn with all their targets"
-    columns = ["method", *[cells.heading(m, classification(run)) for m in metrics]]
+    columns = ["method", *[cells.heading(m, accuracy(document)) for m in metrics]]
     sheet = Sheet(f"Results on the {document['protocol']['split']} split", columns, rows, strong=strong, notes=[note])
     return section("Results", sheet, _reported(document, metrics), _gap(document, metrics), _beyond(document))
 
@@ -171,13 +183,13 @@ def differences(run: Run, metric: str) -> Section | None:
     if not found:
         return None
     metrics = metrics_of(document)
-    notes = ["paired over users; " + HOW.format(count=len(found) * n_tested(document))]
+    notes = [f"paired over {_owners(run)}; " + HOW.format(count=len(found) * n_tested(document))]
     if any("detectable" in d[metric] for d in found.values()):
         notes.append(POWER)
 
     def sheet(name: str, notes: list[str]) -> Sheet:
         rows = [[f"{brief(d['of'])} minus {brief(d['against'])}", *difference_cells(d[name])] for d in found.values()]
-        caption = f"Differences, {cells.heading(name, classification(run))}"
+        caption = f"Differences, {cells.heading(name, accuracy(document))}"
         return Sheet(caption, ["difference", *DIFFERENCE], rows, frozenset({0, 6}), notes=notes).without_empty()
 
     others = [sheet(name, []) for name in metrics if name != metric]
@@ -211,7 +223,7 @@ def support(run: Run, metric: str) -> Section | None:
         blocks.append(figures.k_curve(document["k_curve"], metric))
     if found := document.get("grid"):
         split = "validation" if found["split"] == "val" else found["split"]
-        where = f"on {found['users']:,} {split} users"
+        where = f"on {found['users']:,} {split} {'episodes' if tokens(document) else 'users'}"
         for method, values in found["methods"].items():
             blocks.append(figures.grid(method, found["lrs"], found["steps"], values, found["metric"], where))
     return section("Support pairs, step size and steps", *blocks)

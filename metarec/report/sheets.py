@@ -18,7 +18,7 @@ from metarec.metrics import METRICS
 from metarec.metrics.differences import subject
 from metarec.report.cells import heading
 from metarec.report.labels import brief, ends, groups, labels_of, p_text, short
-from metarec.report.measured import CLASSES, classification, metrics_of
+from metarec.report.measured import CLASSES, accuracy, classification, metrics_of
 
 _SHOWN = {"better": "better", "worse": "worse"}
 _SLICES = {"history_length": "events before the query", "target_popularity": "training events of the target"}
@@ -59,19 +59,19 @@ class Sheet:
 def headline_of(document: Json, asked: Sequence[str] | None = None) -> tuple[str, ...]:
     """The at most two metrics that show their interval: those asked for, or those that the data is known by.
 
-    Of a classification accuracy and MRR, whatever is asked for. What an older document lacks is left out.
+    Of images and text accuracy and MRR, whatever is asked for. What an older document lacks is left out.
     """
     if asked is not None and (len(asked) > 2 or not set(asked) <= set(METRICS)):
         raise ValueError(f"headline {asked}: at most two of {', '.join(METRICS)}")
     usual = ("hr@1", "hr@5") if "bayes_fewshot" in document["metrics"] else ("hr@10", "ndcg@10")
-    wanted = CLASSES if classification(document) else usual if asked is None else asked
+    wanted = CLASSES if accuracy(document) else usual if asked is None else asked
     there = metrics_of(document)
     return tuple(metric for metric in wanted if metric in there)
 
 
 def headings_of(document: Json) -> dict[str, str]:
     """metric -> heading, for every metric that is shown."""
-    return {metric: heading(metric, classification(document)).upper() for metric in metrics_of(document)}
+    return {metric: heading(metric, accuracy(document)).upper() for metric in metrics_of(document)}
 
 
 def sheets(document: Json, *, title: str = "", headline: Sequence[str] | None = None) -> list[Sheet]:

@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from metarec.report.cells import funnel_columns
 from metarec.report.notes import notes
 from metarec.report.sheets import Cell, Json, Sheet, headline_of, sheets
 
@@ -69,15 +70,17 @@ def funnel_table(
 ) -> RenderableType:
     """What every step of the preparation kept and dropped; ``counts`` {what: {split: number}} go beneath, as a block.
 
-    A step is {"step", "rows", "users", "items", "sessions", "dropped", "why"}; a count may be None (not counted yet).
+    A step is {"step", "rows", "users", "items", "sessions", "dropped", "why"}, of text {"step", "examples", "domains",
+    "tokens", "dropped", "why"}; a count may be None (not counted yet).
     """
     table = _frame(title)
     table.add_column("step", no_wrap=False, max_width=24)
-    for name in ("rows", "users", "items", "sessions", "dropped"):
+    columns = funnel_columns(steps)
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why", max_width=28)
     for step in steps:
-        numbers = [_number(step.get(name)) for name in ("rows", "users", "items", "sessions", "dropped")]
+        numbers = [_number(step.get(name)) for name in columns]
         table.add_row(str(step["step"]), *numbers, str(step.get("why") or ""))
     if not counts:
         return table

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from metarec.baselines import BASELINES
-from metarec.benches import AnyBench, SequenceBench
+from metarec.benches import AnyBench, ImageBench
 from metarec.config.schema import EvaluationConfig
 from metarec.errors import ConfigError, DivergedError
 from metarec.evaluate import Control, Scorer, monitored, ranks, records, scored
 from metarec.metrics.curve import curve
 from metarec.panel import Panel
 from metarec.report.progress import progress
+from metarec.text_bench import TextBench
 from metarec.verbs import measure as m
 
 TIMED_USERS = 64
@@ -26,9 +27,12 @@ def check_curves(evaluation: EvaluationConfig, bench: AnyBench, split: str) -> N
     """ConfigError where no user has as many pairs as `evaluation.ks` asks for, before anything is trained."""
     if evaluation.ks is None:
         return
-    if not isinstance(bench, SequenceBench):
+    if isinstance(bench, ImageBench):
         raise ConfigError("evaluation.ks", evaluation.ks, "an episode of images has its shots fixed", "leave it out")
     most = max(evaluation.ks)
+    if isinstance(bench, TextBench):
+        _check_domains(bench, split, most)
+        return
     ranges = bench.prepared.episodes(split, most)
     if not len(ranges.user):
         begin, end = bench.prepared.user_pairs[:-1], bench.prepared.user_pairs[1:]
@@ -40,6 +44,18 @@ def check_curves(evaluation: EvaluationConfig, bench: AnyBench, split: str) -> N
         )  # fmt: skip
 
 
+def _check_domains(bench: TextBench, split: str, most: int) -> None:
+    prepared = bench.prepared
+    if not len(prepared.episodes(split, most)):
+        own, n_query = prepared.of(split), prepared.spec.n_query
+        largest = int(np.diff(prepared.domain_examples)[own].max())
+        raise ConfigError(
+            "evaluation.ks", most,
+            f"no {split} domain has {most} support and {n_query} query examples; the largest has {largest} in all",
+            f"give K up to {largest - n_query}",
+        )  # fmt: skip
+
+
 def k_curve(
     bench: AnyBench, trained: m.Trained, control: Control, panel: Panel, split: str, *, seed: int, steps: int | None
 ) -> dict[str, Any]:
@@ -48,7 +64,7 @@ def k_curve(
     Options tuned for the run's own K are kept. `pretrained` (or `zeroshot`) reads no support and is flat.
     """
     ks = sorted(set(bench.evaluation.ks or []))
-    assert isinstance(bench, SequenceBench)
+    assert not isinstance(bench, ImageBench)
     own = m.scorers(bench, trained, control, steps=steps)
     of_panel = {name: row.scorer for name, row in panel.rows.items() if reads_support(name)}
     found = {}

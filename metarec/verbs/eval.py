@@ -126,13 +126,15 @@ def _rows(config: EvalConfig, bench: AnyBench) -> np.ndarray | None:
     else:
         wanted = list(config.users)
     ids = bench.user_ids(bench.episodes(config.split).user).tolist()
-    row = {user: number for number, user in enumerate(ids)}
-    missing = [user for user in wanted if user not in row]
+    of: dict[str, list[int]] = {}  # a domain has several episodes
+    for number, user in enumerate(ids):
+        of.setdefault(user, []).append(number)
+    missing = [user for user in wanted if user not in of]
     if missing or not wanted:
         name = missing[0] if missing else "none"
-        near = nearest(name, ids[:10_000])
+        near = nearest(name, list(of)[:10_000])
         raise DataError(
-            "users", name, f"no episode of this user in the {config.split} split ({len(ids)} users have one)",
+            "users", name, f"no episode of this user in the {config.split} split ({len(of)} users have one)",
             f"did you mean {near}?" if near else "give ids of that split",
         )  # fmt: skip
-    return np.array(sorted({row[user] for user in wanted}), dtype=np.int64)
+    return np.array(sorted({row for user in wanted for row in of[user]}), dtype=np.int64)

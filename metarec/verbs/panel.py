@@ -22,12 +22,14 @@ from metarec.evaluate import scored, tune_control
 from metarec.panel import Judge, Panel, Row, baseline_row, in_context_row, training_log
 from metarec.report.progress import progress
 from metarec.runs.signals import Stop
+from metarec.text_bench import TextBench
 from metarec.verbs.measure import control_tuning
 from metarec.verbs.tuned import tuned
 from metarec.verbs.warm_start import warm_start
 
 QUICK = ("popularity", "frequent_support", "in_context")
 WHY_IMAGES = "an image has no history"
+WHY_TEXT = "text tasks have no log"
 WHY_ONE = "every user is one sequence, so a prefix holds the support already"
 WHY_HISTORY = "dataset.history=user: every row reads the support in front of the prefix already"
 
@@ -69,6 +71,8 @@ def check_panel(config: TrainConfig, bench: AnyBench) -> None:
 def _why_not(name: str, bench: AnyBench) -> str | None:
     if isinstance(bench, ImageBench):
         return None if name in ("head_only", "scratch") else WHY_IMAGES
+    if isinstance(bench, TextBench):
+        return None if name in ("head_only", "scratch") else WHY_TEXT
     if name in BASELINES:
         return BASELINES[name].why_not(bench.prepared.has_clock, bench.n_items)
     if name in ("in_context", "in_context_user"):
@@ -93,7 +97,7 @@ class _Rows:
             bench.episodes("val", rows=bench.tuning_rows()), evaluation.monitor, evaluation.ties, bench.seen(),
             bench.n_items, len(set(grid.lrs)) * len(set(grid.steps)), config.seed,
         )  # fmt: skip
-        self.log = None if isinstance(bench, ImageBench) else training_log(bench.prepared)
+        self.log = training_log(bench.prepared) if isinstance(bench, SequenceBench) else None
 
     def __call__(self, name: str) -> Row:
         if name in BASELINES:

@@ -9,6 +9,7 @@ from typing import Any
 from metarec import build
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import PrepareConfig
+from metarec.data.prompts import EMBEDDED
 from metarec.report.tables import funnel_table, show
 from metarec.runs import atomic, rundir
 from metarec.runs.lock import hold
@@ -34,5 +35,8 @@ def run_prepare(config: PrepareConfig, run_dir: Path, overrides: Sequence[str]) 
             },
         )
         rundir.seal(run_dir)
+    if prepared.root == EMBEDDED:
+        print("embedded tasks, made anew from their seed whenever they are read", flush=True)
+        return {"run_dir": str(run_dir), "headline": {}}
     print(f"prepared data in {prepared.root}" + (f"; tables in {export}" if export else ""), flush=True)
     return {"run_dir": str(run_dir), "headline": {}}

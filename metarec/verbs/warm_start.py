@@ -30,6 +30,7 @@ from metarec.runs.history import History
 from metarec.runs.legacy import read_legacy
 from metarec.runs.signals import Stop
 from metarec.tasks import Model
+from metarec.text_bench import TextBench
 from metarec.train import Plan, Progress, Store, fit, restore
 from metarec.verbs import measure as m
 from metarec.verbs.tuned import tuned
@@ -128,11 +129,15 @@ def pretrain(
 ) -> tuple[Params, Progress]:  # fmt: skip
     """Train on the sessions of the training users, the best weights by validation; `events`: the guard's file."""
     options = config.pretrain
-    assert isinstance(bench, SequenceBench)  # the rules refuse to pretrain on images
     params = build.trainable(_to(start, bench))
-    pieces = training_pieces(
-        bench.prepared, config.model.max_len, options.batch_size, config.seed, bench.batcher.stream
-    )
+    if isinstance(bench, TextBench):
+        pieces, pairs = bench.pieces(options.batch_size, config.seed), bench.validation_pairs()
+    else:
+        assert isinstance(bench, SequenceBench)  # the rules refuse to pretrain on images
+        pieces = training_pieces(
+            bench.prepared, config.model.max_len, options.batch_size, config.seed, bench.batcher.stream
+        )
+        pairs = validation_pairs(bench.prepared)
     per_epoch = pieces.steps_per_epoch
     plan = Plan(
         steps=max(options.epochs * per_epoch, options.min_steps),
@@ -145,7 +150,6 @@ def pretrain(
     )
     optimizer = torch.optim.Adam(params.values(), lr=build.pretrain_lr(config), weight_decay=options.weight_decay)
     tasks, device, ties = bench.tasks(), bench.hardware.device, config.evaluation.ties
-    pairs = validation_pairs(bench.prepared)
     guard = build.guard(config.guard, params, optimizer, events, lambda line: bar.note(f"pretrain: {line}"))
     at = None
     if resume_from:

@@ -22,7 +22,7 @@ from metarec.verbs.cells import cells
 YAMLS = sorted(conf_dir().glob("*/*.yaml"))
 SHIPPED = {
     "algorithm": 9,
-    "dataset": 27,
+    "dataset": 28,
     "evaluation": 3,
     "experiment": 13,
     "guard": 2,

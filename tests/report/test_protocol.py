@@ -32,6 +32,7 @@ def test_equal_protocols_are_paired(tmp_path: Path) -> None:
         ("split_by", "leave_one_out", "user_time in a; leave_one_out in b"),
         ("leaky", True, "false in a; true in b"),
         ("classification", True, "false in a; true in b"),
+        ("unit", "token", "item in a; token in b"),
         ("n_support", 3, "5 in a; 3 in b"),
         ("n_query", 5, "4 in a; 5 in b"),
         ("ties", "first", "conservative in a; first in b"),
