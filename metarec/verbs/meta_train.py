@@ -26,6 +26,7 @@ from metarec.runs.memory import Peak
 from metarec.runs.signals import Stop
 from metarec.tasks import Tasks
 from metarec.train import Plan, Progress, Store, Timer, fit, restore
+from metarec.verbs import adapter
 from metarec.verbs import measure as m
 from metarec.verbs.warm_start import tuned_control, warm_start
 from metarec.verbs.weighting import Weighting, weighting_of
@@ -104,7 +105,10 @@ def meta_train(
         algorithm = m.algorithm_of(bench, config, options, control, steps)
         like = next(iter(base.values()))
         moments = {name: like.new_full(shape, float(name.endswith("var"))) for name, shape in statistics.items()}
-        phi = build.trainable(algorithm.learned(over.init(generator(config.seed, "residual")) | moments))
+        begun = adapter.start(
+            config.residual, over, bench.model, generator(config.seed, "residual"), anew=found is None
+        )
+        phi = build.trainable(algorithm.learned(begun | moments))
         for name in statistics:
             phi[name].requires_grad_(False)
         return algorithm, phi
