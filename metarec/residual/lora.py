@@ -77,6 +77,14 @@ def learnable(config: Config, model: Named) -> dict[str, bool]:
     return {name + factor: True for name in targets(config, model) for factor in (A, B)}
 
 
+def learned_shapes(config: Config, model: Named) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every factor, A [r, in] and B [out, r], known before any weight is there."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, (out, width) in targets(config, model).items():
+        found[name + A], found[name + B] = (config.rank, width), (out, config.rank)
+    return found
+
+
 def weight_of(name: str) -> str:
     """The weight that a factor belongs to, by name; of any other name itself."""
     return name.removesuffix(A).removesuffix(B)
