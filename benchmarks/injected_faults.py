@@ -1,14 +1,15 @@
 """Claim: a fault in one outer step never reaches a checkpoint or a figure, and what the guard does about it is what it says.
 
-    python benchmarks/injected_faults.py                                     # 3 faults x 4 guards, about 2 minutes
+    python benchmarks/injected_faults.py                                     # 4 faults x 4 guards, about 2 minutes
     python benchmarks/injected_faults.py --step 9 --algorithm maml --residual lora --seed 3
     python benchmarks/injected_faults.py --fault rate --command train ...    # one `metarec train ...` with one fault
 
 Into outer step `--step` (counted from 0) of a short `metarec train` on the embedded world goes one of
 
-    nan   the meta-loss is NaN, as a bad batch makes it
-    inf   the meta-loss is finite and the gradient of one weight infinite
-    rate  the step size of this one step is 10,000 times too large
+    nan      the meta-loss is NaN, as a bad query makes it
+    support  the support loss of an inner step is NaN, so adaptation itself gives up
+    inf      the meta-loss is finite and the gradient of one weight infinite
+    rate     the step size of this one step is 10,000 times too large
 
 under each of guard=off, standard (as it is by default), skip and rollback (of what is not finite and of spikes). Told are
 the events, whether the run finished, whether every tensor of every checkpoint and every figure is finite, the last loss, and
@@ -36,11 +37,12 @@ import torch
 from torch import Tensor
 
 from metarec import build, cli
+from metarec.algorithms import inner
 from metarec.runs.checkpoint import list_checkpoints, load_checkpoint, read_pointer
 from metarec.runs.history import read_history
 from metarec.verbs import meta_train
 
-FAULTS = ("nan", "inf", "rate")
+FAULTS = ("nan", "support", "inf", "rate")
 JUDGES = (
     "guard.warmup_steps=8",
     "guard.sigma=8",
@@ -78,10 +80,18 @@ class _Infinite(torch.autograd.Function):
 @contextlib.contextmanager
 def injected(fault: str | None, step: int) -> Iterator[None]:
     """Every meta-training started inside has the fault in outer step `step`; None: it has none."""
-    losses, schedule = meta_train._losses, build.schedule
+    losses, schedule, gradients = meta_train._losses, build.schedule, inner.gradients
+
+    def spoilt(*args: Any) -> Any:
+        of_tasks, own = gradients(*args)
+        return of_tasks * math.nan, own
 
     def broken(*args: Any) -> Iterator[Tensor]:
         phi, now = args[4], args[-1]
+        if now == step and fault == "support":
+            with mock.patch.object(inner, "gradients", spoilt):
+                yield from losses(*args)
+            return
         for loss in losses(*args):
             if now == step and fault == "nan":
                 yield loss * math.nan

@@ -41,6 +41,7 @@ def faults() -> ModuleType:
     ("fault", "guard", "kind", "action"),
     [
         ("nan", "skip", "nonfinite_loss", "skip"),
+        ("support", "skip", "nonfinite_loss", "skip"),
         pytest.param("inf", "skip", "nonfinite_gradient", "skip", marks=pytest.mark.slow),
         pytest.param("inf", "rollback", "nonfinite_gradient", "rollback", marks=pytest.mark.slow),
         ("rate", "rollback", "spike", "rollback"),
