@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metarec.core.weights import Params
-from metarec.errors import CheckpointError
+from metarec.errors import CheckpointError, DivergedError
 from metarec.runs import checkpoint
 from metarec.runs.guarded import Guarded, not_finite
 from metarec.runs.history import History
@@ -218,7 +218,12 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             if guard is not None:
                 guard.before_step()
-            total, length = _differentiate(loss_at(at.step), leaves)
+            try:
+                total, length = _differentiate(loss_at(at.step), leaves)
+            except DivergedError:  # of an inner loop, which has no loss to give any more
+                if guard is None or guard.judge.rules.on_nonfinite == "stop":
+                    raise
+                total, length = math.nan, torch.tensor(math.nan)
             norm = float(length)
             if guard is None:
                 _refuse(total, norm, at.step)

@@ -340,7 +340,7 @@ def test_resume_refuses(words: list[str], line: str, runs: list[Any], capsys: py
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("metarec ", ["prepare", "train", "eval", "compare", "report", "--help", "--version"]),
+        ("metarec ", ["prepare", "train", "eval", "export", "compare", "report", "--help", "--version"]),
         ("metarec tr", ["train"]),
         ("metarec train algor", ["algorithm=", "algorithm."]),
         ("metarec train residual=", [f"residual={name}" for name in parts.names("residual")]),
@@ -348,6 +348,7 @@ def test_resume_refuses(words: list[str], line: str, runs: list[Any], capsys: py
         ("metarec train seed=2 optimizer.l", ["optimizer.lr="]),
         ("metarec train dataset.episodes.n_s", ["dataset.episodes.n_support="]),
         ("metarec eval hard", ["hardware=", "hardware."]),
+        ("metarec export mer", ["merge="]),
         ("metarec report outputs/train/RUN out", ["output=", "output_dir="]),
         ("metarec nothing x", []),
     ],
@@ -371,6 +372,7 @@ def test_the_verb_leaves_the_line() -> None:
     assert split_line("metarec  train ") == ("train", "metarec ")
     assert split_line("metarec tra") == (None, "")
     assert first_words("metarec p") == ["prepare"]
+    assert first_words("metarec e") == ["eval", "export"]
 
 
 # Packaging

@@ -131,6 +131,34 @@ def test_skipped_is_as_left_out(bad: Callable[..., Loss], steps: tuple[int, ...]
     assert {event["value"] for event in events} <= {"nan", "inf"}
 
 
+def gives_up_at(*steps: int) -> Loss:
+    """An inner loop that finds its support loss not finite raises, and leaves no loss."""
+
+    def loss(params: Params, step: int) -> Tensor:
+        found = square(params, step)
+        if step in steps:
+            raise DivergedError(
+                "inner step 0, task 2 of the batch", math.nan, "the support loss is not finite", "lower"
+            )
+        return found
+
+    return loss
+
+
+def test_an_inner_loop_that_gives_up_is_skipped_or_rolled_back_too(tmp_path: Path) -> None:
+    found = run(gives_up_at(7), {"on_nonfinite": "skip"}, events=tmp_path / "events.jsonl")
+    assert same(found, without({7}))
+    back = run(gives_up_at(7), {"on_nonfinite": "rollback"}, events=tmp_path / "events.jsonl")
+    assert same(back, run(nan_at(7), {"on_nonfinite": "rollback"}))
+    events = read_history(tmp_path / "events.jsonl")
+    assert [(e["step"], e["kind"], e["action"]) for e in events] == [
+        (8, "nonfinite_loss", "skip"), (8, "nonfinite_loss", "rollback"),
+    ]  # fmt: skip
+    for rules in (None, {"on_spike": "skip"}):  # else it ends as it always did, naming the task
+        with pytest.raises(DivergedError, match="inner step 0, task 2 of the batch"):
+            run(gives_up_at(7), rules)
+
+
 def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each half of the guard taken out: the checks above fail."""
     monkeypatch.setattr(Guarded, "before_step", lambda self: None)  # statistics are not put back

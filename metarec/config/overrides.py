@@ -33,7 +33,7 @@ SWITCH = {"true": "on", "yes": "on", "on": "on", "false": "off", "no": "off", "o
 # Values of these keys may hold spaces, brackets, accents, a second "=": they are quoted for the grammar at need.
 PATHS = {
     *("dataset.path", "dataset_path", "data_dir", "cache_dir", "output_dir"),
-    *("warm_start", "resume", "ckpt", "users", "export", "logger.store"),
+    *("warm_start", "resume", "ckpt", "users", "export", "to", "logger.store", "residual.adapter"),
 }
 SWEEPER = "hydra/sweeper"
 

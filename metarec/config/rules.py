@@ -12,6 +12,7 @@ from metarec import parts
 from metarec.config import rules_compare as of_compare
 from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
+from metarec.config import rules_export as of_export
 from metarec.config import rules_guard as of_guard
 from metarec.config import rules_prompts as of_text
 from metarec.config.seen import Refusal, Seen
@@ -312,9 +313,9 @@ def store_is_a_file(seen: Seen) -> Iterator[Refusal]:
 
 
 def checkpoint_missing(seen: Seen) -> Iterator[Refusal]:
-    """metarec eval without a checkpoint: there is nothing to evaluate."""
-    if seen.verb == "eval" and seen.get("ckpt") is None:
-        yield "ckpt", "nothing to evaluate", "add ckpt=RUN_DIR or ckpt=CHECKPOINT"
+    """metarec eval or export without a checkpoint: there is nothing to evaluate, or to write."""
+    if seen.verb in ("eval", "export") and seen.get("ckpt") is None:
+        yield "ckpt", f"nothing to {seen.verb.replace('eval', 'evaluate')}", "add ckpt=RUN_DIR or ckpt=CHECKPOINT"
 
 
 def split_of_a_run(seen: Seen) -> Iterator[Refusal]:
@@ -326,7 +327,7 @@ def split_of_a_run(seen: Seen) -> Iterator[Refusal]:
 
 def step_size_unused(seen: Seen) -> Iterator[Refusal]:
     """A step size at test together with no steps: nothing would take it."""
-    if seen.verb == "eval" and seen.get("steps") == 0 and seen.get("lr") is not None:
+    if seen.verb in ("eval", "export") and seen.get("steps") == 0 and seen.get("lr") is not None:
         yield "lr", "does nothing: steps=0 adapts nothing", "drop it, or give steps=1 or more"
 
 
@@ -378,6 +379,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     checkpoint_missing,
     split_of_a_run,
     step_size_unused,
+    of_export.export_unused,
     ev.panel_names,
     ev.candidates_of_images,
     ev.images_have_no_curve,

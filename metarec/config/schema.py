@@ -280,6 +280,26 @@ class EvalConfig:
 
 
 @dataclass
+class ExportConfig:
+    """`metarec export`; what chooses and adapts users is that of `metarec eval`."""
+
+    ckpt: str | None = ranged(None, path=True)  # required, a rule in metarec.config.rules
+    to: str | None = ranged(None, path=True)  # None = the directory of this command, in OUTPUT_DIR
+    merge: bool = False
+    users: list[str] | str | None = None
+    split: str = ranged("test", choices=["test", "val"])
+    n_support: int | None = ranged(None, min=0)
+    steps: int | None = ranged(None, min=0)
+    lr: float | None = ranged(None, min=0)
+    data_dir: str | None = ranged(None, path=True)
+    cache_dir: str = ranged("~/.cache/metarec", path=True)
+    output_dir: str = ranged("outputs", path=True)
+    dataset_path: str | None = ranged(None, path=True)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass
 class PrepareConfig:
     """`metarec prepare`."""
 
@@ -340,11 +360,12 @@ class CompareConfig:
     pretrain: PretrainSection = field(default_factory=PretrainSection)
 
 
-Config = TrainConfig | EvalConfig | PrepareConfig | CompareConfig
+Config = TrainConfig | EvalConfig | ExportConfig | PrepareConfig | CompareConfig
 VERBS: dict[str, type] = {
     "prepare": PrepareConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
+    "export": ExportConfig,
     "compare": CompareConfig,
 }
 

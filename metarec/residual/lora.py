@@ -7,6 +7,9 @@ pretrained one, bit for bit; A is random, N(0, 1 / in), so that A x is about as 
 operators read the factors one after the other (`core.weights.Factored`). The recurrent matrix of a GRU is the exception: its
 recurrence reads a matrix a task whatever has adapted it, so there the product is written.
 
+`adapter` names a file of factors to start from, and then rank, alpha, scaling and targets are its. No file is read here:
+`metarec.verbs.adapter` fills in the options and gives the factors.
+
 Targets, unless told otherwise: every matrix that is no table of embeddings or positions, none of the model's head, and no
 recurrent matrix. With the factor alpha / r the update shrinks as r grows, with alpha / sqrt(r) it keeps its size.
 
@@ -42,6 +45,7 @@ class Config:
     alpha: float = ranged(16.0, min=0, exclusive=["min"])
     scaling: str = ranged("alpha/r", choices=["alpha/r", "alpha/sqrt(r)"])
     targets: list[str] | None = None  # None = all matrices but tables, the head and recurrent ones
+    adapter: str | None = ranged(None, path=True)  # None = A drawn, B zero; else the directory of an adapter file
 
     frozen: ClassVar[bool] = True
 
@@ -71,6 +75,14 @@ def targets(config: Config, model: Named) -> dict[str, tuple[int, int]]:
 def learnable(config: Config, model: Named) -> dict[str, bool]:
     """Two factors for every target, and all of them adapt."""
     return {name + factor: True for name in targets(config, model) for factor in (A, B)}
+
+
+def learned_shapes(config: Config, model: Named) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every factor, A [r, in] and B [out, r], known before any weight is there."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, (out, width) in targets(config, model).items():
+        found[name + A], found[name + B] = (config.rank, width), (out, config.rank)
+    return found
 
 
 def weight_of(name: str) -> str:

@@ -127,6 +127,6 @@ def _files(run_dir: Path) -> list[str]:
         name = path.relative_to(run_dir).as_posix()
         if name in (MANIFEST, LOCK, HOLDER) or path.suffix == _UNSEALED_SUFFIX or not path.is_file():
             continue
-        if not any(atomic.is_temporary(part) for part in path.parts):
+        if not any(atomic.is_temporary(part) for part in name.split("/")):  # of what is in it; it may be one itself
             out.append(name)
     return sorted(out)

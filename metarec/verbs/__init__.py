@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metarec.config.reading import CompareRuns, Reading
-from metarec.config.schema import CompareConfig, Config, EvalConfig, PrepareConfig
+from metarec.config.schema import CompareConfig, Config, EvalConfig, ExportConfig, PrepareConfig
 
 
 def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
@@ -20,6 +20,10 @@ def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: 
         from metarec.verbs.eval import run_eval
 
         return run_eval(config, run_dir, overrides)
+    if isinstance(config, ExportConfig):
+        from metarec.verbs.export import run_export
+
+        return run_export(config, run_dir, overrides)
     if isinstance(config, CompareConfig):
         from metarec.verbs.compare import run_compare
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from metarec import build
-from metarec.benches import AnyBench, ImageBench
+from metarec.benches import AnyBench, AnyEpisodes, ImageBench
 from metarec.config.compose import config_from_dict, config_to_yaml
 from metarec.config.overrides import given_keys
-from metarec.config.schema import EvalConfig, FilesConfig, SupervisedConfig, TrainConfig
+from metarec.config.schema import EvalConfig, ExportConfig, FilesConfig, SupervisedConfig, TrainConfig
+from metarec.core.weights import Params
 from metarec.errors import ConfigError, DataError, nearest
 from metarec.evaluate import Control
 from metarec.report.tables import show
@@ -28,45 +29,14 @@ from metarec.verbs.warm_start import check_vocabulary
 
 def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Measure a checkpoint in a run directory of its own; what `overrides` do not set is as the run was trained."""
-    given = given_keys(overrides)
-    assert config.ckpt is not None  # the configuration check asks for it
-    found = checkpoint.resolve(Path(config.ckpt).expanduser())
-    tensors, state = checkpoint.load_checkpoint(found)
-    trained_as = config_from_dict(state["config"], "train")
-    assert isinstance(trained_as, TrainConfig)
-    config.hardware = _as_trained("hardware", config.hardware, trained_as.hardware, given)
-    config.evaluation = _as_trained("evaluation", config.evaluation, trained_as.evaluation, given)
-    on = build.hardware(config.hardware)
-    spec = trained_as.dataset
-    if config.dataset_path is not None:
-        spec = replace(spec, path=config.dataset_path, in_data_dir=False)
-    if config.data_dir is None:
-        config.data_dir = trained_as.data_dir
-    prepared = build.data(config, spec, lambda line: print(line, flush=True))
-    bench = build.bench(trained_as, config.evaluation, prepared, on)
-    check_vocabulary(found, state, bench)
+    run = opened(config, given_keys(overrides))
+    found, trained_as, bench = run.found, run.trained_as, run.bench
+    state, prepared = run.state, run.bench.prepared
     as_asked = replace(trained_as, evaluation=config.evaluation, cache_dir=config.cache_dir, logger=FilesConfig())
     check_panel(as_asked, bench)
     check_curves(config.evaluation, bench, config.split)
-    if config.n_support is not None and config.n_support > prepared.n_support:
-        raise ConfigError(
-            "n_support", config.n_support, f"the stored episodes have {prepared.n_support} support pairs",
-            f"give 0 to {prepared.n_support}, or train with dataset.episodes.n_support={config.n_support}",
-        )  # fmt: skip
-    if config.n_support is not None and isinstance(bench, ImageBench):
-        what = "an episode of images has its shots fixed"
-        raise ConfigError("n_support", config.n_support, what, "train with another dataset.images.n_shot")
-    episodes = bench.episodes(config.split, n_support=config.n_support, rows=_rows(config, bench))
-    if isinstance(trained_as.algorithm, SupervisedConfig) and (config.steps is not None or config.lr is not None):
-        raise ConfigError(
-            "steps" if config.steps is not None else "lr", config.steps if config.steps is not None else config.lr,
-            "the checkpoint was trained with algorithm=supervised and has no inner loop", "leave it out",
-        )  # fmt: skip
-    trained = m.trained_from(bench, trained_as, tensors, Control(**state["control"]) if state["control"] else None)
-    if config.lr is not None and trained.algorithm is not None and trained.algorithm.inner.rates != "fixed":
-        raise ConfigError(
-            "lr", config.lr, "the run learned a step size for every weight", "leave it out, or evaluate other steps"
-        )
+    episodes = episodes_of(config, run)
+    trained = trained_of(config, run)
     run_dir.mkdir(parents=True, exist_ok=True)
     with hold(run_dir), rundir.whole_or_nothing(run_dir), stop_on_signals("evaluate again") as stop:
         rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=overrides)
@@ -99,6 +69,69 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
     return {"run_dir": str(run_dir), "headline": m.headline(document, config.evaluation.monitor)}
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint with the data it was trained on."""
+
+    found: Path
+    tensors: Params
+    state: dict[str, Any]
+    trained_as: TrainConfig
+    bench: AnyBench
+
+
+def opened(config: EvalConfig | ExportConfig, given: Collection[str]) -> Opened:
+    """What `config.ckpt` names; hardware and evaluation of `config` become those of the run where not `given`."""
+    assert config.ckpt is not None  # the configuration check asks for it
+    found = checkpoint.resolve(Path(config.ckpt).expanduser())
+    tensors, state = checkpoint.load_checkpoint(found)
+    trained_as = config_from_dict(state["config"], "train")
+    assert isinstance(trained_as, TrainConfig)
+    config.hardware = _as_trained("hardware", config.hardware, trained_as.hardware, given)
+    config.evaluation = _as_trained("evaluation", config.evaluation, trained_as.evaluation, given)
+    on = build.hardware(config.hardware)
+    spec = trained_as.dataset
+    if config.dataset_path is not None:
+        spec = replace(spec, path=config.dataset_path, in_data_dir=False)
+    if config.data_dir is None:
+        config.data_dir = trained_as.data_dir
+    prepared = build.data(config, spec, lambda line: print(line, flush=True))
+    bench = build.bench(trained_as, config.evaluation, prepared, on)
+    check_vocabulary(found, state, bench)
+    return Opened(found, tensors, state, trained_as, bench)
+
+
+def episodes_of(config: EvalConfig | ExportConfig, run: Opened) -> AnyEpisodes:
+    """The episodes of the chosen users of the split, with the chosen support. Raises ConfigError and DataError."""
+    bench, prepared = run.bench, run.bench.prepared
+    if config.n_support is not None and config.n_support > prepared.n_support:
+        raise ConfigError(
+            "n_support", config.n_support, f"the stored episodes have {prepared.n_support} support pairs",
+            f"give 0 to {prepared.n_support}, or train with dataset.episodes.n_support={config.n_support}",
+        )  # fmt: skip
+    if config.n_support is not None and isinstance(bench, ImageBench):
+        what = "an episode of images has its shots fixed"
+        raise ConfigError("n_support", config.n_support, what, "train with another dataset.images.n_shot")
+    return bench.episodes(config.split, n_support=config.n_support, rows=_rows(config, bench))
+
+
+def trained_of(config: EvalConfig | ExportConfig, run: Opened) -> m.Trained:
+    """What the checkpoint holds, on the device. Raises ConfigError for steps or a step size that it cannot take."""
+    trained_as = run.trained_as
+    if isinstance(trained_as.algorithm, SupervisedConfig) and (config.steps is not None or config.lr is not None):
+        raise ConfigError(
+            "steps" if config.steps is not None else "lr", config.steps if config.steps is not None else config.lr,
+            "the checkpoint was trained with algorithm=supervised and has no inner loop", "leave it out",
+        )  # fmt: skip
+    control = run.state["control"]
+    trained = m.trained_from(run.bench, trained_as, run.tensors, Control(**control) if control else None)
+    if config.lr is not None and trained.algorithm is not None and trained.algorithm.inner.rates != "fixed":
+        raise ConfigError(
+            "lr", config.lr, "the run learned a step size for every weight", "leave it out, or evaluate other steps"
+        )
+    return trained
+
+
 def _as_trained(group: str, now: Any, then: Any, given: Collection[str]) -> Any:
     """`then` with the keys that were given now; the whole of `now` where another choice of the group was."""
     if group in given:
@@ -111,7 +144,7 @@ def _is_given(key: str, given: Collection[str]) -> bool:
     return any(name == key or name.startswith(f"{key}.") for name in given)
 
 
-def _rows(config: EvalConfig, bench: AnyBench) -> np.ndarray | None:
+def _rows(config: EvalConfig | ExportConfig, bench: AnyBench) -> np.ndarray | None:
     """The rows of the wanted users; None = all. DataError names the first user that has no episode in the split."""
     if config.users is None:
         return None

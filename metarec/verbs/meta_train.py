@@ -23,9 +23,11 @@ from metarec.runs import checkpoint
 from metarec.runs.guard import FILE
 from metarec.runs.history import History, Listener
 from metarec.runs.memory import Peak
+from metarec.runs.memory_need import compared
 from metarec.runs.signals import Stop
 from metarec.tasks import Tasks
 from metarec.train import Plan, Progress, Store, Timer, fit, restore
+from metarec.verbs import adapter, memory
 from metarec.verbs import measure as m
 from metarec.verbs.warm_start import tuned_control, warm_start
 from metarec.verbs.weighting import Weighting, weighting_of
@@ -33,6 +35,7 @@ from metarec.verbs.weighting import Weighting, weighting_of
 # of batch norm: updated in each of the first outer steps, then in every second, by batch norm's own momentum; kept more
 # rarely they lag behind the weights (every fourth step, on Omniglot: accuracy fell to .30 and rose again)
 STATISTICS_FIRST, STATISTICS_EVERY, STATISTICS_MOMENTUM = 200, 2, 0.1
+UNTUNED_STEPS = 1  # inner steps in a forecast made before the control is tuned
 PROBES = (0.0, 0.25, 0.5, 0.75, 1.0)  # places of a run whose steps are timed: annealed algorithms get slower
 
 
@@ -45,6 +48,7 @@ class Cost:
     steps: int = 0
     peak_bytes: int | None = None
     growth_bytes: int | None = None
+    estimated_bytes: dict[str, int] | None = None  # before it, by what takes them: `runs.memory_need.Need`
     loss: float | None = None  # mean meta-loss of the last ten steps
 
     def document(self) -> dict[str, Any]:
@@ -80,7 +84,9 @@ def meta_train(
 ) -> Progress:
     """Meta-train in `run_dir`, from the checkpoint `found` on where there is one; `cost` is filled in."""
     # what the model cannot have is refused before anything is pretrained; its step size comes from the control later
-    statistics = build.statistics(m.algorithm_of(bench, config, options, Control(1.0, 1, 0.0, [])), bench.model)
+    nominal = m.algorithm_of(bench, config, options, Control(1.0, UNTUNED_STEPS, 0.0, []))
+    statistics = build.statistics(nominal, bench.model)
+    memory.expected(config, bench, nominal, say, weights_are_there=False)
     stored: dict[str, Any] = {}
     if found:
         tensors, stored = checkpoint.load_checkpoint(found)
@@ -96,6 +102,9 @@ def meta_train(
             say(f"fine-tune control: step size {control.lr:g}, {control.steps} steps "
                 f"(validation {config.evaluation.monitor} {control.value:.4f})")  # fmt: skip
     peak = Peak(bench.hardware.device)
+    tuned = m.algorithm_of(bench, config, options, control)
+    need = memory.expected(config, bench, tuned, say, weights_are_there=True)
+    say(f"{need.line()} (peak so far {peak.bytes / 2**20:,.0f})")
     over = build.residual(config.residual, bench.model, base)
     tasks, section = bench.tasks(over), config.train
     weighting = weighting_of(options)
@@ -104,7 +113,10 @@ def meta_train(
         algorithm = m.algorithm_of(bench, config, options, control, steps)
         like = next(iter(base.values()))
         moments = {name: like.new_full(shape, float(name.endswith("var"))) for name, shape in statistics.items()}
-        phi = build.trainable(algorithm.learned(over.init(generator(config.seed, "residual")) | moments))
+        begun = adapter.start(
+            config.residual, over, bench.model, generator(config.seed, "residual"), anew=found is None
+        )
+        phi = build.trainable(algorithm.learned(begun | moments))
         for name in statistics:
             phi[name].requires_grad_(False)
         return algorithm, phi
@@ -165,7 +177,8 @@ def meta_train(
             at=at, store=store, history=history, on_step=on_step, stop=stop, timer=timer, guard=guard,
         )  # fmt: skip
     cost.seconds_per_step, cost.seconds, cost.steps = timer.per_step, timer.seconds, timer.steps
-    cost.peak_bytes, cost.growth_bytes = peak.bytes, peak.growth
+    cost.peak_bytes, cost.growth_bytes, cost.estimated_bytes = peak.bytes, peak.growth, need.document()
+    say(compared(need, peak.growth, peak.bytes))
     cost.loss = sum(recent[-10:]) / len(recent[-10:]) if recent else None
     return at
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from metarec import build, trackers
 from metarec.benches import AnyBench
 from metarec.config.compose import config_to_yaml
+from metarec.config.overrides import given_keys
 from metarec.config.schema import SupervisedConfig, TrainConfig
 from metarec.core.seeding import generator
 from metarec.errors import ConfigError, MetarecError, Pruned, Stopped
@@ -26,6 +27,7 @@ from metarec.runs.lock import hold
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
 from metarec.trackers.tracker import Tracker, tracked
 from metarec.train import Progress, Store
+from metarec.verbs import adapter
 from metarec.verbs import measure as m
 from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
@@ -50,7 +52,7 @@ def run_train(
             return _run(config, run_dir, resume, stop)
         try:
             rundir.write_run_card(run_dir, config_yaml=config_to_yaml(config), overrides=overrides)
-            return _run(config, run_dir, resume, stop)
+            return _run(config, run_dir, resume, stop, given_keys(overrides))
         except (Stopped, Pruned):
             raise  # the run card is all that a resume needs
         except MetarecError:
@@ -67,12 +69,14 @@ def _silent(line: str) -> None:
     """logger.console=quiet."""
 
 
-def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop) -> dict[str, Any]:
+def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, given: Collection[str] = ()) -> dict[str, Any]:
     with tracked(backend_of(config, run_dir), run_dir, group_of(run_dir, Path(config.output_dir))) as tracker:
-        return _told(config, run_dir, resume, stop, tracker)
+        return _told(config, run_dir, resume, stop, tracker, given)
 
 
-def _told(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, tracker: Tracker) -> dict[str, Any]:
+def _told(
+    config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, tracker: Tracker, given: Collection[str]
+) -> dict[str, Any]:
     began = time.time()
     quiet = config.logger.console == "quiet"
     say = _silent if quiet else _say
@@ -87,6 +91,7 @@ def _told(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, tracker:
     say(f"run directory {run_dir}; {on.line}")
 
     found, cost = _resumed(run_dir, bench, say) if resume else None, Cost()
+    config = adapter.resolved(config, bench.model, given, found)
     lines = run_dir / "history.jsonl"
     notes = {
         "dataset": prepared.name,

@@ -119,13 +119,33 @@ CASES = [
         "is for metarec train -- write split=val",
         "eval ckpt=x split=val",
     ),
+    ("checkpoint_missing", "export to=x", "ckpt: null: nothing to export", "export ckpt=x to=x"),
+    (
+        "export_unused",
+        "export ckpt=x steps=2",
+        "steps: 2: does nothing: no user is adapted",
+        "export ckpt=x steps=2 users=[a]",
+    ),
+    ("export_unused", "export ckpt=x split=val", "split: val: does nothing", "export ckpt=x split=val users=[a]"),
+    (
+        "export_unused",
+        "export ckpt=x users=[a] evaluation.bootstrap=9",
+        "evaluation.bootstrap: 9: does nothing: nothing is measured",
+        "export ckpt=x users=[a] evaluation.task_chunk=9",
+    ),
+    (
+        "export_unused",
+        "export ckpt=x users=[a] steps=2 evaluation.test_steps=3",
+        "evaluation.test_steps: 3: does nothing: steps=2",
+        "export ckpt=x users=[a] evaluation.test_steps=3",
+    ),
     ("step_size_unused", "eval ckpt=x steps=0 lr=0.1", "lr: 0.1: does nothing", "eval ckpt=x steps=0"),
 ]
 
 
 def lines(command: str) -> list[str]:
     first, *rest = command.split()
-    verb, words = (first, rest) if first in ("eval", "compare") else ("train", [first, *rest])
+    verb, words = (first, rest) if first in ("eval", "export", "compare") else ("train", [first, *rest])
     try:
         check_words(verb, [word.replace("delimiter=;", "delimiter=';'") for word in words])
     except ConfigError as error:

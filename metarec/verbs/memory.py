@@ -1,0 +1,131 @@
+"""The memory that a run's meta-training will take, before any weight is there (`metarec.runs.memory_need`).
+
+What is asked of a model are shapes; of data, the sizes of the first training batch. Shapes: those of weights, as tuples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from metarec import build, parts
+from metarec.algorithms import Algorithm
+from metarec.benches import AnyBench
+from metarec.config.schema import NoGuardConfig, SgdConfig, TrainConfig
+from metarec.core.batch import EpisodeBatch, Sequences
+from metarec.errors import EnvironmentFault
+from metarec.runs.memory_need import Batch, Loop, Need, available, estimate, refuse, state_numbers
+from metarec.tasks import Model
+
+DRAWN = {"sampled_softmax": ("n_samples", 1024), "bce": ("n_negatives", 256), "gbce": ("n_negatives", 256),
+         "bpr_max": ("n_samples", 2048)}  # fmt: skip  # objective -> key of how many items it draws, and its most by default
+
+
+def learned_shapes(config: TrainConfig, model: Model) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all that the residual learns; a part that learns other things says so by `learned_shapes`."""
+    on = config.residual
+    own = getattr(parts.load("residual", on.name), "learned_shapes", None)
+    if own is not None:
+        found: dict[str, tuple[int, ...]] = own(on, model)
+        return found
+    known = model.shapes() | model.context_shapes() | getattr(model, "scale_shapes", dict)()
+    return {name: known[name] for name in build.learnable(on, model) if name in known}
+
+
+def need_of(config: TrainConfig, bench: AnyBench, made: Algorithm) -> Need:
+    """Of the meta-training of `config` with this algorithm; no weight is allocated."""
+    model, loop = bench.model, made.inner
+    with torch.device("meta"):  # shapes without numbers
+        phi = {name: torch.empty(shape) for name, shape in learned_shapes(config, model).items()}
+        learned = {name: tuple(value.shape) for name, value in made.learned(phi).items()}
+    statistics = build.statistics(made, model)
+    weight_of = getattr(parts.load("residual", config.residual.name), "weight_of", str)
+    batch = _batch(config, bench)
+    optimizer, guard = config.optimizer, config.guard
+    multi = getattr(made, "step_weights", None)
+    begins = getattr(config.algorithm, "learns_start", True)  # else what adapts has no gradient (CAVIA's contexts)
+    judged = sum(weight > 0 for weight in multi(0)) if multi is not None else 1
+    return estimate(
+        model.shapes(),
+        learned | {name: (loop.steps + 1, *shape) for name, shape in statistics.items()},
+        {name: shape for name, shape in learned_shapes(config, model).items() if loop.moves(name)},
+        frozenset(name for name in learned if weight_of(name) in model.head),
+        batch,
+        Loop(loop.steps, _second_order(made), loop.recompute, judged),
+        per_state=_per_state(model, batch),
+        itemsize=torch.empty((), dtype=bench.hardware.dtype).element_size(),
+        slots=int(optimizer.momentum > 0) if isinstance(optimizer, SgdConfig) else 2,
+        keeps=not isinstance(guard, NoGuardConfig) and "rollback" in (guard.on_nonfinite, guard.on_spike),
+        trained=sum(math.prod(shape) for name, shape in learned.items() if begins or not loop.moves(name)),
+        on_cpu=bench.hardware.device.type == "cpu",
+    )
+
+
+def _second_order(made: Algorithm) -> bool:
+    """Whether the graph of inner steps is kept (of one, where the gradient is implicit)."""
+    return getattr(made, "order", "first") in ("second", "annealed") and made.inner.steps > 0
+
+
+def _batch(config: TrainConfig, bench: AnyBench) -> Batch:
+    """The sizes of the first chunk of the first outer step."""
+    first: EpisodeBatch = next(iter(bench.training_batches(config.train, config.seed, 0)))
+    support, query = first.support, first.query
+    objective: Any = config.objective
+    columns = bench.n_items
+    if objective.name in DRAWN:
+        key, most = DRAWN[objective.name]
+        asked = getattr(objective, key)
+        columns = min((min(most, max(columns // 4, 1)) if asked is None else asked) + 1, columns)
+    elif objective.name == "chunked_cross_entropy":
+        columns = min(objective.chunk, columns)
+    (n_s, long_s), (n_q, long_q) = _states(support.inputs), _states(query.inputs)
+    return Batch(first.n_tasks, support.target.shape[1], query.target.shape[1], n_s, n_q, max(long_s, long_q), columns)
+
+
+def _states(inputs: Sequences | torch.Tensor) -> tuple[int, int]:
+    """(states, events of the longest sequence); of images [T, N, ...] pixels take the place of states."""
+    if isinstance(inputs, Sequences):
+        return int(inputs.lengths.sum()), int(inputs.lengths.max())
+    return inputs.numel(), 1
+
+
+def _per_state(model: Model, batch: Batch) -> int:
+    own = getattr(model, "activation_numbers", None)
+    if own is not None:
+        states = max(batch.support_states, 1)
+        return -(-int(own(states, batch.longest)) // states)
+    shapes = model.shapes()
+    # each convolution, its norm and what follows keep as many maps as it has channels, on a quarter of the pixels
+    kernels = [shape[0] for shape in shapes.values() if len(shape) == 4]
+    of_maps = sum(3 * channels >> 2 * depth for depth, channels in enumerate(kernels))
+    return state_numbers(shapes, model.head) + of_maps
+
+
+def there(bench: AnyBench) -> tuple[int | None, str]:
+    """(bytes that can be had, where) of the device that the run is on; None where nobody says."""
+    device = bench.hardware.device
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + unused), str(device)
+    return (available() if device.type == "cpu" else None), "memory"
+
+
+def expected(
+    config: TrainConfig, bench: AnyBench, made: Algorithm, say: Callable[[str], None], *, weights_are_there: bool
+) -> Need:
+    """The estimate; raises EnvironmentFault, having told it, where so much cannot be had.
+
+    weights_are_there: the base is in memory already, so that only the rest must find room.
+    """
+    need = need_of(config, bench, made)
+    found, where = there(bench)
+    try:
+        refuse(need, found, where, weights_are_there=weights_are_there)
+    except EnvironmentFault:
+        say(need.line())
+        raise
+    return need
