@@ -12,6 +12,7 @@ from metarec import parts
 from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
 from metarec.config import rules_guard as of_guard
+from metarec.config import rules_lm as of_lm
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
 from metarec.data.spec import WorldSpec
@@ -30,7 +31,7 @@ def supervised_residual(seen: Seen) -> Iterator[Refusal]:
 def random_residual(seen: Seen) -> Iterator[Refusal]:
     """A frozen base without a warm start: what is learned would correct random weights."""
     frozen = bool(seen.get("residual.frozen"))
-    if not seen.supervised and seen.get("warm_start") == "none" and frozen:
+    if not seen.supervised and seen.get("warm_start") == "none" and frozen and not seen.get("model.pretrained"):
         yield "warm_start", "a residual would sit on frozen random weights", "add residual=off, or use warm_start=auto"
 
 
@@ -358,6 +359,8 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_guard.guard_unused,
     of_guard.guard_never_judges,
     of_guard.min_gain_unused,
+    of_lm.lm_unused,
+    of_lm.lm_items_frozen,
     of_data.dataset_path_missing,
     of_data.dataset_path_unused,
     of_data.data_dir_missing,
