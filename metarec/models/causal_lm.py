@@ -13,7 +13,8 @@ others and never adapted inside. `models.lm_tree` has the forward pass, `models.
 
 Source: Radford et al. 2019 (GPT-2); Touvron et al. 2023 (Llama), arXiv:2302.13971, which a model without a directory is;
 items as tokens of their own: Hua et al. 2023, arXiv:2305.06569 (independent indexing).
-Shapes: T tasks, R sequences a task, L tokens of the longest, S states of the batch (`core.batch`), N pairs, V items, H width.
+Shapes: T tasks, R sequences a task, L tokens of the longest, S states of the batch (`core.batch`), N pairs, V items, H
+width.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ class CausalLM:
         return (self.net.table if self._by_tokens else ITEMS, *self.net.looked_up)
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Params:
-        """The directory's weights, or N(0, 0.02^2) with norms of one; rows of items by their titles, or drawn; row 0 zero."""
+        """The directory's weights, or N(0, 0.02^2) and norms of one; rows of items by titles, or drawn; row 0 zero."""
         names = [name for name in self.shapes() if name != ITEMS]
         table = torch.empty(0)
         if self.path is None:
@@ -280,22 +281,19 @@ class CausalLM:
     def activation_numbers(self, n_tokens: int, longest: int) -> int:
         """How many numbers autograd keeps of one forward pass over `n_tokens` tokens in sequences of `longest`.
 
-            layer   n (12 H + 2 Q + 4 K + 5 F + 2 heads * longest)        Q, K: widths of queries and of keys; F: inner width
-            around  n (6 H + V)                                           embeddings, last norm, scores
+            layer   n (6 H + 4 Q + 4 F + heads * longest)      Q: width of all queries; F: inner width
+            around  n (4 H + V)                                embeddings, last norm, softmax of the scores
 
-        The masses of attention are those of eager attention (the fused kernel keeps none). With checkpointing a layer
-        keeps n H, and one layer at a time is whole.
+        Padding counts as tokens. The masses of attention are those of the plain products that a pass to be differentiated
+        twice takes; the fused kernel keeps none. With checkpointing a layer keeps n H, and one layer at a time is whole.
         """
         c = self.net.config
-        heads, width, layers = c.num_attention_heads, c.hidden_size, c.num_hidden_layers
-        of_head = getattr(c, "head_dim", None) or width // heads
-        keys = of_head * (getattr(c, "num_key_value_heads", None) or heads)
-        inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width
-        layer: int = n_tokens * (12 * width + 2 * of_head * heads + 4 * keys + 5 * inner + 2 * heads * longest)
-        around: int = n_tokens * (6 * width + self.n_items)
-        if self.net.checkpointing:
-            return layers * n_tokens * width + layer + around
-        return layers * layer + around
+        heads, width, layers = int(c.num_attention_heads), self.net.width, int(c.num_hidden_layers)
+        queries = heads * int(getattr(c, "head_dim", None) or width // heads)
+        inner = int(getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width)
+        layer = n_tokens * (6 * width + 4 * queries + 4 * inner + heads * longest)
+        around = n_tokens * (4 * width + self.n_items)
+        return around + (layers * n_tokens * width + layer if self.net.checkpointing else layers * layer)
 
     def as_transformers(self, params: Mapping[str, Tensor]) -> Params:
         """Weights [*S] by the names and in the orientation of transformers; those of items, which it has not, left out."""

@@ -7,7 +7,9 @@ directory gets a byte-level BPE of the titles (Sennrich et al. 2016, arXiv:1508.
 on the spot: its table is random, but titles that share words share directions.
 
 The file: Parquet, or text whose separator (:: tab ; | ,) is told from its first line. A column is named by its heading, or
-by its number from 1 in a file without headings, such as MovieLens' movies.dat: title_columns=[1,2]. Shapes: V items, H width.
+by its number from 1 in a file without headings, such as MovieLens' movies.dat: title_columns=[1,2].
+
+Shapes: V items, H width.
 """
 
 from __future__ import annotations
