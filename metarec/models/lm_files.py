@@ -76,7 +76,7 @@ def weight_files(directory: Path) -> dict[str, Path] | list[Path]:
 def read_tensors(
     directory: Path, shapes: Mapping[str, tuple[int, ...]], whole: Any, tied: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """The tensors of `shapes` (names and shapes as in transformers), copies in the file's dtype.
+    """The tensors of `shapes` (names and shapes as in transformers), [*S] each: copies in the file's dtype.
 
     `whole`: transformers' model, which says how its body is called and which tensors of a file it passes over; `tied`: a
     tensor -> that whose storage it shares, which a file may hold as well if it is equal. CheckpointError names a tensor that
