@@ -47,6 +47,7 @@ from metarec.data.spec import DatasetSpec
 from metarec.data.store import Prepared
 from metarec.errors import ConfigError, EnvironmentFault
 from metarec.evaluate import Control
+from metarec.models import Catalogue
 from metarec.objectives import Items
 from metarec.options import matching
 from metarec.residual import Residual
@@ -98,13 +99,29 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # even when quiet: what was asked for is not done
 
 
-def model(config: ModelConfig, n_items: int) -> Model:
-    """Of `n_items` classes or items, without weights; what a model refuses (ValueError) becomes a ConfigError."""
+def model(config: ModelConfig, n_items: int, catalogue: Catalogue | None = None) -> Model:
+    """Of `n_items` classes or items, without weights; what a model refuses (ValueError) becomes a ConfigError.
+
+    A model that has `build_of` is told what the data set says of its items.
+    """
+    part = parts.load("model", config.name)
     try:
-        made: Model = parts.load("model", config.name).build(config, n_items)
+        made: Model = (
+            part.build_of(config, catalogue) if catalogue and hasattr(part, "build_of") else part.build(config, n_items)
+        )
     except ValueError as reason:
         raise ConfigError("model", config.name, str(reason), f"see metarec/models/{config.name}.py") from reason
     return made
+
+
+def catalogue(config: Config, prepared: AnyPrepared) -> Catalogue:
+    """What the data set says of what is scored: how many there are, of what kind, and their own ids."""
+
+    def ids() -> list[str]:
+        assert isinstance(prepared, Prepared)  # images have no names, and no model asks for them
+        return [str(item) for item in prepared.item_ids]
+
+    return Catalogue(prepared.n_items, prepared.kind, ids, data_dir(config), _tell)
 
 
 def objective(config: Part, prepared: AnyPrepared, seed: int, device: torch.device) -> Objective:
@@ -154,15 +171,28 @@ def learnable(config: Part, model: Model) -> dict[str, bool]:
 
 
 def adapted(config: MetaConfig, on: Part, model: Model) -> frozenset[str]:
-    """What an inner loop may move. Raises ConfigError for a pattern that matches nothing."""
-    names = learnable(on, model)
+    """What an inner loop may move; never what the model calls `fixed`, one for all tasks.
+
+    Raises ConfigError for a pattern that matches nothing, or something fixed.
+    """
+    names, fixed = learnable(on, model), getattr(model, "fixed", ())
     if config.inner.adapt is not None:
-        return matching("algorithm.inner.adapt", config.inner.adapt, list(names))
-    chosen = frozenset(name for name, moves in names.items() if moves)
+        asked = matching("algorithm.inner.adapt", config.inner.adapt, list(names))
+        for name in sorted(asked.intersection(fixed)):
+            what = f"{name} is one for all tasks: the model learns it and cannot adapt it"
+            raise ConfigError("algorithm.inner.adapt", config.inner.adapt, what, "give patterns that leave it out")
+        return asked
+    chosen = frozenset(name for name, moves in names.items() if moves and name not in fixed)
     if not chosen:
         fix = "use residual=off" + (" with algorithm=maml" if getattr(config, "adapts", "") == "beside" else "")
         raise ConfigError("residual", on.name, "the model has nothing that it could adapt", fix)
     return chosen
+
+
+def fine_tunable(model: Model) -> frozenset[str] | None:
+    """What the fine-tune control moves: all weights (None) but those that the model has for all tasks at once."""
+    fixed = getattr(model, "fixed", ())
+    return frozenset(model.shapes()) - frozenset(fixed) if fixed else None
 
 
 CONTEXT_LR, CONTEXT_STEPS = 3.0, 1  # contexts are few and start at zero: they take steps that would wreck whole weights
@@ -302,7 +332,8 @@ def data(config: Config, spec: DatasetSpec, report: Any, export: Path | None = N
 
 def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: AnyPrepared, on: Hardware) -> AnyBench:
     """Model, objective and data put together; reliability is computed only where the support weighs by it."""
-    made, cost = model(config.model, prepared.n_items), objective(config.objective, prepared, config.seed, on.device)
+    made = model(config.model, prepared.n_items, catalogue(config, prepared))
+    cost = objective(config.objective, prepared, config.seed, on.device)
     if isinstance(prepared, Omniglot):
         return ImageBench(prepared, made, cost, on, evaluation)
     if isinstance(prepared, Prompts):

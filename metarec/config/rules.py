@@ -14,7 +14,9 @@ from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
 from metarec.config import rules_export as of_export
 from metarec.config import rules_guard as of_guard
+from metarec.config import rules_lm as of_lm
 from metarec.config import rules_prompts as of_text
+from metarec.config import rules_run as of_run
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
 from metarec.data.spec import WorldSpec
@@ -33,7 +35,7 @@ def supervised_residual(seen: Seen) -> Iterator[Refusal]:
 def random_residual(seen: Seen) -> Iterator[Refusal]:
     """A frozen base without a warm start: what is learned would correct random weights."""
     frozen = bool(seen.get("residual.frozen"))
-    if not seen.supervised and seen.get("warm_start") == "none" and frozen:
+    if not seen.supervised and seen.get("warm_start") == "none" and frozen and not seen.get("model.pretrained"):
         yield "warm_start", "a residual would sit on frozen random weights", "add residual=off, or use warm_start=auto"
 
 
@@ -288,49 +290,6 @@ def resume_with_others(seen: Seen) -> Iterator[Refusal]:
             yield "resume", what, "give resume=DIR alone"
 
 
-# Hardware, logger, eval
-
-
-def mps_precision(seen: Seen) -> Iterator[Refusal]:
-    """Precisions that Apple's GPUs do not have, or have not been seen to work there."""
-    why = {"float64": "float64 does not exist on mps", "bfloat16": "mixed precision has not been seen to work on mps"}
-    precision = seen.get("hardware.precision")
-    if seen.get("hardware.device") == "mps" and precision in why:
-        yield "hardware.precision", why[precision], "use float32, or hardware=cpu"
-
-
-def compile_unused(seen: Seen) -> Iterator[Refusal]:
-    """Compilation for a model without a recurrence, the one thing that is compiled."""
-    if seen.get("hardware.compile") and "recurrence" not in seen.get("model.has", ("recurrence",)):
-        what = f"does nothing: what is compiled is the recurrence, and model={seen.get('model.name')} has none"
-        yield "hardware.compile", what, "drop it, or use model=gru4rec"
-
-
-def store_is_a_file(seen: Seen) -> Iterator[Refusal]:
-    """An address would carry a password into config.yaml, and a server may go away in the middle of a run."""
-    if "://" in (seen.get("logger.store") or ""):
-        yield "logger.store", "an address, and the store is one SQLite file", "give a path, such as outputs/mlflow.db"
-
-
-def checkpoint_missing(seen: Seen) -> Iterator[Refusal]:
-    """metarec eval or export without a checkpoint: there is nothing to evaluate, or to write."""
-    if seen.verb in ("eval", "export") and seen.get("ckpt") is None:
-        yield "ckpt", f"nothing to {seen.verb.replace('eval', 'evaluate')}", "add ckpt=RUN_DIR or ckpt=CHECKPOINT"
-
-
-def split_of_a_run(seen: Seen) -> Iterator[Refusal]:
-    """metarec train's key of the split in metarec eval, which has its own: the two could disagree."""
-    if seen.verb == "eval":
-        for key in seen.asked("evaluation.split"):
-            yield key, "is for metarec train", f"write split={seen.get('evaluation.split')}"
-
-
-def step_size_unused(seen: Seen) -> Iterator[Refusal]:
-    """A step size at test together with no steps: nothing would take it."""
-    if seen.verb in ("eval", "export") and seen.get("steps") == 0 and seen.get("lr") is not None:
-        yield "lr", "does nothing: steps=0 adapts nothing", "drop it, or give steps=1 or more"
-
-
 RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     supervised_residual,
     random_residual,
@@ -362,6 +321,8 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_guard.guard_never_judges,
     of_guard.min_gain_unused,
     of_compare.variants_of_a_comparison,
+    of_lm.lm_unused,
+    of_lm.lm_items_frozen,
     of_data.dataset_path_missing,
     of_data.dataset_path_unused,
     of_data.data_dir_missing,
@@ -373,12 +334,12 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_data.split_unused,
     of_data.gap_unused,
     of_data.delimiter_unused,
-    mps_precision,
-    compile_unused,
-    store_is_a_file,
-    checkpoint_missing,
-    split_of_a_run,
-    step_size_unused,
+    of_run.mps_precision,
+    of_run.compile_unused,
+    of_run.store_is_a_file,
+    of_run.checkpoint_missing,
+    of_run.split_of_a_run,
+    of_run.step_size_unused,
     of_export.export_unused,
     ev.panel_names,
     ev.candidates_of_images,

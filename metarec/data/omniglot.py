@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +69,8 @@ class Omniglot:
     spec: ImageSpec
     root: Path = Path()
     name: str = "omniglot"
+
+    kind: ClassVar[str] = "classes"  # what is scored (`models.Catalogue`)
 
     @staticmethod
     def load(directory: Path, spec: ImageSpec) -> Omniglot:

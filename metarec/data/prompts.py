@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,8 @@ class Prompts:
     funnel: list[dict[str, Any]]
     root: Path
     name: str = "prompts"
+
+    kind: ClassVar[str] = "tokens"  # what is scored (`models.Catalogue`)
 
     @staticmethod
     def load(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +71,8 @@ class Meta:
 class Prepared(Meta):
     """An opened directory: what meta.json says, and the arrays as in ARRAYS, read-only and mapped; the ids are read when
     first asked for."""
+
+    kind: ClassVar[str] = "items"  # what is scored, for models that ask (`models.Catalogue`)
 
     root: Path
     item: np.ndarray

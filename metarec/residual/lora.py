@@ -55,11 +55,14 @@ def targets(config: Config, model: Named) -> dict[str, tuple[int, int]]:
 
     Raises ConfigError for a pattern that matches none, and for a rank above a matrix' smaller side.
     """
-    matrices = {name: (shape[0], shape[1]) for name, shape in model.shapes().items() if len(shape) == 2}
+    fixed, left = getattr(model, "fixed", ()), (*model.head, *getattr(model, "tables", ()))
+    matrices = {
+        name: (shape[0], shape[1]) for name, shape in model.shapes().items() if len(shape) == 2 and name not in fixed
+    }
     if config.targets is None:
         chosen = frozenset(
             name for name in matrices
-            if name not in model.head and not any(fnmatch.fnmatch(name, skipped) for skipped in NOT_BY_DEFAULT)
+            if name not in left and not any(fnmatch.fnmatch(name, skipped) for skipped in NOT_BY_DEFAULT)
         )  # fmt: skip
     else:
         chosen = matching("residual.targets", config.targets, matrices, "matrix")

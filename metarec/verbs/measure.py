@@ -59,7 +59,7 @@ def adapted(bench: AnyBench, trained: Trained, *, lr: float | None = None, steps
 
 def fine_tuned(bench: AnyBench, base: Params, lr: float, steps: int) -> Method:
     """The control: the same inner loop from the base weights, nothing meta-learned."""
-    tasks, plain = bench.tasks(), MAML(InnerLoop(lr, steps))
+    tasks, plain = bench.tasks(), MAML(InnerLoop(lr, steps, adapted=build.fine_tunable(bench.model)))
     return lambda batch: plain.adapt(base, tasks.loss(batch.support), batch.n_tasks)
 
 
@@ -70,7 +70,7 @@ def control_of(bench: AnyBench, base: Params, mode: str) -> Control:
     with progress(len(set(grid.lrs)), "tune control", mode) as bar:
         return tune_control(
             bench.tasks(), base, episodes, grid.lrs, grid.steps, bench.evaluation.monitor, bench.evaluation.ties,
-            lambda lr: bar.advance(1, lr=lr), seen=bench.seen(),
+            lambda lr: bar.advance(1, lr=lr), adapted=build.fine_tunable(bench.model), seen=bench.seen(),
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from metarec import build
 from metarec.algorithms.inner import InnerLoop
 from metarec.algorithms.maml import MAML
 from metarec.baselines import BASELINES
@@ -25,7 +26,7 @@ from metarec.runs.signals import Stop
 from metarec.text_bench import TextBench
 from metarec.verbs.measure import control_tuning
 from metarec.verbs.tuned import tuned
-from metarec.verbs.warm_start import warm_start
+from metarec.verbs.warm_start import model_files, warm_start
 
 QUICK = ("popularity", "frequent_support", "in_context")
 WHY_IMAGES = "an image has no history"
@@ -159,14 +160,14 @@ class _Rows:
     def _fine_tuned(self, name: str) -> Row:
         """head_only: the control with all but the head held. scratch: the control from random weights."""
         bench, grid = self.bench, self.config.evaluation.control
-        start, adapted = self.base, None
+        start, adapted = self.base, build.fine_tunable(bench.model)
         key: Any = self.source.get("key")
         if name == "head_only":
             adapted = frozenset(bench.model.head) & self.base.keys()
         else:
             fresh = bench.model.init(generator(self.config.seed, "scratch"), bench.hardware.dtype)
             start = {weight: value.to(bench.hardware.device) for weight, value in fresh.items()}
-            key = asdict(self.config.model)
+            key = asdict(self.config.model) | model_files(bench)
 
         def choose() -> dict[str, Any]:
             with progress(len(set(grid.lrs)), f"tune {name}", self.config.logger.console) as bar:

@@ -105,7 +105,7 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
     on = bench.hardware
     parts = {
         "data": [bench.prepared.fingerprint, config.dataset.history],
-        "model": asdict(config.model),
+        "model": asdict(config.model) | model_files(bench),
         "objective": asdict(config.objective),
         "pretrain": asdict(config.pretrain) | {"lr": build.pretrain_lr(config)},
         "monitor": [config.evaluation.monitor, config.evaluation.ties],
@@ -117,6 +117,12 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
     if getattr(config.guard, "on_nonfinite", "stop") != "stop" or _acts_on_spikes(config):
         parts["guard"] = asdict(config.guard)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def model_files(bench: AnyBench) -> dict[str, str]:
+    """What the model's start depends on beside its options, as it says itself; mostly nothing."""
+    found = getattr(bench.model, "fingerprint", None)
+    return {} if found is None else {"files": found}
 
 
 def _acts_on_spikes(config: TrainConfig) -> bool:

@@ -339,4 +339,28 @@ CASES = [
         "dataset.sessions.by: user: does nothing: omniglot is images",
         "dataset=omniglot data_dir=d dataset.images.n_way=3",
     ),
+    (
+        "lm_unused",
+        "model=causal_lm model.path=/m model.hidden_size=8",
+        "model.hidden_size: 8: does nothing: model.path brings a config.json",
+        "model=causal_lm model.path=/m",
+    ),
+    (
+        "lm_unused",
+        "model=causal_lm model.title_columns=[a,b]",
+        "model.title_columns: [a,b]: does nothing: no titles are read",
+        "model=causal_lm model.title_columns=[a,b] model.titles=t.csv",
+    ),
+    (
+        "lm_unused",
+        "model=causal_lm model.vocab_size=300",
+        "model.vocab_size: 300: does nothing: items are tokens of their own",
+        "model=causal_lm model.vocab_size=300 model.titles=t.csv",
+    ),
+    (
+        "lm_items_frozen",
+        "model=causal_lm model.path=/m warm_start=none residual=lora",
+        "rows of items that are random and frozen",
+        "model=causal_lm model.path=/m warm_start=none residual=lora model.titles=t.csv",
+    ),
 ]
