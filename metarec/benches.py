@@ -19,6 +19,7 @@ from metarec.core.batch import EpisodeBatch
 from metarec.data.batches import Batcher
 from metarec.data.bayes import bayes_scores
 from metarec.data.episodes import sample
+from metarec.data.history import shown
 from metarec.data.omniglot import ImageEpisodes, Omniglot
 from metarec.data.store import Prepared, train_sessions
 from metarec.data.synthetic import World
@@ -103,6 +104,11 @@ class SequenceBench:
     def user_ids(self, rows: Ints) -> Any:
         """The users' own names, of `rows` [N]."""
         return self.prepared.user_ids[rows]
+
+    def most_remembered(self, split: str) -> int:
+        """Events of the user of a split whose support has the most of them: what a memory keeps of him."""
+        support, _ = self.episodes(split).pairs()
+        return int(shown(*self.batcher.ends(support), breaks=False)[1].max(initial=0))
 
     def repeats(self, episodes: Any) -> NDArray[np.bool_]:
         """bool [N, Q]: the target stands in its own prefix or in the support."""
@@ -291,4 +297,4 @@ def item_counts(prepared: Prepared) -> np.ndarray:
 def _tasks(bench: AnyBench, over: Residual | None) -> Tasks:
     """Losses and logits over the model's own weights, or over a residual's."""
     compose = (lambda phi: phi) if over is None else over.compose
-    return Tasks(bench.model, bench.objective, compose, bench.hardware.mixed)
+    return Tasks(bench.model, bench.objective, compose, bench.hardware.mixed, getattr(over, "mix", None))

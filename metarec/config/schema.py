@@ -316,7 +316,7 @@ class CompareConfig:
     seeds: list[int] = ranged([1], min=0, max=SEED_MAX)
     datasets: list[str] | None = None  # None: the one chosen by dataset=
     models: list[str] | None = None
-    residuals: list[str] | None = ranged(None, choices=parts.names("residual"))
+    residuals: list[str] | None = ranged(None, choices=parts.Listable("residual"))
     parallel: int = ranged(1, min=1)
     tune: TuneSection = field(default_factory=TuneSection)
     inner: CompareInner = field(default_factory=CompareInner)

@@ -62,6 +62,11 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
             "steps" if config.steps is not None else "lr", config.steps if config.steps is not None else config.lr,
             "the checkpoint was trained with algorithm=supervised and has no inner loop", "leave it out",
         )  # fmt: skip
+    if not getattr(trained_as.residual, "adapts", True) and (config.steps or config.lr is not None):
+        raise ConfigError(
+            "steps" if config.steps else "lr", config.steps or config.lr,
+            f"the checkpoint was trained with residual={trained_as.residual.name}, where nothing adapts", "leave it out",
+        )  # fmt: skip
     trained = m.trained_from(bench, trained_as, tensors, Control(**state["control"]) if state["control"] else None)
     if config.lr is not None and trained.algorithm is not None and trained.algorithm.inner.rates != "fixed":
         raise ConfigError(
