@@ -1,0 +1,428 @@
+"""A memory: hand values, a slow second version over events, causality, counting, and every gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+from math import log
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference.memory_reference import SlowMemory, log_p, mean_loss
+from reference.meta_reference import Loop, maml, step_weights
+from reference.small_episodes import SmallLog, small_log
+from torch import Tensor
+
+from metarec import build, parts
+from metarec.baselines import BASELINES
+from metarec.baselines.asked import Asked
+from metarec.core.batch import EpisodeBatch, PairBatch, Recall, Sequences
+from metarec.core.weights import Params
+from metarec.errors import ConfigError
+from metarec.evaluate import Control
+from metarec.models.gru4rec import GRU4Rec
+from metarec.models.narm import NARM
+from metarec.models.sasrec import SASRec
+from metarec.objectives.bce import BCE
+from metarec.objectives.chunked_cross_entropy import ChunkedCrossEntropy
+from metarec.objectives.cross_entropy import cross_entropy
+from metarec.residual import memory
+from metarec.tasks import Tasks
+
+T, K, Q = 4, 4, 4
+MODEL = GRU4Rec(n_items=11, embedding_dim=3, hidden_dim=4, dropout=0.0)
+LOGS = {
+    "whole": small_log(5, unknown=0.2),
+    "cut": small_log(6, unknown=0.3, max_len=3, longest=7),
+    "mostly unknown": small_log(8, unknown=0.7, max_len=2),
+}
+every_log = pytest.mark.parametrize("name", LOGS)
+
+
+def log_of(name: str, n_read: int | None = None) -> SmallLog:
+    found = LOGS[name]
+    return replace(found, batcher=replace(found.batcher, recall=True, n_read=n_read))
+
+
+def normal(shape: tuple[int, ...], seed: int, size: float = 1.0) -> Tensor:
+    return size * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+BASE = {name: value + normal(value.shape, 40 + n, 0.3) for n, (name, value) in
+        enumerate(MODEL.init(torch.Generator().manual_seed(1), torch.float64).items())}  # fmt: skip
+
+
+def over(name: str = "memory", model: Any = MODEL, base: Params | None = None, **options: Any) -> Any:
+    on: Any = parts.default("residual", name)
+    on = replace(on, **options) if name == "memory" else replace(on, memory=replace(on.memory, **options))
+    return build.residual(on, model, BASE if base is None else base)
+
+
+def tasks_over(residual: Any, model: Any = MODEL, objective: Any = cross_entropy) -> Tasks:
+    return Tasks(model, objective, residual.compose, mix=residual.mix)
+
+
+def moved(residual: Any, size: float = 0.7) -> Params:
+    """phi away from its start."""
+    start = residual.init(torch.Generator().manual_seed(3))
+    return {name: value + normal(value.shape, 90 + n, size if name.startswith("memory.") else 0.3)
+            for n, (name, value) in enumerate(start.items())}  # fmt: skip
+
+
+def pairs_of(log: SmallLog, user: int) -> tuple[list[int], list[int]]:
+    first = user * log.n_pairs
+    return list(range(first, first + K)), list(range(first + K, first + K + Q))
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
+
+
+def by_hand(numbers: dict[str, float], *, own: tuple[bool, ...] = (False,) * 3, start: float = 0.2) -> list[float]:
+    """p of three items under a model of (1/2, 1/4, 1/4) and a history of items 1, 1, 2 with states by hand."""
+    states = torch.tensor([[0.0, 0], [0, 2], [3, 0], [5, 0]], dtype=torch.float64)  # before any event, then three
+    sequences = Sequences(
+        torch.ones(1, 3, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[3]])
+    )
+    recall = Recall(torch.tensor([[[1, 1, 2]]]), torch.tensor([[[2, 1, 0]]]), torch.tensor([[own]]),
+                    torch.tensor([[[0, 1, 2]]]))  # fmt: skip
+    pairs = PairBatch(sequences, torch.tensor([[3]]), torch.tensor([[1]]), recall)
+    scores = torch.tensor([[[0.5, 0.25, 0.25]]], dtype=torch.float64).log() + 7
+    made = over(base={"w": torch.zeros(1, dtype=torch.float64)}, start=start)
+    phi = made.init(torch.Generator()) | {
+        f"memory.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()
+    }
+    found: list[float] = made.mix(phi, scores, pairs, states, lambda other: states).exp()[0, 0].tolist()
+    return found
+
+
+F = Fraction
+
+
+@pytest.mark.parametrize(
+    ("numbers", "own", "of_memory"),
+    [
+        ({}, (False, False, False), (F(2, 3), F(1, 3), 0)),  # counted
+        ({"recency": 1.0}, (False, False, False), (F(5, 11), F(6, 11), 0)),  # 1/3 + 1/2, 1
+        ({"own": log(2)}, (False, True, True), (F(3, 5), F(2, 5), 0)),  # 1 + 2, 2
+        # h = (5, 0): the first key is zero, the second at right angles, the third along
+        ({"similarity": log(3)}, (False, False, False), (F(2, 5), F(3, 5), 0)),
+    ],
+)
+def test_hand_values(numbers: dict[str, float], own: tuple[bool, ...], of_memory: tuple[Fraction, ...]) -> None:
+    model = (F(1, 2), F(1, 4), F(1, 4))
+    wanted = [float(F(4, 5) * p + F(1, 5) * m) for p, m in zip(model, of_memory, strict=True)]
+    assert by_hand(numbers, own=own) == pytest.approx(wanted, abs=1e-14)
+
+
+def test_the_first_hand_value_as_a_fraction() -> None:
+    assert by_hand({}) == pytest.approx([8 / 15, 4 / 15, 1 / 5], abs=1e-14)
+
+
+@every_log
+@pytest.mark.parametrize("n_read", [None, 6])
+@pytest.mark.parametrize("options", [{"gate": "state"}, {"keys": False}])
+def test_it_is_the_slow_memory(name: str, n_read: int | None, options: dict[str, Any]) -> None:
+    log, made = log_of(name, n_read), over(**options)
+    phi, batch = moved(made), log.episodes(K, Q)
+    params = BASE | phi
+    tasks, empty = tasks_over(made), 0
+    for part, found in ((0, tasks.logits(phi, batch.support)), (1, tasks.logits(phi, batch.query))):
+        torch.testing.assert_close(found.exp().sum(-1), torch.ones(T, K, dtype=torch.float64), rtol=1e-12, atol=0)
+        for user in range(T):
+            slow = SlowMemory(log, pairs_of(log, user)[0])
+            for n, pair in enumerate(pairs_of(log, user)[part]):
+                empty += not slow.entries(pair)
+                torch.testing.assert_close(found[user, n], log_p(slow, pair, params), rtol=1e-11, atol=1e-12)
+    assert empty or name != "mostly unknown"  # a pair without any entry was among them
+
+
+def test_the_loss_is_minus_log_p_of_the_target() -> None:
+    log, made = log_of("cut"), over()
+    phi, query = moved(made), log.episodes(K, Q).query
+    found, logits = tasks_over(made).loss(query)(phi), tasks_over(made).logits(phi, query)
+    known = query.target > 0
+    each = -logits.gather(2, (query.target - 1).clamp(min=0)[..., None])[..., 0] * known
+    torch.testing.assert_close(found, each.sum(1) / known.sum(1).clamp(min=1), rtol=1e-12, atol=1e-12)
+    chunked = tasks_over(made, objective=ChunkedCrossEntropy(3)).loss(query)(phi)
+    torch.testing.assert_close(found, chunked, rtol=1e-12, atol=1e-12)
+    sampled = tasks_over(made, objective=BCE(3)).loss(query, items=torch.Generator().manual_seed(1))(phi)
+    assert torch.isfinite(sampled).all()
+
+
+@pytest.mark.parametrize("model", [SASRec(11, 4, n_layers=1, n_heads=2, max_len=3, dropout=0.0), NARM(11, 3, 4)])
+def test_other_models_have_keys_too(model: Any) -> None:
+    """Whatever the states of a model are: those of the last event before each entry, read as the pairs themselves are."""
+    log = log_of("cut")
+    base = model.init(torch.Generator().manual_seed(1), torch.float64)
+    made = over(model=model, base=base, gate="state")
+    phi, batch = moved(made), log.episodes(K, Q)
+    assert phi["memory.direction"].shape == model.encode(base, batch.query.inputs).shape[1:]
+    for pairs in (batch.support, batch.query):
+        torch.testing.assert_close(
+            tasks_over(made, model).logits(phi, pairs).exp().sum(-1), torch.ones(T, K, dtype=torch.float64)
+        )
+    # a target of the support is remembered with the state that it was scored from
+    recall, support = batch.query.recall, batch.support
+    assert recall is not None
+    width = int(batch.query.sequences.lengths.sum(1).max())
+    at = support.at - support.sequences.places[:, :1]
+    for user in range(T):
+        support_pairs, query_pairs = pairs_of(log, user)
+        slow = SlowMemory(log, support_pairs)
+        entries = slow.entries(query_pairs[-1])
+        for number, (event, _, own) in enumerate(entries):
+            for n, pair in enumerate(support_pairs):
+                if slow.ends(pair)[1] == event and not own:
+                    wanted = width + int(at[user, n]) if support.at[user, n] > 0 else 0
+                    assert int(recall.key[user, -1, number]) == wanted
+
+
+# -- laws -----------------------------------------------------------------------------------------------------------
+
+
+@every_log
+def test_it_is_causal(name: str) -> None:
+    """What comes after a pair of the support, its own target included, says nothing to it; nor does any query."""
+    log, made = log_of(name), over(gate="state")
+    phi, tasks = moved(made), tasks_over(made)
+    found = tasks.logits(phi, log.episodes(K, Q).support)
+    for user in range(T):
+        for n, pair in enumerate(pairs_of(log, user)[0]):
+            event = int(log.batcher.pair_event[pair])
+            item = log.batcher.item.copy()
+            item[event:] = np.where(item[event:] > 0, item[event:] % 11 + 1, item[event:])
+            other = replace(log, batcher=replace(log.batcher, item=item)).episodes(K, Q)
+            assert torch.equal(tasks.logits(phi, other.support)[user, n], found[user, n])
+
+
+def test_a_support_pair_remembers_the_one_before() -> None:
+    log, made = log_of("whole"), over()
+    item = log.batcher.item.copy()
+    item[int(log.batcher.pair_event[0])] = 11
+    other = replace(log, batcher=replace(log.batcher, item=item)).episodes(K, Q)
+    phi, tasks = moved(made), tasks_over(made)
+    assert not torch.equal(tasks.logits(phi, other.support)[0, 1], tasks.logits(phi, log.episodes(K, Q).support)[0, 1])
+
+
+def test_without_a_gate_it_is_the_model() -> None:
+    log, made = log_of("cut"), over(start=1e-13)
+    phi, query = made.init(torch.Generator()), log.episodes(K, Q).query
+    plain = Tasks(MODEL, cross_entropy, lambda phi: phi).logits(BASE, query).log_softmax(-1)
+    torch.testing.assert_close(tasks_over(made).logits(phi, query), plain, rtol=1e-10, atol=1e-10)
+
+
+def test_a_pair_that_knows_nothing_has_the_model_alone() -> None:
+    log, made = log_of("mostly unknown"), over(start=0.9)
+    phi, query = made.init(torch.Generator()), log.episodes(0, Q).query
+    assert query.recall is not None
+    nothing = ~(query.recall.item > 0).any(-1)
+    assert nothing.any()
+    plain = Tasks(MODEL, cross_entropy, lambda phi: phi).logits(BASE, query).log_softmax(-1)
+    assert torch.equal(tasks_over(made).logits(phi, query)[nothing], plain[nothing])
+
+
+@every_log
+def test_a_gate_of_one_ranks_as_the_baseline_that_counts(name: str) -> None:
+    log, made = log_of(name), over(start=1 - 1e-9)
+    batch = log.episodes(K, Q)
+    assert batch.support_pairs is not None
+    assert batch.query_pairs is not None
+    ours = tasks_over(made).logits(made.init(torch.Generator()), batch.query)
+    b = log.batcher
+    asked = Asked.of_pairs(b.item, b.pair_begin, b.pair_event, np.arange(T), batch.support_pairs, batch.query_pairs)
+    training = Simple(np.zeros(11))
+    theirs = torch.from_numpy(BASELINES["frequent_support"].fit(training, decay=1.0)(asked))
+    for got, wanted in zip(ours.flatten(0, 1), theirs.flatten(0, 1), strict=True):
+        order = wanted.sort(descending=True).indices[: int((wanted >= 1).sum())]
+        assert (got[order].diff() < 1e-6).all()  # of equal counts either may stand first
+        rest = wanted < 1
+        assert not len(order) or not rest.any() or got[order].min() > got[rest].max()
+
+
+class Simple:
+    """All that the row reads of a log."""
+
+    def __init__(self, below_one: Any) -> None:
+        self.below_one = below_one
+
+
+@every_log
+def test_other_tasks_and_their_order_change_nothing(name: str) -> None:
+    log, made = log_of(name), over(gate="state")
+    phi, tasks = moved(made), tasks_over(made)
+    together = [tasks.logits(phi, part) for part in parts_of(log.episodes(K, Q))]
+    turned = [tasks.logits(phi, part) for part in parts_of(log.episodes(K, Q, [2, 0, 3, 1]))]
+    for whole, other in zip(together, turned, strict=True):
+        torch.testing.assert_close(whole[[2, 0, 3, 1]], other, rtol=1e-12, atol=1e-12)
+    for user in range(T):
+        for whole, part in zip(together, parts_of(log.episodes(K, Q, [user])), strict=True):
+            torch.testing.assert_close(whole[user], tasks.logits(phi, part)[0], rtol=1e-12, atol=1e-12)
+
+
+def parts_of(batch: EpisodeBatch) -> tuple[PairBatch, PairBatch]:
+    assert isinstance(batch.support, PairBatch)
+    assert isinstance(batch.query, PairBatch)
+    return batch.support, batch.query
+
+
+def test_padding_changes_nothing() -> None:
+    log, made = log_of("cut"), over(gate="state")
+    phi, query = moved(made), parts_of(log.episodes(K, Q))[1]
+    assert query.recall is not None
+    r = query.recall
+    pad = partial(torch.nn.functional.pad, pad=(0, 3))
+    wide = Recall(pad(r.item), pad(r.age), pad(r.own), pad(r.key, value=-1), r.support)
+    s = query.sequences
+    wider = Sequences(pad(s.items), pad(s.starts), pad(s.lengths))
+    padded = PairBatch(wider, query.at, query.target, wide)
+    found = tasks_over(made).logits(phi, padded)
+    torch.testing.assert_close(found, tasks_over(made).logits(phi, query), rtol=1e-12, atol=1e-12)
+
+
+def test_without_support_the_own_prefix_is_left() -> None:
+    log, made = log_of("cut"), over(gate="state")
+    phi, query = moved(made), log.episodes(K, Q).query
+    found = tasks_over(made).logits(phi, query.without_support())
+    for user in range(T):
+        slow = SlowMemory(log, [])
+        for n, pair in enumerate(pairs_of(log, user)[1]):
+            torch.testing.assert_close(found[user, n], log_p(slow, pair, BASE | phi), rtol=1e-11, atol=1e-12)
+
+
+def test_keys_that_are_not_compared_cost_no_states_of_the_support() -> None:
+    log, made = log_of("cut"), over(keys=False)
+    phi, query = moved(made), parts_of(log.episodes(K, Q))[1]
+
+    def encode(other: PairBatch) -> Tensor:
+        raise AssertionError("the support was encoded")
+
+    states = MODEL.encode(BASE, query.inputs)
+    made.mix(phi, MODEL.score(BASE, query.gather(states)), query, states, encode)
+
+
+# -- gradients ------------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_every_number_is_its_slope() -> None:
+    log, made = log_of("cut"), over(gate="state")
+    phi, query = moved(made), log.episodes(K, Q).query
+    loss = tasks_over(made).loss(query)
+    leaves = {name: value.clone().requires_grad_() for name, value in phi.items()}
+    grads = torch.autograd.grad(loss(leaves).mean(), list(leaves.values()))
+    for (name, value), grad in zip(phi.items(), grads, strict=True):
+        for place in range(value.numel()):
+            step = torch.zeros(value.numel(), dtype=torch.float64)
+            step[place] = 1e-5
+            up, down = (float(loss(phi | {name: value + s * step.view(value.shape)}).mean()) for s in (1, -1))
+            slope = (up - down) / 2e-5
+            assert abs(slope) > 1e-6, name
+            assert float(grad.reshape(-1)[place]) == pytest.approx(slope, rel=1e-6, abs=1e-9), name
+
+
+def learner(algorithm: str, on: Any, **options: Any) -> Any:
+    config: Any = parts.default("algorithm", algorithm)
+    inner = replace(config.inner, lr=0.4, steps=2, **options)
+    control = Control(0.0, 0, 0.0, [])
+    return build.algorithm(replace(config, inner=inner), on, MODEL, control, outer_steps=4, support_share=0.5)
+
+
+@pytest.mark.parametrize("adapt", [None, ["context.*", "memory.*"]])
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml"])
+def test_meta_gradients_beside_contexts_are_those_of_loops_over_events(algorithm: str, adapt: Any) -> None:
+    """The inner loop moves contexts by a support loss that the memory is mixed into, and the memory itself where told to."""
+    on: Any = parts.default("residual", "memory+context")
+    on = replace(on, memory=replace(on.memory, gate="state"))
+    made, log = build.residual(on, MODEL, BASE), log_of("cut")
+    phi, tasks, batch = moved(made), tasks_over(made), log.episodes(K, Q)
+    method = learner(algorithm, on, adapt=adapt)
+    leaves = {name: value.clone().requires_grad_() for name, value in phi.items()}
+    losses = method.meta_losses(leaves, tasks.loss(batch.support), tasks.loss(batch.query), T)
+    grads = torch.autograd.grad(losses.mean(), list(leaves.values()), materialize_grads=True, allow_unused=True)
+    each = []
+    for user in range(T):
+        support, query = pairs_of(log, user)
+        slow = SlowMemory(log, support)
+        each.append((partial(mean_loss, slow, support), partial(mean_loss, slow, query)))
+    adapted = [name for name in phi if name.startswith(("context.", "memory.") if adapt else "context.")]
+    loop = Loop(lr=0.4, steps=2, adapted=adapted)
+    wanted, slow_grads = maml(loop, phi, each, step_weights("last", 2), algorithm == "maml")
+    torch.testing.assert_close(losses.detach(), torch.tensor(wanted, dtype=torch.float64), rtol=1e-10, atol=1e-10)
+    for (name, _), grad in zip(phi.items(), grads, strict=True):
+        torch.testing.assert_close(grad, slow_grads[name], rtol=1e-8, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize(("algorithm", "exact"), [("maml", True), ("fomaml", False)])
+def test_second_order_is_the_slope_of_the_meta_loss_and_first_order_is_not(algorithm: str, exact: bool) -> None:
+    on: Any = parts.default("residual", "memory+context")
+    made, log = build.residual(on, MODEL, BASE), log_of("cut")
+    phi, tasks, batch = moved(made), tasks_over(made), log.episodes(K, Q)
+    method = learner(algorithm, on)
+
+    def meta(at: Params) -> Tensor:
+        found: Tensor = method.meta_losses(at, tasks.loss(batch.support), tasks.loss(batch.query), T).mean()
+        return found
+
+    leaves = {name: value.clone().requires_grad_() for name, value in phi.items()}
+    grads = dict(zip(leaves, torch.autograd.grad(meta(leaves), list(leaves.values())), strict=True))
+    errors = []
+    for seed in range(3):
+        along = {name: normal(tuple(value.shape), 7 * seed + n) for n, (name, value) in enumerate(phi.items())}
+        got = sum(float((grads[name] * value).sum()) for name, value in along.items())
+        up, down = (float(meta({n: phi[n] + s * 1e-5 * along[n] for n in phi})) for s in (1, -1))
+        errors.append(abs(got - (up - down) / 2e-5) / abs(got))
+    assert (max(errors) < 1e-6) == exact
+    assert exact or max(errors) > 1e-3
+
+
+def test_nothing_adapts_and_any_step_is_refused_of_it() -> None:
+    on = parts.default("residual", "memory")
+    for name in ("maml", "fomaml", "meta_sgd", "maml_pp"):
+        config = parts.default("algorithm", name)
+        made = build.algorithm(config, on, MODEL, Control(0.1, 3, 0.0, []), outer_steps=4, support_share=0.5)
+        assert (made.inner.steps, made.inner.adapted) == (0, frozenset())
+        phi = build.residual(on, MODEL, BASE).init(torch.Generator())
+        assert made.learned(phi).keys() == phi.keys()
+
+
+def test_all_first_algorithms_have_one_and_the_same_meta_gradient() -> None:
+    on, log = parts.default("residual", "memory"), log_of("whole")
+    residual, batch = build.residual(on, MODEL, BASE), log.episodes(K, Q)
+    found = []
+    for name in ("maml", "fomaml", "meta_sgd", "maml_pp"):
+        made = build.algorithm(parts.default("algorithm", name), on, MODEL, Control(0.1, 3, 0.0, []), outer_steps=4,
+                               support_share=0.5)  # fmt: skip
+        leaves = {n: v.clone().requires_grad_() for n, v in residual.init(torch.Generator()).items()}
+        tasks = tasks_over(residual)
+        losses = made.meta_losses(leaves, tasks.loss(batch.support), tasks.loss(batch.query), T)
+        found.append(torch.stack(torch.autograd.grad(losses.mean(), list(leaves.values()))))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_the_numbers_have_a_step_size_of_their_own_and_the_weights_stay() -> None:
+    on = replace(parts.default("residual", "memory"), lr=0.5, train_weights=True)
+    made = build.residual(on, MODEL, BASE)
+    phi = build.trainable(made.init(torch.Generator()))
+    optimizer = build.optimizer(parts_adam(), phi, "weights", None, build.outer_lrs(on))
+    assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [(len(BASE), 3e-4), (4, 0.5)]
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+    frozen = build.residual(replace(on, train_weights=False), MODEL, BASE)
+    assert {n for n in frozen.init(torch.Generator())} == set(memory.numbers(on, MODEL))
+    assert all(frozen.compose(frozen.init(torch.Generator()))[name] is value for name, value in BASE.items())
+
+
+def parts_adam() -> Any:
+    from metarec.config.schema import AdamConfig
+
+    return AdamConfig()
+
+
+def test_a_gate_of_the_state_needs_its_width() -> None:
+    class Narrow:
+        def context_shapes(self) -> dict[str, tuple[int, ...]]:
+            return {}
+
+    with pytest.raises(ConfigError, match=r"residual\.gate: state: the model has no context\.shift"):
+        memory.numbers(memory.Config(gate="state"), Narrow())  # type: ignore[arg-type]
