@@ -18,6 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -103,13 +104,14 @@ class Composer:
                 raise ConfigError(group, name, *trouble) from missing
             register_list(name)
             config = hydra.compose(verb, [*self._search, *words], return_hydra_config=True)
-        chosen = OmegaConf.to_container(config.hydra.runtime.choices)
-        listed = chosen.get(parts.LISTED) if isinstance(chosen, dict) else None
-        if isinstance(listed, list):  # Hydra would lay one over the other
-            name = parts.JOINED.join(map(str, listed))
-            raise ConfigError(
-                parts.LISTED, f"[{','.join(map(str, listed))}]", "a file names a list in one word", f"write {name}"
-            )
+        if parts.LISTED in config and parts.LISTED not in config.hydra.runtime.choices:
+            # a list in a file: Hydra lays one alternative over the other
+            loader = GlobalHydra.instance().config_loader()
+            laid = loader.compute_defaults_list(verb, [*self._search, *words], RunMode.RUN).defaults
+            paths = (str(one.config_path) for one in laid)
+            own = [path.rpartition("/")[2] for path in paths if path.startswith(f"{parts.LISTED}/")]
+            fix = f"write {parts.JOINED.join(own)}"
+            raise ConfigError(parts.LISTED, f"[{','.join(own)}]", "a file names a list in one word", fix)
         return config
 
 

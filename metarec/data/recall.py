@@ -114,10 +114,10 @@ class _Support:
             out[pair, place] = values
             return torch.from_numpy(out.reshape(n_tasks, n_pairs, width)).to(batch.at.device)
 
-        def both(name: str) -> Tensor:
-            return laid(np.concatenate([getattr(of_before, name), getattr(of_prefix, name)])[order])
+        def both(name: str, empty: int | bool = 0) -> Tensor:
+            return laid(np.concatenate([getattr(of_before, name), getattr(of_prefix, name)])[order], empty)
 
-        key = _placed(both("pair"), both("back"), both("lost"), laid(own[order]), batch, apart, self.batch)
+        key = _placed(both("pair"), both("back"), both("lost", True), laid(own[order]), batch, apart, self.batch)
         age = laid(count[pair] - 1 - place)
         return Recall(laid(item[order]), age, laid(own[order]), key, apart)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from reference.residual_rule_cases import CASES as OF_RESIDUALS
 from reference.rule_cases import CASES as MOST
 
 from metarec.config import rules
@@ -12,6 +13,7 @@ from metarec.errors import ConfigError
 # rule, command line that it refuses, key and words of the line, a sensible command line nearby
 CASES = [
     *MOST,
+    *OF_RESIDUALS,
     (
         "images_unused",
         "dataset=omniglot data_dir=d pretrain.epochs=2",

@@ -365,13 +365,16 @@ def test_second_order_is_the_slope_of_the_meta_loss_and_first_order_is_not(algor
         found: Tensor = method.meta_losses(at, tasks.loss(batch.support), tasks.loss(batch.query), T).mean()
         return found
 
+    def value(at: Params) -> float:
+        return float(meta(at).detach())
+
     leaves = {name: value.clone().requires_grad_() for name, value in phi.items()}
     grads = dict(zip(leaves, torch.autograd.grad(meta(leaves), list(leaves.values())), strict=True))
     errors = []
     for seed in range(3):
         along = {name: normal(tuple(value.shape), 7 * seed + n) for n, (name, value) in enumerate(phi.items())}
         got = sum(float((grads[name] * value).sum()) for name, value in along.items())
-        up, down = (float(meta({n: phi[n] + s * 1e-5 * along[n] for n in phi})) for s in (1, -1))
+        up, down = (value({n: phi[n] + s * 1e-5 * along[n] for n in phi}) for s in (1, -1))
         errors.append(abs(got - (up - down) / 2e-5) / abs(got))
     assert (max(errors) < 1e-6) == exact
     assert exact or max(errors) > 1e-3
@@ -409,7 +412,7 @@ def test_the_numbers_have_a_step_size_of_their_own_and_the_weights_stay() -> Non
     assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [(len(BASE), 3e-4), (4, 0.5)]
     assert optimizer.param_groups[1]["weight_decay"] == 0
     frozen = build.residual(replace(on, train_weights=False), MODEL, BASE)
-    assert {n for n in frozen.init(torch.Generator())} == set(memory.numbers(on, MODEL))
+    assert set(frozen.init(torch.Generator())) == set(memory.numbers(on, MODEL))
     assert all(frozen.compose(frozen.init(torch.Generator()))[name] is value for name, value in BASE.items())
 
 
@@ -426,3 +429,13 @@ def test_a_gate_of_the_state_needs_its_width() -> None:
 
     with pytest.raises(ConfigError, match=r"residual\.gate: state: the model has no context\.shift"):
         memory.numbers(memory.Config(gate="state"), Narrow())  # type: ignore[arg-type]
+
+
+def test_without_any_support_keys_are_of_the_batch_itself() -> None:
+    log, made = log_of("cut"), over(gate="state")
+    phi, query = moved(made), log.episodes(0, Q).query
+    found = tasks_over(made).logits(phi, query)
+    for user in range(T):
+        slow = SlowMemory(log, [])
+        for n, pair in enumerate(pairs_of(log, user)[0]):
+            torch.testing.assert_close(found[user, n], log_p(slow, pair, BASE | phi), rtol=1e-11, atol=1e-12)
