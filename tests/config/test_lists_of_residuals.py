@@ -10,6 +10,7 @@ import pytest
 
 from metarec import parts
 from metarec.config.check import check
+from metarec.config.completion import list_words
 from metarec.config.compose import config_from_dict, config_from_yaml, config_to_yaml
 from metarec.config.help import verb_help
 from metarec.config.overrides import check_words, normalise
@@ -170,3 +171,18 @@ def test_an_experiment_names_a_list_in_one_word(experiments: Path) -> None:
 
 def test_help_tells_of_lists() -> None:
     assert "[memory,context]" in verb_help("train")
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("residual=memory+o", ["residual=memory+off", "residual=memory+on"]),
+        ("residual=[memory,l", ["residual=[memory,lora"]),
+        ("residual=[m", ["residual=[memory"]),
+        ("residual=memory+mem", []),  # it stands there already
+        ("residual=m", None),
+        ("optimizer=a", None),
+    ],
+)
+def test_completion_of_a_list(typed: str, found: list[str] | None) -> None:
+    assert list_words(f"metarec train {typed}") == found
