@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import partial
 from math import log
@@ -23,6 +24,7 @@ from metarec.models.sasrec import SASRec
 from metarec.objectives.bce import BCE
 from metarec.objectives.chunked_cross_entropy import ChunkedCrossEntropy
 from metarec.objectives.cross_entropy import cross_entropy
+from metarec.residual.memory import mixed
 from metarec.tasks import Tasks
 
 every_log = pytest.mark.parametrize("name", LOGS)
@@ -70,6 +72,26 @@ def test_hand_values(numbers: dict[str, float], own: tuple[bool, ...], of_memory
 
 def test_the_first_hand_value_as_a_fraction() -> None:
     assert by_hand({}) == pytest.approx([8 / 15, 4 / 15, 1 / 5], abs=1e-14)
+
+
+@pytest.mark.parametrize("logit", [-60.0, -3.0, 0.0, 5.0, 25.0, 60.0])
+def test_logarithms_of_mixtures_that_a_sum_of_powers_would_lose(logit: float) -> None:
+    """Against the mixture in numbers of 50 digits; a model that gives a remembered item e^-900 is no trouble."""
+    log_model = [-0.25, -2.0, -900.0, -30.0]
+    found = torch.tensor([[log_model]], dtype=torch.float64, requires_grad=True)
+    of_memory = torch.tensor([[[0.5, 0.0, 0.5, 0.0]]], dtype=torch.float64, requires_grad=True)
+    at = torch.tensor([[logit]], dtype=torch.float64, requires_grad=True)
+    got = mixed(found, of_memory, at, torch.tensor([[True]]))
+    with localcontext() as digits:
+        digits.prec = 50
+        gate = 1 / (1 + Decimal(-logit).exp())
+        each = [(1 - gate) * Decimal(p).exp() + gate * Decimal(m)
+                for p, m in zip(log_model, of_memory[0, 0].tolist(), strict=True)]  # fmt: skip
+        wanted = [float(value.ln()) for value in each]
+    assert got[0, 0].tolist() == pytest.approx(wanted, rel=1e-13)
+    slopes = torch.autograd.grad(got[0, 0].sum(), [found, of_memory, at], create_graph=True)
+    again = torch.autograd.grad(torch.stack([slope.sum() for slope in slopes]).sum(), [found, of_memory, at])
+    assert all(torch.isfinite(slope).all() for slope in (*slopes, *again))
 
 
 @every_log
