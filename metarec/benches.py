@@ -20,6 +20,7 @@ from metarec.core.batch import EpisodeBatch
 from metarec.data.batches import Batcher
 from metarec.data.bayes import bayes_scores
 from metarec.data.episodes import sample
+from metarec.data.history import shown
 from metarec.data.omniglot import ImageEpisodes, Omniglot
 from metarec.data.prompt_batches import TextEpisodes
 from metarec.data.store import Prepared, train_sessions
@@ -93,6 +94,11 @@ class SequenceBench:
     def user_ids(self, rows: Ints) -> Any:
         """The users' own names, of `rows` [N]."""
         return self.prepared.user_ids[rows]
+
+    def most_remembered(self, split: str) -> int:
+        """Events of the user of a split whose support has the most of them: what a memory keeps of him."""
+        support, _ = self.episodes(split).pairs()
+        return int(shown(*self.batcher.ends(support), breaks=False)[1].max(initial=0))
 
     def repeats(self, episodes: Any) -> NDArray[np.bool_]:
         """bool [N, Q]: the target stands in its own prefix or in the support."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,8 @@ from metarec.errors import ConfigError, EnvironmentFault
 from metarec.evaluate import Control
 from metarec.models import Catalogue
 from metarec.objectives import Items
-from metarec.options import matching
-from metarec.residual import Residual
+from metarec.options import Several, matching
+from metarec.residual import Residual, several
 from metarec.runs.guard import Guard, Rules
 from metarec.runs.guarded import Guarded
 from metarec.tasks import Model, Objective
@@ -170,12 +171,36 @@ def learnable(config: Part, model: Model) -> dict[str, bool]:
     return found
 
 
+def _weight_of(on: Part) -> Callable[[str], str]:
+    """Name of what is learned -> the weight that it is a part of, or itself."""
+    files = [file for _, file in several.files(on)] if isinstance(on, Several) else [parts.load("residual", on.name)]
+
+    def weight(name: str) -> str:
+        for file in files:
+            name = getattr(file, "weight_of", str)(name)
+        return name
+
+    return weight
+
+
+def _for_all(on: Part, names: Iterable[str]) -> frozenset[str]:
+    """What a residual learns for all users alike, with an outer step size of its own: no weights and no contexts."""
+    return frozenset(name for name in names if name.startswith(tuple(outer_lrs(on))))
+
+
+def outer_lrs(on: Part) -> dict[str, float]:
+    """Beginning of a name -> the outer step size of what is called so, where a residual asks for its own."""
+    return dict(getattr(on, "outer_lrs", {}))
+
+
 def adapted(config: MetaConfig, on: Part, model: Model) -> frozenset[str]:
-    """What an inner loop may move; never what the model calls `fixed`, one for all tasks.
+    """What an inner loop may move; of some residuals nothing, and never what the model calls `fixed`, one for all tasks.
 
     Raises ConfigError for a pattern that matches nothing, or something fixed.
     """
     names, fixed = learnable(on, model), getattr(model, "fixed", ())
+    if not getattr(on, "adapts", True):
+        return frozenset()
     if config.inner.adapt is not None:
         asked = matching("algorithm.inner.adapt", config.inner.adapt, list(names))
         for name in sorted(asked.intersection(fixed)):
@@ -211,15 +236,16 @@ def algorithm(
     """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control, where it moves
     whole weights as the control does. Raises ConfigError for options that this model cannot have."""
     section, beside = config.inner, _beside(on)
-    names, weight_of = learnable(on, model), getattr(parts.load("residual", on.name), "weight_of", str)
+    names, weight_of, moving = learnable(on, model), _weight_of(on), adapted(config, on, model)
+    steps = (CONTEXT_STEPS if beside else control.steps) if section.steps is None else section.steps
     loop = InnerLoop(
         (context_lr if beside else control.lr) if section.lr is None else section.lr,
-        (CONTEXT_STEPS if beside else control.steps) if section.steps is None else section.steps,
+        steps if moving else 0,
         getattr(on, "l2", 0.0),
         prox=getattr(section, "prox", 0.0),
         clip=section.clip,
         rates=getattr(section, "rates", "fixed"),
-        adapted=adapted(config, on, model),
+        adapted=moving,
         recompute=getattr(section, "recompute", False),
     )
     given = Given(
@@ -228,7 +254,7 @@ def algorithm(
         frozenset(name for name in names if weight_of(name) in model.head),
         tuple(name for name in getattr(model, "norms", ()) if name in names),
         tuple(getattr(model, "statistics_shapes", {})),
-        frozenset(name for name in names if weight_of(name) not in model.shapes()),
+        frozenset(name for name in names if weight_of(name) not in model.shapes()) - _for_all(on, names),
         outer_steps,
         support_share,
     )
@@ -258,15 +284,21 @@ def kind_of(config: TrainConfig) -> str:
 
 
 def optimizer(
-    config: OptimizerConfig, params: Params, kind: str, rates_lr: float | None = None
-) -> torch.optim.Optimizer:
-    """Learned inner step sizes have an outer step size of their own and no weight decay."""
+    config: OptimizerConfig, params: Params, kind: str, rates_lr: float | None = None,
+    apart: Mapping[str, float] = MappingProxyType({}),
+) -> torch.optim.Optimizer:  # fmt: skip
+    """Learned inner step sizes have an outer step size of their own and no weight decay, and so has what a residual takes
+    apart (`outer_lrs`)."""
     lr = config.lr if config.lr is not None else OUTER_LR[kind]
-    own = [value for name, value in params.items() if value.requires_grad and not name.startswith(RATE)]
+    others = (RATE, *apart)
+    own = [value for name, value in params.items() if value.requires_grad and not name.startswith(others)]
     rates = [value for name, value in params.items() if name.startswith(RATE)]
     leaves: list[dict[str, Any]] = [{"params": own}] if own else []
     if rates:
         leaves.append({"params": rates, "lr": rates_lr or lr, "weight_decay": 0.0})
+    for beginning, its_lr in apart.items():
+        found = [value for name, value in params.items() if name.startswith(beginning)]
+        leaves.append({"params": found, "lr": its_lr, "weight_decay": 0.0})
     if isinstance(config, SgdConfig):
         return torch.optim.SGD(leaves, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
     adam = torch.optim.AdamW if isinstance(config, AdamWConfig) else torch.optim.Adam
@@ -348,5 +380,6 @@ def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: AnyPrepar
         on.device,
         Stream.of(prepared) if config.dataset.history == "user" else None,
         prepared.n_read,
+        bool(getattr(config.residual, "reads_memory", False)),
     )
     return SequenceBench(prepared, batcher, made, cost, on, evaluation)

@@ -274,7 +274,7 @@ def installed_version() -> str:
 
 def complete(words: list[str]) -> int:
     """``-sc install=bash`` and ``-sc query=bash``, the line being typed in COMP_LINE."""
-    from metarec.config.completion import first_words, reading_words, split_line
+    from metarec.config.completion import first_words, list_words, reading_words, split_line
 
     verb: str | None = "train"
     if any(word.startswith("query=") for word in words):
@@ -287,6 +287,9 @@ def complete(words: list[str]) -> int:
             print(" ".join(reading_words(line)))
             return 0
         if verb not in VERBS:
+            return 0
+        if (listed := list_words(line)) is not None:
+            print(" ".join(listed))
             return 0
         os.environ["COMP_LINE"] = without
     hydra_main(str(verb), words)

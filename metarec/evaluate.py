@@ -107,9 +107,9 @@ class Judged(Protocol):
         """All episodes once, in the order of `user`."""
 
 
-def scored(tasks: Tasks, method: Method) -> Scorer:
-    """The model's scores under the weights that `method` gives."""
-    return lambda batch: tasks.logits(method(batch), batch.query)
+def scored(tasks: Tasks, method: Method, *, support: bool = True) -> Scorer:
+    """The model's scores under the weights that `method` gives; without `support`, no memory holds any of it either."""
+    return lambda batch: tasks.logits(method(batch), batch.query if support else batch.query.without_support())
 
 
 def ranks(episodes: Judged, scorer: Scorer, ties: str, seen: Seen | None = None) -> tuple[Ints, Ints]:

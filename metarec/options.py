@@ -92,6 +92,52 @@ class Delta:
             yield "alpha", "with alpha 0 no weight can move", "give a value other than 0"
 
 
+@dataclass
+class Several:
+    """The options of a list of residuals: a section for each, under its name (`metarec.parts` adds them)."""
+
+    name: str = ""  # those of the parts, joined by "+"
+
+    @property
+    def parts(self) -> list[Any]:
+        """The options of each part, in the order of the list."""
+        return [getattr(self, name) for name in self.name.split("+")]
+
+    @property
+    def adapts(self) -> bool:
+        """Whether any part has numbers that an inner loop moves."""
+        return any(getattr(part, "adapts", True) for part in self.parts)
+
+    @property
+    def beside(self) -> bool:
+        """Whether all that adapts are few numbers beside the weights: what adapts decides."""
+        moving = [part for part in self.parts if getattr(part, "adapts", True)]
+        return bool(moving) and all(getattr(part, "beside", False) for part in moving)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether no part trains the pretrained weights."""
+        return all(getattr(part, "frozen", False) for part in self.parts)
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether any part asks what is known ahead of each pair."""
+        return any(getattr(part, "reads_memory", False) for part in self.parts)
+
+    @property
+    def outer_lrs(self) -> dict[str, float]:
+        """The outer step sizes of what has its own, of all parts."""
+        return {name: lr for part in self.parts for name, lr in getattr(part, "outer_lrs", {}).items()}
+
+    def refused(self) -> Iterator[Refusal]:
+        """What each part refuses, and a pull, which has no part to act on: an inner loop pulls all that it moves."""
+        for part in self.parts:
+            for key, what, fix in getattr(part, "refused", tuple)():
+                yield f"{part.name}.{key}", what, fix
+            if getattr(part, "l2", 0.0):
+                yield f"{part.name}.l2", "in a list it would pull what the other parts adapt as well", "drop it"
+
+
 def matching(key: str, patterns: Sequence[str], names: Collection[str], what: str = "weight") -> frozenset[str]:
     """The names that shell patterns match; ConfigError, naming the option `key`, for a pattern that matches none."""
     found: set[str] = set()

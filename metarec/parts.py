@@ -12,18 +12,26 @@ tenth of a second, while what a part computes with takes a second or more to imp
 only dataclasses of the same file, literal constants of it, and what it imports from the standard library's `dataclasses`,
 `typing`, `collections.abc` and from `metarec.options`. Where a part does more, that is told in one line when it is chosen.
 
+Residuals may be several at once: the name "memory+context" stands for both, with a section of options each, and the file
+`residual/several.py` puts them together.
+
 Nothing outside these folders can be named, and no value ever names a class or a module.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import importlib
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from metarec.errors import nearest
+from metarec.options import Several
 
 ROOMS = {
     "model": "models",
@@ -31,6 +39,7 @@ ROOMS = {
     "residual": "residual",
     "objective": "objectives",
 }
+LISTED, JOINED = "residual", "+"  # the group of which several may be chosen, and what joins their names
 MAY_IMPORT = ("__future__", "dataclasses", "typing", "collections.abc", "metarec.options")
 
 
@@ -52,6 +61,8 @@ def _parts_in(folders: tuple[str, ...]) -> dict[str, Path]:
 
 def options(group: str, name: str) -> type | None:
     """The dataclass `Config` of a part, read without running its file; None where there is no such part."""
+    if is_list(group, name):
+        return None if list_trouble(name) else _several(name, tuple(options(group, own) for own in name.split(JOINED)))
     file = _files(group).get(name) if group in ROOMS else None
     return None if file is None else _options(group, file)
 
@@ -80,6 +91,8 @@ def _options(group: str, file: Path) -> type:
 
 def load(group: str, name: str) -> ModuleType:
     """The file of a part, run; of a name that `options` knows."""
+    if is_list(group, name):
+        return importlib.import_module(f"metarec.{ROOMS[group]}.several")
     assert name in names(group)
     return importlib.import_module(f"metarec.{ROOMS[group]}.{name}")
 
@@ -89,6 +102,59 @@ def default(group: str, name: str) -> Any:
     found = options(group, name)
     assert found is not None
     return found()
+
+
+def filled(group: str, values: Mapping[str, Any]) -> Any:
+    """A part's options from plain values that were checked, as `dataclasses.asdict` gives them; None for no such part."""
+    schema = options(group, str(values["name"]))
+    if schema is None:
+        return None
+    if not is_list(group, str(values["name"])):
+        return schema(**values)
+    return schema(**{key: value if key == "name" else filled(group, value) for key, value in values.items()})
+
+
+def is_list(group: str, name: str) -> bool:
+    """Whether a name is meant for several parts at once."""
+    return group == LISTED and JOINED in name
+
+
+def list_trouble(name: str) -> tuple[str, str] | None:
+    """What is wrong with the name of a list and the way out; None where all is right."""
+    known, own = names(LISTED), name.split(JOINED)
+    for one in own:
+        if one not in known:
+            near = nearest(one, known)
+            hint = f"did you mean {near}? " if near else ""
+            return f"no {LISTED} is called {one or 'nothing'}", f"{hint}choose {'|'.join(known)}"
+    if twice := [one for one in own if own.count(one) > 1]:
+        return f"{twice[0]} stands twice", "give each once"
+    return None
+
+
+class Listable(Mapping[str, None]):
+    """Names as choices, of which lists may be made as well: it has "memory+context", and is walked name by name."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+
+    def __getitem__(self, name: str) -> None:
+        if options(self.group, str(name)) is None:
+            raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(names(self.group))
+
+    def __len__(self) -> int:
+        return len(names(self.group))
+
+
+@functools.cache
+def _several(name: str, schemas: tuple[type, ...]) -> type:
+    own = [(one, schema, dataclasses.field(default_factory=schema))
+           for one, schema in zip(name.split(JOINED), schemas, strict=True)]  # fmt: skip
+    named = [("name", str, dataclasses.field(default=name))]
+    return dataclasses.make_dataclass("Config", [*named, *own], bases=(Several,))
 
 
 def _needed(name: str, classes: dict[str, ast.ClassDef]) -> set[str]:

@@ -24,6 +24,8 @@ from metarec.core.batch import ImageBatch, PairBatch
 from metarec.core.weights import Params, Weights
 from metarec.objectives.scores import Scores
 
+# phi, scores [T, N, V], pairs, all states, what gives those of other pairs -> scores in their place (`residual.memory`)
+Mix = Callable[[Weights, Tensor, PairBatch, Tensor, Callable[[PairBatch], Tensor]], Tensor]
 Objective = Callable[[Scores, Tensor, torch.Generator | None], Tensor]  # scores, target [T, N], generator -> [T, N]
 
 
@@ -95,11 +97,14 @@ class Tasks:
     objective: Objective
     compose: Callable[[Weights], Weights]  # what is adapted -> the model's weights (the residual)
     mixed: bool = False  # products in bfloat16
+    mix: Mix | None = None  # what a residual makes of the scores, before anything else sees them
 
     def logits(self, phi: Weights, pairs: PairBatch | ImageBatch, generator: torch.Generator | None = None) -> Tensor:
         """[T, N, V]; a generator switches dropout on."""
         theta, model = self.compose(phi), self._on(pairs)
-        return model.score(theta, pairs.gather(model.encode(theta, pairs.inputs, generator)), generator)
+        states = model.encode(theta, pairs.inputs, generator)
+        scores = model.score(theta, pairs.gather(states), generator)
+        return scores if self.mix is None else self._mixed(phi, theta, pairs, states)(scores)
 
     def loss(
         self,
@@ -123,8 +128,10 @@ class Tasks:
 
         def loss(phi: Weights) -> Tensor:
             theta, dropping = self.compose(phi), None if kept is None else kept.clone_state()
-            states = pairs.gather(model.encode(theta, pairs.inputs, dropping))
-            scores = Scores.of_model(model, theta, states, dropping)
+            states = model.encode(theta, pairs.inputs, dropping)
+            scores = Scores.of_model(model, theta, pairs.gather(states), dropping)
+            if self.mix is not None:
+                scores = scores.through(self._mixed(phi, theta, pairs, states))
             each = self.objective(scores, target, None if draw is None else draw.clone_state())
             if weights is None:
                 return each.sum(1) / counts.sum(1).clamp(min=1)
@@ -132,6 +139,15 @@ class Tasks:
             return (weights * each).sum(1) / torch.where(total > 0, total, 1.0)
 
         return loss
+
+    def _mixed(
+        self, phi: Weights, theta: Weights, pairs: PairBatch | ImageBatch, states: Tensor
+    ) -> Callable[[Tensor], Tensor]:
+        """Scores -> what the residual makes of them. Other pairs are read under the same weights, and without dropout."""
+        assert isinstance(pairs, PairBatch)  # the rules refuse images
+        mix, of, model = self.mix, pairs, self._on(pairs)
+        assert mix is not None
+        return lambda scores: mix(phi, scores, of, states, lambda other: model.encode(theta, other.inputs))
 
     def _on(self, pairs: PairBatch | ImageBatch) -> Model | Mixed:
         return Mixed(self.model, pairs.target.device.type) if self.mixed else self.model

@@ -345,6 +345,7 @@ def test_resume_refuses(words: list[str], line: str, runs: list[Any], capsys: py
         ("metarec train algor", ["algorithm=", "algorithm."]),
         ("metarec train residual=", [f"residual={name}" for name in parts.names("residual")]),
         ("metarec train -m residual=o", ["residual=off", "residual=on"]),
+        ("metarec train residual=memory+o", ["residual=memory+off", "residual=memory+on"]),
         ("metarec train seed=2 optimizer.l", ["optimizer.lr="]),
         ("metarec train dataset.episodes.n_s", ["dataset.episodes.n_support="]),
         ("metarec eval hard", ["hardware=", "hardware."]),

@@ -1,6 +1,7 @@
 """One paper, one file. An algorithm is handed losses of tasks; it never hears of items or models.
 
-Its file brings `Config` and `build(config, given)` (`metarec.parts`).
+Its file brings `Config` and `build(config, given)` (`metarec.parts`). With `needs_adapted` among its class attributes it is
+refused where nothing adapts (`residual.adapts`).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from metarec.algorithms import Given
 from metarec.algorithms.inner import InnerLoop
@@ -26,6 +27,8 @@ class Config:
     inner: LearnedInner = field(default_factory=LearnedInner)
     order: str = ranged("second", choices=["first", "second"])
     head: list[str] | None = None  # None = the model's own; with contexts, what of them the head reads
+
+    needs_adapted: ClassVar[bool] = True
 
 
 def build(config: Config, given: Given) -> MAML:

@@ -39,6 +39,7 @@ class Config:
 
     adapts: ClassVar[str] = "beside"  # the weights; the rules read both
     learns_start: ClassVar[bool] = False
+    needs_adapted: ClassVar[bool] = True
 
 
 def build(config: Config, given: Given) -> CAVIA:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from metarec import parts
 from metarec.config.reading import READING
 from metarec.config.schema import VERBS
 
@@ -29,6 +30,24 @@ def first_words(line: str) -> list[str]:
     """What can stand where the verb stands."""
     typed = line.lstrip().partition(" ")[2].strip()
     return [word for word in (*VERBS, "report", *OPTIONS) if word.startswith(typed)]
+
+
+def list_words(line: str) -> list[str] | None:
+    """What can follow where a list of residuals is being typed, ``residual=memory+`` or ``residual=[memory,``; else None.
+
+    >>> list_words("metarec train residual=[bias,hea")
+    ['residual=[bias,head']
+    """
+    word = line.rpartition(" ")[2]
+    typed = word.removeprefix(f"{parts.LISTED}=")
+    opened = typed.startswith("[")
+    mark = "," if opened else parts.JOINED
+    if typed == word or not (opened or mark in typed):
+        return None
+    before, _, last = typed.removeprefix("[").rpartition(mark)
+    own = before.split(mark) if before else []
+    begin = f"{parts.LISTED}={'[' if opened else ''}{before}{mark if own else ''}"
+    return [begin + name for name in parts.names(parts.LISTED) if name.startswith(last) and name not in own]
 
 
 def reading_words(line: str) -> list[str]:

@@ -17,10 +17,12 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarec import parts
 from metarec.config.check import checked
 from metarec.config.paths import conf_dir
 from metarec.config.schema import Config
@@ -49,6 +51,14 @@ def register() -> None:
 register()
 
 
+def register_list(name: str) -> None:
+    """Make residual=NAME of several composable: to Hydra it is one more alternative, the options of all parts at their
+    defaults."""
+    schema = parts.options(parts.LISTED, name)
+    assert schema is not None  # `parts.list_trouble` has looked
+    ConfigStore.instance().store(name, dataclasses.asdict(schema()), group=parts.LISTED)
+
+
 class Composer:
     """Hydra set up on `conf/` and, after it, on further directories; use `composer`."""
 
@@ -59,7 +69,8 @@ class Composer:
     def choices(self, group: str) -> list[str]:
         """The alternatives of a group, from every directory searched."""
         loader = GlobalHydra.instance().config_loader()
-        return sorted(loader.get_group_options(group, ObjectType.CONFIG, config_name=None, overrides=self._search))
+        found = loader.get_group_options(group, ObjectType.CONFIG, config_name=None, overrides=self._search)
+        return sorted(name for name in found if not parts.is_list(group, name))
 
     def compose(self, verb: str, choices: Sequence[str]) -> DictConfig:
         """The config under these group choices, Hydra's own node `guard`ed and taken out; raises ConfigError."""
@@ -73,11 +84,35 @@ class Composer:
     def _hydra(self, verb: str, words: tuple[str, ...]) -> DictConfig:
         if words not in self._done:
             try:
-                self._done[words] = hydra.compose(verb, [*self._search, *words], return_hydra_config=True)
+                self._done[words] = self._with_lists(verb, words)
+            except ConfigError:
+                raise
             except Exception as trouble:
                 # Hydra's, OmegaConf's and PyYAML's errors have no common base class; all mean bad input here
                 raise from_hydra(trouble, " ".join(words) or verb) from trouble
         return self._done[words]
+
+    def _with_lists(self, verb: str, words: tuple[str, ...]) -> DictConfig:
+        """Composed, a list of residuals made known to Hydra where words or a file ask for it by name."""
+        try:
+            config = hydra.compose(verb, [*self._search, *words], return_hydra_config=True)
+        except MissingConfigException as missing:
+            group, _, name = str(missing.missing_cfg_file).rpartition("/")
+            if not parts.is_list(group, name):
+                raise
+            if trouble := parts.list_trouble(name):
+                raise ConfigError(group, name, *trouble) from missing
+            register_list(name)
+            config = hydra.compose(verb, [*self._search, *words], return_hydra_config=True)
+        if parts.LISTED in config and parts.LISTED not in config.hydra.runtime.choices:
+            # a list in a file: Hydra lays one alternative over the other
+            loader = GlobalHydra.instance().config_loader()
+            laid = loader.compute_defaults_list(verb, [*self._search, *words], RunMode.RUN).defaults
+            paths = (str(one.config_path) for one in laid)
+            own = [path.rpartition("/")[2] for path in paths if path.startswith(f"{parts.LISTED}/")]
+            fix = f"write {parts.JOINED.join(own)}"
+            raise ConfigError(parts.LISTED, f"[{','.join(own)}]", "a file names a list in one word", fix)
+        return config
 
 
 @contextlib.contextmanager

@@ -77,6 +77,9 @@ def explain_unknown(verb: str, key: str, chosen: Mapping[str, str]) -> tuple[str
     """
     group, _, rest = key.partition(".")
     owners = [name for name, schema in alternatives(group).items() if rest in dict(walk(schema, ""))]
+    listed = chosen.get(group, "").split(parts.JOINED) if parts.is_list(group, chosen.get(group, "")) else []
+    if here := [f"{group}.{name}.{rest}" for name in listed if name in owners]:
+        return "unknown key", f"did you mean {' or '.join(here)}?"
     if rest and group in groups(verb) and owners:
         return f"{group}={chosen.get(group)} has no such key", f"it belongs to {group}={'|'.join(owners)}"
     known = keys(verb, chosen)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from metarec import parts
 from metarec.config.fields import groups, section, type_hints
 from metarec.config.paths import conf_dir
 from metarec.config.reading import EXAMPLES, MEANING, READING
@@ -18,7 +19,7 @@ from metarec.config.schema import GROUPS, VERBS
 from metarec.config.show import show
 
 FLAGS = """\
-  -m, --multirun          run every combination of values: seed=1,2 residual=off,on
+  -m, --multirun          run every combination of values: seed=1,2 residual=off,on,[memory,context]
                           with hydra/sweeper=optuna search them, with hydra/launcher=joblib run side by side: docs/search.md
   --cfg job [--resolve]   print the composed configuration and stop
   --info [defaults|...]   print where it comes from and stop
@@ -152,6 +153,8 @@ def _group_lines(verb: str) -> Iterator[str]:
         for path in sorted((conf_dir() / group).glob("*.yaml")):
             mark = "*" if chosen.get(group) == path.stem else " "
             yield f"   {mark}{path.stem:<16} {header(path)[0]}"
+        if group == parts.LISTED:
+            yield f"    {'[memory,context]':<16} A list: several at once, each with its own section, residual.memory.start"
 
 
 def _key_lines(verb: str) -> Iterator[str]:

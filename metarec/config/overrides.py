@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarec import parts
 from metarec.config.check import check, raise_all
 from metarec.config.compose import Composer, composer, from_hydra, plain, quoted
 from metarec.config.fields import alternatives, explain_unknown, groups, keys
@@ -56,13 +57,21 @@ class Checked:
 
 
 def normalise(word: str) -> str:
-    """``residual=yes,False`` as ``residual=on,off``; a path that the grammar cannot read, quoted; others unchanged."""
+    """``residual=yes,[memory,context]`` as ``residual=on,memory+context``; a path that the grammar cannot read, quoted;
+    others unchanged."""
     key, equals, value = word.partition("=")
-    if key.lstrip("+") == "residual" and equals:
-        return f"{key}={','.join(SWITCH.get(part.strip().lower(), part) for part in value.split(','))}"
+    if key.lstrip("+") == "residual" and equals and not value.startswith("glob("):
+        joined = re.sub(r"\[([^\[\]]*)\]", lambda found: "+".join(_named(found.group(1), ",")), value)
+        return f"{key}={','.join('+'.join(_named(part, '+')) for part in joined.split(','))}"
     if key.lstrip("+") in PATHS and _grammar_refuses(word):
         return f"{key}={quoted(value)}"
     return word
+
+
+def _named(text: str, by: str) -> list[str]:
+    """The names of residuals in a text, where YAML would read a boolean as the word that was meant."""
+    names = text.split(by)
+    return [SWITCH.get(name.strip().lower(), name.strip() if len(names) > 1 else name) for name in names]
 
 
 def _grammar_refuses(word: str) -> bool:
@@ -278,6 +287,14 @@ class Checks:
             return True
         if isinstance(value, str) and value in options:
             return True
+        if isinstance(value, str) and parts.is_list(group, value):
+            trouble = parts.list_trouble(value)
+            if trouble is not None:
+                self.fail(group, value, *trouble)
+            return trouble is None
+        if (group, value) == (parts.LISTED, "several"):
+            self.fail(group, value, "is how a list is put together, and names none", f"write {group}=[memory,context]")
+            return False
         self.fail(group, value, "no such alternative", choose(value, options))
         return False
 

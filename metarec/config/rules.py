@@ -16,6 +16,7 @@ from metarec.config import rules_export as of_export
 from metarec.config import rules_guard as of_guard
 from metarec.config import rules_lm as of_lm
 from metarec.config import rules_prompts as of_text
+from metarec.config import rules_residual as of_residual
 from metarec.config import rules_run as of_run
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
@@ -98,7 +99,7 @@ def parts_among_themselves(seen: Seen) -> Iterator[Refusal]:
 
 def adapts_beside(seen: Seen) -> Iterator[Refusal]:
     """An algorithm of contexts has nothing to move where the weights themselves adapt."""
-    if seen.get("algorithm.adapts") != "beside":
+    if seen.get("algorithm.adapts") != "beside" or not seen.get("residual.adapts", True):
         return
     name, on = seen.get("algorithm.name"), seen.get("residual.name")
     if not seen.get("residual.beside"):
@@ -107,6 +108,7 @@ def adapts_beside(seen: Seen) -> Iterator[Refusal]:
     elif (
         seen.get("algorithm.learns_start") is False
         and seen.get("residual.frozen")
+        and not seen.get("residual.outer_lrs")
         and (not _learns_rates(seen) or seen.get("algorithm.inner.steps") == 0)
     ):
         what = f"algorithm={name} would have nothing to learn: contexts start at zero, and no step size is learned"
@@ -317,6 +319,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     batch_below_piece,
     world_kept_exact,
     resume_with_others,
+    *of_residual.RULES,
     of_guard.guard_unused,
     of_guard.guard_never_judges,
     of_guard.min_gain_unused,

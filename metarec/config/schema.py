@@ -336,7 +336,7 @@ class CompareConfig:
     seeds: list[int] = ranged([1], min=0, max=SEED_MAX)
     datasets: list[str] | None = None  # None: the one chosen by dataset=
     models: list[str] | None = None
-    residuals: list[str] | None = ranged(None, choices=parts.names("residual"))
+    residuals: list[str] | None = ranged(None, choices=parts.Listable("residual"))
     variants: dict[str, str] | None = None  # name -> words of `metarec train`, in place of `residuals`
     parallel: int = ranged(1, min=1)
     tune: TuneSection = field(default_factory=TuneSection)

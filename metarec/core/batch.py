@@ -209,10 +209,35 @@ def _parts(lengths: Tensor, by_states: Tensor, heavy: int) -> list[_Part]:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """What a user is known to have had before each pair's target, entry by entry, the earliest first (`data.recall`).
+
+    A key names a state of the pair's own task: 0 = the one before any event, j = the task's j-th state of this batch,
+    W + j = its j-th of the batch `support`, where W is the most states that a task has in this batch; -1 = there is none.
+    """
+
+    item: Tensor  # int64 [T, N, C], 1..n_items, 0 = no entry
+    age: Tensor  # int64 [T, N, C], 0 for the latest entry of the pair
+    own: Tensor  # bool [T, N, C], whether it stands in the pair's own prefix
+    key: Tensor  # int64 [T, N, C], the state just before it
+    support: PairBatch | None = None  # of which keys may be, beside those of the batch itself
+
+    def to(self, device: torch.device) -> Recall:
+        """A copy on `device`, the support's batch with it."""
+        support = None if self.support is None else self.support.to(device)
+        return Recall(self.item.to(device), self.age.to(device), self.own.to(device), self.key.to(device), support)
+
+    def alone(self) -> Recall:
+        """The entries of the pairs' own prefixes; they are the latest ones, so ages stay what they are."""
+        return replace(self, item=self.item.where(self.own, 0), key=self.key.where(self.own, -1), support=None)
+
+
+@dataclass(frozen=True)
 class PairBatch:
     sequences: Sequences
     at: Tensor  # int64 [T, N]: 0 = nothing known before the target, j + 1 = behind state j of the batch
     target: Tensor  # int64 [T, N], 1..n_items, -1 = an item outside the vocabulary, 0 = no pair here
+    recall: Recall | None = None  # where a residual asks for it
 
     @property
     def n_tasks(self) -> int:
@@ -221,7 +246,12 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         """A copy on `device`; sequences, places and targets go together."""
-        return PairBatch(self.sequences.to(device), self.at.to(device), self.target.to(device))
+        recall = None if self.recall is None else self.recall.to(device)
+        return PairBatch(self.sequences.to(device), self.at.to(device), self.target.to(device), recall)
+
+    def without_support(self) -> PairBatch:
+        """The same pairs, to whoever knows nothing of the user but their own prefixes."""
+        return self if self.recall is None else replace(self, recall=self.recall.alone())
 
     @property
     def inputs(self) -> Sequences:
@@ -294,6 +324,10 @@ class ImageBatch:
     def gather(self, states: Tensor) -> Tensor:
         """Every image is a pair of its own."""
         return states
+
+    def without_support(self) -> ImageBatch:
+        """Itself: an image knows of no other."""
+        return self
 
     def to(self, device: torch.device) -> ImageBatch:
         """A copy on `device`; images and targets go together."""

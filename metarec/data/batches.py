@@ -22,6 +22,7 @@ from torch import Tensor
 from metarec.core.batch import EpisodeBatch, PairBatch
 from metarec.data.history import BREAK, Laid, Stream, behind
 from metarec.data.packing import pack
+from metarec.data.recall import Log, remembered
 from metarec.ragged import ranges
 
 Ints = NDArray[np.int64]
@@ -36,7 +37,7 @@ class Batcher:
     the CPU they stay what they are, memory maps where the log is large. `reliability`: pairs [T, N] -> what each may count
     (`data.reliability`); without it, batches carry none. `stream`: prefixes reach back over the user's history
     (`data.history`): in episodes over the support, else over all earlier sessions. `n_read`: items numbered above it are
-    left out of prefixes (None: none is).
+    left out of prefixes (None: none is). `recall`: episodes say what is known ahead of every pair (`data.recall`).
     """
 
     item: NDArray[np.int32]
@@ -47,6 +48,7 @@ class Batcher:
     device: torch.device = CPU
     stream: Stream | None = None
     n_read: int | None = None
+    recall: bool = False
 
     @cached_property
     def _resident(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,6 +110,11 @@ class Batcher:
         scores = None if self.reliability is None else torch.from_numpy(self.reliability(support)).float()
         alone = self.stream is None
         parts = (self.pairs(support), self.pairs(query)) if alone else self.behind(support, query, breaks=True)
+        if self.recall:
+            if not alone:
+                raise ValueError("no recall with a stream: its prefixes hold the support already")
+            log = Log(self.item, self.max_len, self.n_read)
+            parts = remembered(*parts, self.ends(support), self.ends(query), log)
         reliability = None if scores is None else scores.to(self.device)
         return EpisodeBatch(*parts, self._placed(user), reliability, support, query)
 

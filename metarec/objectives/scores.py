@@ -6,7 +6,7 @@ Shapes: T tasks, N pairs, H hidden, V items, C candidates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -51,6 +51,10 @@ class Scores:
     def at(self, items: Tensor) -> Tensor:
         """items int64 [T, N], 1..V -> [T, N]."""
         return self.columns(items)
+
+    def through(self, change: Callable[[Tensor], Tensor]) -> Scores:
+        """What `change` makes of all scores, [T, N, V] -> [T, N, V]; they are all made, whatever is asked for."""
+        return replace(Scores.of_logits(change(self.all())), states=self.states, tapped=self.tapped)
 
     @staticmethod
     def of_model(model: Scorer, theta: Weights, states: Tensor, generator: torch.Generator | None = None) -> Scores:

@@ -5,6 +5,11 @@ everything that the outer loop may train -> whether the inner loop adapts it unl
 `l2`, a pull of the inner loop and the outer loss towards the base; the class attribute `beside`, whether what adapts are
 few numbers beside the model's weights, that start at zero and take steps which would wreck whole weights. Where what is
 learned are parts of weights under names of their own, `weight_of(name)` gives the weight's.
+
+A residual that has no number a user says `adapts = False`. One that changes scores in place of weights has a method
+`mix(phi, scores, pairs, states, encode)`; with `reads_memory` its batches say what is known ahead of each pair
+(`core.batch.Recall`). `outer_lrs` (beginning of a name -> step size) takes what is learned for all users, and stands beside
+the weights, out of the outer loop's own.
 """
 
 from __future__ import annotations

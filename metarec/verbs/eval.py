@@ -123,6 +123,11 @@ def trained_of(config: EvalConfig | ExportConfig, run: Opened) -> m.Trained:
             "steps" if config.steps is not None else "lr", config.steps if config.steps is not None else config.lr,
             "the checkpoint was trained with algorithm=supervised and has no inner loop", "leave it out",
         )  # fmt: skip
+    if not getattr(trained_as.residual, "adapts", True) and (config.steps or config.lr is not None):
+        raise ConfigError(
+            "steps" if config.steps else "lr", config.steps or config.lr,
+            f"the checkpoint was trained with residual={trained_as.residual.name}, where nothing adapts", "leave it out",
+        )  # fmt: skip
     control = run.state["control"]
     trained = m.trained_from(run.bench, trained_as, run.tensors, Control(**control) if control else None)
     if config.lr is not None and trained.algorithm is not None and trained.algorithm.inner.rates != "fixed":

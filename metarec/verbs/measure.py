@@ -91,7 +91,7 @@ def scorers(
     if trained.algorithm is None or trained.phi is None:  # supervised: its zero-shot is the pretrained model itself
         return {"zeroshot": out["pretrained"], "control": out["control"]}
     over = bench.tasks(trained.residual)
-    out["zeroshot"] = scored(over, _fixed(start(trained.phi, trained.algorithm.inner)))
+    out["zeroshot"] = scored(over, _fixed(start(trained.phi, trained.algorithm.inner)), support=False)
     out["fewshot"] = scored(over, adapted(bench, trained, lr=lr, steps=steps))
     return out
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarec import build
 from metarec.algorithms import Algorithm, inner
-from metarec.benches import AnyBench
+from metarec.benches import AnyBench, SequenceBench
 from metarec.config.schema import MetaConfig, TrainConfig
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
@@ -133,8 +133,14 @@ def meta_train(
         say(f"{steps:,} outer steps in {section.minutes:g} minutes, by the speed of the first ones")
     algorithm, phi = start(steps)
     moving = sum(value.numel() for name, value in phi.items() if algorithm.inner.moves(name))
-    say(f"adapted: {moving:,} numbers a user")
-    optimizer = build.optimizer(config.optimizer, phi, build.kind_of(config), getattr(options.inner, "rates_lr", None))
+    if moving:
+        say(f"adapted: {moving:,} numbers a user")
+    if line := remembered(config, bench):
+        say(line)
+    optimizer = build.optimizer(
+        config.optimizer, phi, build.kind_of(config), getattr(options.inner, "rates_lr", None),
+        build.outer_lrs(config.residual),
+    )  # fmt: skip
     guard = build.guard(config.guard, phi, optimizer, run_dir / FILE, lambda line: bar.note(f"meta-train: {line}"))
     at = None
     if found:
@@ -181,6 +187,17 @@ def meta_train(
     say(compared(need, peak.growth, peak.bytes))
     cost.loss = sum(recent[-10:]) / len(recent[-10:]) if recent else None
     return at
+
+
+def remembered(config: TrainConfig, bench: AnyBench) -> str | None:
+    """What a memory keeps of a user, for the reader; None where there is none."""
+    if not getattr(config.residual, "reads_memory", False) or not isinstance(bench, SequenceBench):
+        return None
+    most = max(bench.most_remembered(split) for split in ("val", "test"))
+    keys = any(getattr(part, "keys", False) for part in getattr(config.residual, "parts", [config.residual]))
+    width = bench.model.context_shapes().get("context.shift") if keys else None
+    of_keys = f"; keys of {width[0]} numbers each" if width else ""
+    return f"memory: up to {most:,} events a user ({8 * most:,} bytes of items{of_keys})"
 
 
 def _losses(

@@ -151,7 +151,7 @@ class _Rows:
         bench = self.bench
         assert isinstance(bench, SequenceBench)
         config = replace(self.config, dataset=replace(self.config.dataset, history="user"), warm_start="auto")
-        own = replace(bench, batcher=replace(bench.batcher, stream=Stream.of(bench.prepared)))
+        own = replace(bench, batcher=replace(bench.batcher, stream=Stream.of(bench.prepared), recall=False))
         history = self.run_dir / "in_context_user"
         history.mkdir(exist_ok=True)
         base = warm_start(config, own, history, self.stop).params

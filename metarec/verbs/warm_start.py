@@ -205,10 +205,10 @@ def theta(tensors: Params, state: dict[str, Any], model: Model) -> Params:
             shared = base.get(name, value)
             phi[name] = value[0] if value.dim() > shared.dim() else value  # learned for each step: as before the first
     options: dict[str, Any] = state["config"]["residual"]
-    schema = parts.options("residual", options["name"])
-    if schema is None:
+    on = parts.filled("residual", options)
+    if on is None:
         raise CheckpointError("residual", options["name"], "of another version of metarec", "train anew")
-    composed = build.residual(schema(**options), model, base).compose(phi)
+    composed = build.residual(on, model, base).compose(phi)
     return {name: value for name, value in composed.items() if isinstance(value, Tensor) and (name in base or not base)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from reference.prompt_cases import CASES as OF_TEXT
+from reference.residual_rule_cases import CASES as OF_RESIDUALS
 from reference.rule_cases import CASES as MOST
 
 from metarec.config import rules
@@ -14,6 +15,7 @@ from metarec.errors import ConfigError
 CASES = [
     *MOST,
     *OF_TEXT,
+    *OF_RESIDUALS,
     (
         "images_unused",
         "dataset=omniglot data_dir=d pretrain.epochs=2",

@@ -31,7 +31,7 @@ SHIPPED = {
     "model": 5,
     "objective": 6,
     "optimizer": 3,
-    "residual": 7,
+    "residual": 8,
     "schedule": 3,
 }
 

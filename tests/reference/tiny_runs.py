@@ -61,6 +61,8 @@ def tiny(*words: str) -> list[str]:
         idle += ("train.", "optimizer.")
     elif any(word.startswith("warm_start=") and word != "warm_start=auto" for word in words):
         idle += ("pretrain.",)
+    if "residual=memory" in words and "residual.train_weights=true" not in words:
+        idle += ("optimizer.lr",)
     method = [] if any(word.startswith("algorithm=") for word in words) else ["algorithm=fomaml"]
     if not any(word.startswith(("residual=", "algorithm=supervised", "dataset=omniglot")) for word in words):
         method.append("residual=on")

@@ -14,6 +14,7 @@ PAIRS = [
     (algorithm, residual)
     for algorithm in parts.names("algorithm")
     for residual in parts.names("residual")
+    if getattr(parts.options("residual", residual), "adapts", True)  # a memory: test_memory.py
     if residual in BESIDE or getattr(parts.options("algorithm", algorithm), "adapts", "") != "beside"
 ]
 OF_HEAD = ("residual.targets=[fc.*,gru.weight_ih*]",)  # unless told otherwise, no factors belong to the head
