@@ -39,6 +39,8 @@ def test_a_run_learns_the_memory_and_its_figures_come_again(name: str, runs: dic
     moved = {key for key in first if not torch.equal(first[key], last[key])}
     numbers = {f"phi/memory.{number}" for number in ("gate", "similarity", "recency", "own")}
     assert numbers <= moved
+    step = float((at(run, 2)["phi/memory.own"] - first["phi/memory.own"]).abs())
+    assert 0.03 < step < 2 * 0.0301  # two steps of Adam of residual.lr each, whatever optimizer.lr is
     base = {key for key in first if key.startswith("base/")}
     assert base
     assert not moved & base
