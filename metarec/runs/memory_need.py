@@ -199,8 +199,8 @@ def refuse(need: Need, there: int | None, where: str, *, weights_are_there: bool
     """EnvironmentFault where `need` is more than the bytes that are `there` (None: unknown, and nothing is refused)."""
     if there is None or (need.beyond_weights if weights_are_there else need.total) <= there:
         return
-    ways = "set train.task_chunk to fewer tasks, model.gradient_checkpointing where the model has it, "
-    ways += "or another hardware.precision; or take a smaller model"
+    ways = "set train.task_chunk and evaluation.task_chunk to fewer tasks, model.gradient_checkpointing where the model has "
+    ways += "it, or another hardware.precision; or take a smaller model"
     largest = max(asdict(need).items(), key=lambda part: part[1])[0]
     raise EnvironmentFault(
         where, f"{_mib(need.total)} MiB needed", f"{_mib(there)} MiB are available; the largest part is {largest}", ways

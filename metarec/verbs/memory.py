@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from metarec.tasks import Model
 
 DRAWN = {"sampled_softmax": ("n_samples", 1024), "bce": ("n_negatives", 256), "gbce": ("n_negatives", 256),
          "bpr_max": ("n_samples", 2048)}  # fmt: skip  # objective -> key of how many items it draws, and its most by default
+
+OF_CG = 2  # inner steps of second order that the vectors of a conjugate gradient weigh as much as (iMAML, measured)
 
 
 def learned_shapes(config: TrainConfig, model: Model) -> dict[str, tuple[int, ...]]:
@@ -47,14 +51,14 @@ def need_of(config: TrainConfig, bench: AnyBench, made: Algorithm) -> Need:
     optimizer, guard = config.optimizer, config.guard
     multi = getattr(made, "step_weights", None)
     begins = getattr(config.algorithm, "learns_start", True)  # else what adapts has no gradient (CAVIA's contexts)
+    implicit = getattr(made, "cg_steps", 0) > 0 and loop.steps > 0
     judged = sum(weight > 0 for weight in multi(0)) if multi is not None else 1
-    return estimate(
+    reckon = partial(
+        estimate,
         model.shapes(),
         learned | {name: (loop.steps + 1, *shape) for name, shape in statistics.items()},
         {name: shape for name, shape in learned_shapes(config, model).items() if loop.moves(name)},
         frozenset(name for name in learned if weight_of(name) in model.head),
-        batch,
-        Loop(loop.steps, _second_order(made), loop.recompute, judged),
         per_state=_per_state(model, batch),
         itemsize=torch.empty((), dtype=bench.hardware.dtype).element_size(),
         slots=int(optimizer.momentum > 0) if isinstance(optimizer, SgdConfig) else 2,
@@ -62,10 +66,24 @@ def need_of(config: TrainConfig, bench: AnyBench, made: Algorithm) -> Need:
         trained=sum(math.prod(shape) for name, shape in learned.items() if begins or not loop.moves(name)),
         on_cpu=bench.hardware.device.type == "cpu",
     )
+    steps = loop.steps + (OF_CG if implicit else 0)
+    need = reckon(batch, Loop(steps, implicit or _second_order(made), loop.recompute, judged))
+    at_test = reckon(_of_validation(config, bench, batch), Loop(loop.steps, False))
+    if at_test.tasks + at_test.activations > need.tasks + need.activations:  # more tasks at once there
+        need = replace(need, tasks=at_test.tasks, activations=at_test.activations)
+    return need
+
+
+def _of_validation(config: TrainConfig, bench: AnyBench, batch: Batch) -> Batch:
+    """The batch of a validation, whose users are taken for like those of training."""
+    tasks = min(config.evaluation.task_chunk, len(bench.episodes("val")))
+    states = (-(-count * tasks // batch.tasks) for count in (batch.support_states, batch.query_states))
+    support, query = states
+    return replace(batch, tasks=tasks, support_states=support, query_states=query)
 
 
 def _second_order(made: Algorithm) -> bool:
-    """Whether the graph of inner steps is kept (of one, where the gradient is implicit)."""
+    """Whether the graph of inner steps is kept."""
     return getattr(made, "order", "first") in ("second", "annealed") and made.inner.steps > 0
 
 
