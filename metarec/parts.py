@@ -1,7 +1,7 @@
 """Parts: what a run is put together from, each of them one file of a folder, found by its exact name.
 
     group        folder       the file brings, beside what its paper says
-    model        models       Config, build(config, n_items)
+    model        models       Config, build(config, n_items)              or build_of(config, catalogue): `models.Catalogue`
     algorithm    algorithms   Config, build(config, given)              `algorithms.Given`
     residual     residual     Config, build(config, base, model), learnable(config, model)
     objective    objectives   Config, build(config, items)              `objectives.Items`

@@ -42,6 +42,7 @@ from metarec.options import Refusal, ranged
 
 ITEMS = "items.weight"
 TITLE_TOKENS = 1000  # of the tokenizer made of titles, unless told otherwise
+OTHERS = "give a model of another architecture, such as Llama or GPT-2"
 STD = 0.02  # of what is drawn, as in GPT-2
 
 
@@ -322,13 +323,17 @@ class CausalLM:
                 skeleton(net.config), self.as_transformers(mine), kwargs={"input_ids": ids}
             )
             bias = None if net.output_bias is None else mine[net.output_bias]
-            h = net(F.embedding(ids, mine[net.table]), Bound(mine, 1, eager=True))
-            gap = float((F.linear(h, mine[net.output], bias) - theirs.logits).abs().max())
+            x, gap = F.embedding(ids, mine[net.table]), 0.0
+            for eager in (True, False):
+                try:
+                    h = net(x, Bound(mine, 1, eager=eager))
+                except (AttributeError, TypeError, ValueError, RuntimeError) as reason:
+                    what = f"its modules do more with their weights than to multiply by them ({reason})"
+                    raise ConfigError("model.path", self.path, what, OTHERS) from reason
+                gap = max(gap, float((F.linear(h, mine[net.output], bias) - theirs.logits).abs().max()))
         if not gap <= 1e-3 * max(1.0, float(theirs.logits.abs().max())):
             what = f"logits by transformers differ from those here by {gap:.2g}: it does more than layers and an output"
-            raise ConfigError(
-                "model.path", self.path, what, "give a model of another architecture, such as Llama or GPT-2"
-            )
+            raise ConfigError("model.path", self.path, what, OTHERS)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ class Net:
         named = next(name for name, module in whole.named_modules() if module is output)
         self.twins = {f"{named}.weight": self.table} if tied else {}  # what a file may hold beside its other half
         self.checkpointing = checkpointing
+        self.fuses = bool(getattr(whole, "_supports_sdpa", False))  # else attention is always of plain products
         self.shapes = {name: tuple(value.shape) for name, value in whole.named_parameters()}
         self.width, self.vocab_size = table.weight.shape[1], table.weight.shape[0]
         self.transposed: set[str] = set()
@@ -140,6 +141,10 @@ class Net:
         rows, length = x.shape[:2]
         positions = torch.arange(length, device=x.device).expand(rows, length)
         self.tokens = (rows, length)
+        for module in self.body.modules():  # angles of rotary positions, say
+            for key, buffer in module._buffers.items():
+                if buffer is not None and buffer.device != x.device:
+                    module._buffers[key] = buffer.to(x.device)
         with self.bound(to):
             found: Tensor = self.body(inputs_embeds=x, position_ids=positions, use_cache=False).last_hidden_state
         return found
@@ -149,7 +154,7 @@ class Net:
         """The tree reads the weights `to`; afterwards what it read before."""
         before, way = self.now, self.config._attn_implementation
         kept = [module._parameters[key] for module, key, _ in self._slots]
-        self.now, self.config._attn_implementation = to, "eager" if to.eager else "sdpa"
+        self.now, self.config._attn_implementation = to, "sdpa" if self.fuses and not to.eager else "eager"
         for module, key, name in self._slots:
             module._parameters[key] = _plain(to.params[name], name)
         try:

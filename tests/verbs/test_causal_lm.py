@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from reference.small_lms import saved, theirs
-from reference.tiny_runs import MODEL, Work, assert_same_run, ended, metrics, state, tiny, wait_for
+from reference.tiny_runs import MODEL, Work, assert_same_run, ended, metrics, state, tensors, tiny, wait_for
 
 from metarec import cli
 from metarec.config.overrides import check_words
+from metarec.data.store import Prepared
 from metarec.errors import ConfigError
 
 LM = ("model=causal_lm", "model.hidden_size=8", "model.n_heads=2", "model.max_len=12")
@@ -98,6 +99,16 @@ def test_a_directory_and_titles_start_the_model_and_name_what_is_cached(work: Wo
     for file in directory.glob("*.safetensors"):
         file.unlink()
     (directory / "model.safetensors").touch()  # the weights are those of the checkpoint by now
+    assert work.eval(run)["metrics"] == metrics(run)["metrics"]
+
+
+@pytest.mark.slow
+def test_a_data_set_of_tokens_is_read_by_the_models_own_table(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the data set says of itself is another: the run is the same command."""
+    monkeypatch.setattr(Prepared, "kind", "tokens")
+    run = train(work, *LM, *LORA, "algorithm=maml", "train.steps=2", "train.eval_every=1")
+    found = tensors(run, "best")
+    assert found["base/model.embed_tokens.weight"].shape == (30, 8) and "base/items.weight" not in found
     assert work.eval(run)["metrics"] == metrics(run)["metrics"]
 
 
