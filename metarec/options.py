@@ -1,4 +1,4 @@
-"""What the options of a part are written with: fields with their allowed values, and the options all inner loops have.
+"""What the options of a part are written with: fields with their allowed values, and what many parts have in common.
 
 Nothing of torch stands here, so that help and refusals can read options without it. See `metarec.parts`.
 """
@@ -73,6 +73,25 @@ class LearnedInner(DifferentiatedInner):
     """The same, where step sizes may be learned in any of the ways there are."""
 
     rates: str = ranged("fixed", choices=["fixed", "tensor", "tensor_step", "element", "element_step"])
+
+
+@dataclass
+class KLAnchor:
+    """A pull of what a model says to what another one says of the same pairs: the section `objective.kl_anchor`."""
+
+    weight: float = ranged(0.0, min=0)
+    direction: str = ranged("base_adapted", choices=["base_adapted", "adapted_base"])
+    where: str = ranged("outer", choices=["inner", "outer", "both"])
+    temperature: float = ranged(1.0, min=0, exclusive=["min"])
+    reference: str = ranged("pretrained", choices=["pretrained", "initial"])
+
+
+@dataclass
+class Anchored:
+    """What every objective has (`metarec.objectives.kl_anchor`)."""
+
+    name: str = ""
+    kl_anchor: KLAnchor = field(default_factory=KLAnchor)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from metarec.core.batch import ImageBatch, PairBatch
 from metarec.core.weights import Params, Weights
+from metarec.objectives.kl_anchor import Anchor
 from metarec.objectives.scores import Scores
 
 Objective = Callable[[Scores, Tensor, torch.Generator | None], Tensor]  # scores, target [T, N], generator -> [T, N]
@@ -107,6 +108,7 @@ class Tasks:
         generator: torch.Generator | None = None,
         weights: Tensor | None = None,
         items: torch.Generator | None = None,
+        anchor: Anchor | None = None,
     ) -> Callable[[Weights], Tensor]:
         """phi -> the loss of every task [T]: sum(w * each) / sum(w) over the pairs that count, 0 where none does.
 
@@ -115,7 +117,8 @@ class Tasks:
         alone: every call drops the same units and draws the same items, so it can be adapted by for several steps,
         recomputed, and compared with a difference; and the generators given are left as they were, so another loss needs
         others (`core.seeding`). What is drawn depends on no shape, so pieces of a batch that are given equal `items` are
-        judged against the same ones. `weights` float [N] or [T, N], >= 0: what a pair counts, 1 without.
+        judged against the same ones. `weights` float [N] or [T, N], >= 0: what a pair counts, 1 without. `anchor` is
+        part of what a pair costs.
         """
         kept = None if generator is None else generator.clone_state()
         draw = items.clone_state() if items is not None else None if kept is None else _apart(kept)
@@ -125,7 +128,9 @@ class Tasks:
             theta, dropping = self.compose(phi), None if kept is None else kept.clone_state()
             states = pairs.gather(model.encode(theta, pairs.inputs, dropping))
             scores = Scores.of_model(model, theta, states, dropping)
+            scores = scores if anchor is None else scores.kept()
             each = self.objective(scores, target, None if draw is None else draw.clone_state())
+            each = each if anchor is None else each + anchor(scores, target)
             if weights is None:
                 return each.sum(1) / counts.sum(1).clamp(min=1)
             total = (weights * counts).sum(1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Config:
 
     name: str = "reptile"
     inner: Inner = field(default_factory=Inner)
+
+    joint: ClassVar[bool] = True  # one loop over support and query pairs, in training
 
 
 def build(config: Config, given: Given) -> Reptile:

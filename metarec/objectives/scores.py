@@ -6,7 +6,7 @@ Shapes: T tasks, N pairs, H hidden, V items, C candidates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -51,6 +51,19 @@ class Scores:
     def at(self, items: Tensor) -> Tensor:
         """items int64 [T, N], 1..V -> [T, N]."""
         return self.columns(items)
+
+    def kept(self) -> Scores:
+        """The same; the scores of all items are made at most once, for however many ask for them."""
+        made: list[Tensor] = []
+
+        def columns(items: Tensor | None) -> Tensor:
+            if items is not None:
+                return self.columns(items)
+            if not made:
+                made.append(self.columns(None))
+            return made[0]
+
+        return replace(self, columns=columns)
 
     @staticmethod
     def of_model(model: Scorer, theta: Weights, states: Tensor, generator: torch.Generator | None = None) -> Scores:

@@ -19,14 +19,15 @@ from metarec.core.seeding import generator
 from metarec.core.weights import Params
 from metarec.evaluate import Control, monitored, ranks, scored
 from metarec.report.progress import progress
+from metarec.residual import Residual
 from metarec.runs import checkpoint
 from metarec.runs.guard import FILE
 from metarec.runs.history import History, Listener
 from metarec.runs.memory import Peak
 from metarec.runs.signals import Stop
-from metarec.tasks import Tasks
 from metarec.train import Plan, Progress, Store, Timer, fit, restore
 from metarec.verbs import measure as m
+from metarec.verbs.anchoring import Anchoring
 from metarec.verbs.warm_start import tuned_control, warm_start
 from metarec.verbs.weighting import Weighting, weighting_of
 
@@ -111,8 +112,8 @@ def meta_train(
 
     def losses_at(algorithm: Algorithm, phi: Params, step: int) -> Iterator[Tensor]:
         if statistics and (step < STATISTICS_FIRST or step % STATISTICS_EVERY == 0):
-            _keep_statistics(config, bench, tasks, algorithm, phi, weighting, set(statistics), step)
-        yield from _losses(config, bench, tasks, algorithm, phi, weighting, step)
+            _keep_statistics(config, bench, over, algorithm, phi, weighting, set(statistics), step)
+        yield from _losses(config, bench, over, algorithm, phi, weighting, step)
 
     steps = int(stored.get("outer_steps", section.steps))
     if section.minutes is not None and not found:
@@ -132,7 +133,9 @@ def meta_train(
     validation = bench.episodes("val")
 
     def validate() -> dict[str, float]:
-        trained = m.Trained(base, {k: v.detach() for k, v in phi.items()}, over, algorithm, weighting)
+        trained = m.Trained(
+            base, {k: v.detach() for k, v in phi.items()}, over, algorithm, weighting, build.anchor(config)
+        )
         method = m.adapted(bench, trained, steps=config.evaluation.test_steps)
         found, _ = ranks(validation, scored(tasks, method), config.evaluation.ties, bench.seen())
         return monitored(found, bench.prepared.n_items)
@@ -173,7 +176,7 @@ def meta_train(
 def _losses(
     config: TrainConfig,
     bench: AnyBench,
-    tasks: Tasks,
+    over: Residual,
     algorithm: Algorithm,
     phi: Params,
     weighting: Weighting,
@@ -185,13 +188,16 @@ def _losses(
     the support's negatives would reward having learned these), and the same for all chunks: the size of a chunk changes
     nothing but which units are dropped.
     """
-    rate, device = build.dropout(config), bench.hardware.device
+    rate, device, tasks = build.dropout(config), bench.hardware.device, bench.tasks(over)
+    anchoring = Anchoring.of(build.anchor(config), bench, over, algorithm.inner)
     query_tasks = replace(tasks, model=build.with_dropout(bench.model, rate)) if rate else tasks
     for number, batch in enumerate(bench.training_batches(config.train, config.seed, step)):
         items = generator(config.seed, "support items", step, device)
-        support = tasks.loss(batch.support, None, weighting.weights(batch), items)
+        inside, outside = anchoring.support(phi, batch.support), anchoring.query(phi, batch.query)
+        support = tasks.loss(batch.support, None, weighting.weights(batch), items, inside)
         dropped = generator(config.seed, f"query {number}", step, device) if rate else None
-        query = query_tasks.loss(batch.query, dropped, None, generator(config.seed, "query items", step, device))
+        drawn = generator(config.seed, "query items", step, device)
+        query = query_tasks.loss(batch.query, dropped, None, drawn, outside)
         losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
         yield losses.sum() / config.train.meta_batch_size
 
@@ -199,7 +205,7 @@ def _losses(
 def _keep_statistics(
     config: TrainConfig,
     bench: AnyBench,
-    tasks: Tasks,
+    over: Residual,
     algorithm: Algorithm,
     phi: Params,
     weighting: Weighting,
@@ -211,14 +217,16 @@ def _keep_statistics(
     Each step's images are taken under the weights that the inner loop has then, and each norm by its own batch.
     """
     model: Any = bench.model
-    share = max(STATISTICS_MOMENTUM, 1 / (step + 1))
+    tasks, share = bench.tasks(over), max(STATISTICS_MOMENTUM, 1 / (step + 1))
     learned = {name: value for name, value in phi.items() if name not in statistics}
+    anchoring = Anchoring.of(build.anchor(config), bench, over, algorithm.inner)
     with torch.no_grad():
         for name in statistics:
             phi[name].mul_(1 - share)
         for batch in bench.training_batches(config.train, config.seed, step):
             of_chunk = share * batch.n_tasks / config.train.meta_batch_size
-            support = tasks.loss(batch.support, None, weighting.weights(batch))
+            anchor = anchoring.support(learned, batch.support)
+            support = tasks.loss(batch.support, None, weighting.weights(batch), anchor=anchor)
             found = inner.path(support, learned, batch.n_tasks, algorithm.inner)
             for number, weights in enumerate(found):
                 part = batch.support if number < algorithm.inner.steps else batch.query
