@@ -291,4 +291,4 @@ def item_counts(prepared: Prepared) -> np.ndarray:
 def _tasks(bench: AnyBench, over: Residual | None) -> Tasks:
     """Losses and logits over the model's own weights, or over a residual's."""
     compose = (lambda phi: phi) if over is None else over.compose
-    return Tasks(bench.model, bench.objective, compose, bench.hardware.mixed)
+    return Tasks(bench.model, bench.objective, compose, bench.hardware.mixed, getattr(over, "compose_on", None))

@@ -25,6 +25,7 @@ from metarec.core.weights import Params, Weights
 from metarec.objectives.kl_anchor import Anchor
 from metarec.objectives.scores import Scores
 
+ComposeOn = Callable[[PairBatch | ImageBatch], Callable[[Weights], Weights]]
 Objective = Callable[[Scores, Tensor, torch.Generator | None], Tensor]  # scores, target [T, N], generator -> [T, N]
 
 
@@ -36,7 +37,8 @@ class Model(Protocol):
     `context_shapes`: further named vectors, zero without effect, that `residual=context` adapts for each task; `encode` and
     `score` read them where `params` holds them. `head`: names of the weights that `score` reads (contexts among them).
 
-    A model may have `scale_shapes` as well: what `residual=ia3` adapts, in the same way.
+    A model may have `scale_shapes` as well: what `residual=ia3` adapts, in the same way. And `item_rows`, what
+    `residual=rows` adapts: name of each weight that has a row for every item -> item's number less that of its row.
     """
 
     @property
@@ -96,6 +98,7 @@ class Tasks:
     objective: Objective
     compose: Callable[[Weights], Weights]  # what is adapted -> the model's weights (the residual)
     mixed: bool = False  # products in bfloat16
+    compose_on: ComposeOn | None = None  # in place of `compose` in a loss, where it depends on the pairs
 
     def logits(self, phi: Weights, pairs: PairBatch | ImageBatch, generator: torch.Generator | None = None) -> Tensor:
         """[T, N, V]; a generator switches dropout on."""
@@ -123,9 +126,10 @@ class Tasks:
         kept = None if generator is None else generator.clone_state()
         draw = items.clone_state() if items is not None else None if kept is None else _apart(kept)
         target, counts, model = pairs.target, pairs.target > 0, self._on(pairs)
+        compose = self.compose if self.compose_on is None else self.compose_on(pairs)
 
         def loss(phi: Weights) -> Tensor:
-            theta, dropping = self.compose(phi), None if kept is None else kept.clone_state()
+            theta, dropping = compose(phi), None if kept is None else kept.clone_state()
             states = pairs.gather(model.encode(theta, pairs.inputs, dropping))
             scores = Scores.of_model(model, theta, states, dropping)
             scores = scores if anchor is None else scores.kept()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class Config:
     inner: Inner = field(default_factory=Inner)
     lam: float = ranged(1.0, min=0, exclusive=["min"])
     cg_steps: int = ranged(5, min=1)
+
+    taps_query: ClassVar[bool] = True  # each task's own gradient of the query loss is taken
 
 
 def build(config: Config, given: Given) -> IMAML:

@@ -13,6 +13,7 @@ from metarec.config import rules_anchor as of_anchor
 from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
 from metarec.config import rules_guard as of_guard
+from metarec.config import rules_rows as of_rows
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
 from metarec.data.spec import WorldSpec
@@ -354,6 +355,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_guard.guard_never_judges,
     of_guard.min_gain_unused,
     *of_anchor.RULES,
+    *of_rows.RULES,
     of_data.dataset_path_missing,
     of_data.dataset_path_unused,
     of_data.data_dir_missing,

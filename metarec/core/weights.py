@@ -27,7 +27,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from metarec.core.offsets import Dense, LowRank, Offset, Rows, dot
+from metarec.core.offsets import Dense, LowRank, Offset, Rows, dot, within
 
 Params = dict[str, Tensor]
 Finish = Callable[[Tensor], Offset]
@@ -85,6 +85,24 @@ class FastWeight:
             offset = None if offset is None else offset.scaled(alpha)
             tap = None if tap is None else _ScaledTap(tap, alpha)
         return FastWeight(torch.add(base, self.shared, alpha=alpha), offset, tap)
+
+    def within(self, ids: Tensor, real: Tensor) -> FastWeight:
+        """The same, but its tap sees of each task's gradient the rows ids [T, U] alone, and of these no filling.
+
+        `real` bool [T, U]: which are none. Both are constants, so what is seen is linear in the gradient.
+        """
+        if self.tap is None:
+            return self
+        return FastWeight(self.shared, self.offset, _RowsTap(self.tap, ids, real, self.shared.shape))
+
+
+class _RowsTap(Tap):
+    def __init__(self, inner: Tap, ids: Tensor, real: Tensor, shape: torch.Size) -> None:
+        super().__init__(inner.second_order, inner.notes, inner.dtype)
+        self.inner, self.ids, self.real, self.shape = inner, ids, real, shape
+
+    def add(self, at: Tensor, finish: Finish) -> None:
+        self.inner.add(at, lambda grad: within(finish(grad), self.ids, self.real, self.shape))
 
 
 class _ScaledTap(Tap):
@@ -180,7 +198,7 @@ def squared_norm(weight: FastWeight) -> Tensor:
 def _against(shared: Tensor, offset: Offset) -> Tensor:
     """<shared, offset[t]> of every task, [T]."""
     if isinstance(offset, Rows):
-        return (shared[offset.ids] * offset.values).flatten(1).sum(1)
+        return (shared[offset.ids].view_as(offset.values) * offset.values).flatten(1).sum(1)
     if isinstance(offset, LowRank):
         each = [(torch.matmul(right, shared.T) * left).flatten(1).sum(1) for left, right in offset.blocks]
         return reduce(torch.add, each)

@@ -8,7 +8,7 @@ arXiv:1503.02531, sec. 2). KL(p || q) asks q to have all that p has; KL(q || p) 
 loss of a task takes the mean over its pairs that count, as of any other loss (`metarec.tasks`): never the sum over a
 sequence divided by the number of sequences. p is a constant: no gradient reaches the reference.
 
-Source: a KL penalty to the model that one started from, as in Ziegler et al. 2019, arXiv:1909.08593, eq. 2 (there
+Source: a KL penalty to the model that one started from, as in Ziegler et al. 2019, arXiv:1909.08593, sec. 2 (there
 KL(q || p)). Shapes: T tasks, N pairs, V items.
 """
 

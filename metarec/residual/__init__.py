@@ -5,6 +5,10 @@ everything that the outer loop may train -> whether the inner loop adapts it unl
 `l2`, a pull of the inner loop and the outer loss towards the base; the class attribute `beside`, whether what adapts are
 few numbers beside the model's weights, that start at zero and take steps which would wreck whole weights. Where what is
 learned are parts of weights under names of their own, `weight_of(name)` gives the weight's.
+
+A residual may have more than `Residual` asks for: `compose_on(pairs)`, which gives the `compose` of a loss of these pairs
+where what adapts depends on them (`of_support` of its Config, for the rules); `fixed`, names of phi that the outer loop
+does not train.
 """
 
 from __future__ import annotations

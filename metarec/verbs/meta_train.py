@@ -106,7 +106,7 @@ def meta_train(
         like = next(iter(base.values()))
         moments = {name: like.new_full(shape, float(name.endswith("var"))) for name, shape in statistics.items()}
         phi = build.trainable(algorithm.learned(over.init(generator(config.seed, "residual")) | moments))
-        for name in statistics:
+        for name in (*statistics, *getattr(over, "fixed", ())):
             phi[name].requires_grad_(False)
         return algorithm, phi
 

@@ -161,6 +161,24 @@ CASES = [
         "algorithm=reptile has one loop over support and query pairs, and no outer loss",
         f"algorithm=reptile residual=off {ANCHOR} objective.kl_anchor.where=both",
     ),
+    (
+        "rows_learn_nothing",
+        "residual=rows algorithm=fomaml",
+        "algorithm=fomaml learns no step size: nothing would be learned -- set residual.learn_start=true",
+        "residual=rows algorithm=fomaml algorithm.inner.rates=tensor",
+    ),
+    (
+        "rows_learn_nothing",
+        "residual=rows algorithm.inner.steps=0",
+        "or use algorithm=meta_sgd or algorithm.inner.rates=tensor",
+        "residual=rows algorithm=maml residual.learn_start=true",
+    ),
+    (
+        "rows_of_the_query",
+        "residual=rows residual.learn_start=true algorithm=imaml",
+        "residual=rows is of the support's items -- use algorithm=meta_sgd",
+        "residual=rows algorithm=maml_pp",
+    ),
 ]
 
 

@@ -30,7 +30,7 @@ SHIPPED = {
     "model": 4,
     "objective": 6,
     "optimizer": 3,
-    "residual": 7,
+    "residual": 8,
     "schedule": 3,
 }
 
