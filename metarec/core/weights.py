@@ -119,12 +119,14 @@ class Factored:
     """base + scale * b a, where b and a are weights with offsets and taps of their own.
 
     `core.ops` reads it in this form. `own` and `whole` write the product, a matrix a task, for operators without it.
+    `drop`: what becomes of an activation ahead of the factors, and of nothing else; the same whenever it is called.
     """
 
     base: Tensor  # [out, in], that of all tasks
     a: FastWeight  # [r, in]
     b: FastWeight  # [out, r]
     scale: float
+    drop: Callable[[Tensor], Tensor] | None = None  # [..., in] -> the same shape
 
     def dense(self) -> Tensor:
         """The weights of all tasks, [T, out, in] ([out, in] before any step); not noted at a tap."""

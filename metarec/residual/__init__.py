@@ -8,7 +8,8 @@ learned are parts of weights under names of their own, `weight_of(name)` gives t
 
 A residual may have more than `Residual` asks for: `compose_on(pairs)`, which gives the `compose` of a loss of these pairs
 where what adapts depends on them (`of_support` of its Config, for the rules); `fixed`, names of phi that the outer loop
-does not train.
+does not train; `most_rows(pairs)`, where a user keeps rows of tables; `dropout` with `dropping(generator)`, the `compose`
+of a query loss in training that drops units of its own.
 """
 
 from __future__ import annotations

@@ -83,6 +83,10 @@ class RowsResidual:
         """Names that the outer loop does not train."""
         return () if self.learn_start else tuple(self.tables)
 
+    def most_rows(self, pairs: PairBatch | ImageBatch) -> int:
+        """The most rows that a task of these support pairs has of a table."""
+        return int(touched(pairs)[1].sum(1).max())
+
     def init(self, generator: torch.Generator) -> Params:
         """Zero for every table; nothing is drawn."""
         return {name: torch.zeros_like(self.base[name]) for name in self.tables}

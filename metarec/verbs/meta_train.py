@@ -28,6 +28,7 @@ from metarec.runs.signals import Stop
 from metarec.train import Plan, Progress, Store, Timer, fit, restore
 from metarec.verbs import measure as m
 from metarec.verbs.anchoring import Anchoring
+from metarec.verbs.user_cost import user_cost
 from metarec.verbs.warm_start import tuned_control, warm_start
 from metarec.verbs.weighting import Weighting, weighting_of
 
@@ -47,6 +48,8 @@ class Cost:
     peak_bytes: int | None = None
     growth_bytes: int | None = None
     loss: float | None = None  # mean meta-loss of the last ten steps
+    adapted_numbers: int | None = None  # of a user, as `verbs.user_cost` counts them
+    adapted_bytes: int | None = None
 
     def document(self) -> dict[str, Any]:
         """As ``cost`` of metrics.json; seconds and bytes, null where not measured."""
@@ -121,8 +124,14 @@ def meta_train(
         steps = _steps_in(section.minutes * 60, lambda step: losses_at(algorithm, phi, step), section.steps)
         say(f"{steps:,} outer steps in {section.minutes:g} minutes, by the speed of the first ones")
     algorithm, phi = start(steps)
-    moving = sum(value.numel() for name, value in phi.items() if algorithm.inner.moves(name))
-    say(f"adapted: {moving:,} numbers a user")
+
+    def trained() -> m.Trained:
+        now = {name: value.detach() for name, value in phi.items()}
+        return m.Trained(base, now, over, algorithm, weighting, build.anchor(config))
+
+    user = user_cost(bench, trained(), config.evaluation.test_steps)
+    cost.adapted_numbers, cost.adapted_bytes = user.numbers, user.bytes
+    say(user.line)
     optimizer = build.optimizer(config.optimizer, phi, build.kind_of(config), getattr(options.inner, "rates_lr", None))
     guard = build.guard(config.guard, phi, optimizer, run_dir / FILE, lambda line: bar.note(f"meta-train: {line}"))
     at = None
@@ -133,10 +142,7 @@ def meta_train(
     validation = bench.episodes("val")
 
     def validate() -> dict[str, float]:
-        trained = m.Trained(
-            base, {k: v.detach() for k, v in phi.items()}, over, algorithm, weighting, build.anchor(config)
-        )
-        method = m.adapted(bench, trained, steps=config.evaluation.test_steps)
+        method = m.adapted(bench, trained(), steps=config.evaluation.test_steps)
         found, _ = ranks(validation, scored(tasks, method), config.evaluation.ties, bench.seen())
         return monitored(found, bench.prepared.n_items)
 
@@ -196,6 +202,9 @@ def _losses(
         inside, outside = anchoring.support(phi, batch.support), anchoring.query(phi, batch.query)
         support = tasks.loss(batch.support, None, weighting.weights(batch), items, inside)
         dropped = generator(config.seed, f"query {number}", step, device) if rate else None
+        if getattr(over, "dropout", 0.0):  # of what a residual's own factors read
+            of_factors = generator(config.seed, f"factors {number}", step, device)
+            query_tasks = replace(query_tasks, compose=over.dropping(of_factors))  # type: ignore[attr-defined]
         drawn = generator(config.seed, "query items", step, device)
         query = query_tasks.loss(batch.query, dropped, None, drawn, outside)
         losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
