@@ -50,7 +50,7 @@ from metarec.errors import ConfigError, EnvironmentFault
 from metarec.evaluate import Control
 from metarec.models import Catalogue
 from metarec.objectives import Items
-from metarec.options import Several, matching
+from metarec.options import KLAnchor, Several, matching
 from metarec.residual import Residual, several
 from metarec.runs.guard import Guard, Rules
 from metarec.runs.guarded import Guarded
@@ -134,6 +134,17 @@ def objective(config: Part, prepared: AnyPrepared, seed: int, device: torch.devi
 
     made: Objective = parts.load("objective", config.name).build(config, Items(prepared.n_items, counted, seed, device))
     return made
+
+
+def unanchored(config: TrainConfig) -> dict[str, Any]:
+    """The options of the objective that pretraining and fine-tuning see: all but its anchor."""
+    return {name: value for name, value in asdict(config.objective).items() if name != "kl_anchor"}
+
+
+def anchor(config: TrainConfig) -> KLAnchor:
+    """`objective.kl_anchor`; of an objective that has no such section, none."""
+    found: KLAnchor = getattr(config.objective, "kl_anchor", KLAnchor())
+    return found
 
 
 def pretrain_lr(config: TrainConfig) -> float:

@@ -133,6 +133,31 @@ def _joined(parts: Sequence[Ints]) -> Ints:
     return np.concatenate([np.pad(part, own) if own[1][1] else part for part, own in zip(parts, rest, strict=True)])
 
 
+def divergences(
+    episodes: Judged, reference: Scorer, scorers: Mapping[str, Scorer]
+) -> dict[str, dict[str, float | None]]:
+    """Of every scorer, in nats: the mean cross-entropy of the query targets, and the mean KL(reference || scorer) there.
+
+    Over the whole vocabulary, whatever is ranked. Targets outside of it are left out of both; None where none is left.
+    """
+    count, sums = 0, {name: [0.0, 0.0] for name in scorers}
+    with torch.no_grad():
+        for batch in episodes.batches():
+            known = batch.query.target > 0
+            column = batch.query.target[known][:, None] - 1
+            log_p = reference(batch)[known].log_softmax(-1)  # [n, V]
+            p = log_p.exp()
+            count += len(column)
+            for name, scorer in scorers.items():
+                log_q = scorer(batch)[known].log_softmax(-1)
+                sums[name][0] -= float(log_q.gather(1, column).sum())
+                sums[name][1] += float((p * (log_p - log_q)).sum())
+    return {
+        name: {"cross_entropy": ce / count if count else None, "kl": kl / count if count else None}
+        for name, (ce, kl) in sums.items()
+    }
+
+
 def _rank(scores: Tensor, batch: EpisodeBatch, ties: str, seen: Seen | None) -> tuple[Ints, Ints]:
     if seen is not None:
         refuse_non_finite(scores)  # before some are put aside

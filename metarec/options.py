@@ -1,4 +1,4 @@
-"""What the options of a part are written with: fields with their allowed values, and the options all inner loops have.
+"""What the options of a part are written with: fields with their allowed values, and what many parts have in common.
 
 Nothing of torch stands here, so that help and refusals can read options without it. See `metarec.parts`.
 """
@@ -76,6 +76,25 @@ class LearnedInner(DifferentiatedInner):
 
 
 @dataclass
+class KLAnchor:
+    """A pull of what a model says to what another one says of the same pairs: the section `objective.kl_anchor`."""
+
+    weight: float = ranged(0.0, min=0)
+    direction: str = ranged("base_adapted", choices=["base_adapted", "adapted_base"])
+    where: str = ranged("outer", choices=["inner", "outer", "both"])
+    temperature: float = ranged(1.0, min=0, exclusive=["min"])
+    reference: str = ranged("pretrained", choices=["pretrained", "initial"])
+
+
+@dataclass
+class Anchored:
+    """What every objective has (`metarec.objectives.kl_anchor`)."""
+
+    name: str = ""
+    kl_anchor: KLAnchor = field(default_factory=KLAnchor)
+
+
+@dataclass
 class Delta:
     """The options of the residuals that put base + alpha * delta in place of weights (`metarec.residual.on`)."""
 
@@ -123,6 +142,11 @@ class Several:
     def reads_memory(self) -> bool:
         """Whether any part asks what is known ahead of each pair."""
         return any(getattr(part, "reads_memory", False) for part in self.parts)
+
+    @property
+    def of_support(self) -> bool:
+        """Whether what adapts in any part depends on the support's items."""
+        return any(getattr(part, "of_support", False) for part in self.parts)
 
     @property
     def outer_lrs(self) -> dict[str, float]:

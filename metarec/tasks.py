@@ -22,10 +22,12 @@ from torch import Tensor
 
 from metarec.core.batch import ImageBatch, PairBatch
 from metarec.core.weights import Params, Weights
+from metarec.objectives.kl_anchor import Anchor
 from metarec.objectives.scores import Scores
 
 # phi, scores [T, N, V], pairs, all states, what gives those of other pairs -> scores in their place (`residual.memory`)
 Mix = Callable[[Weights, Tensor, PairBatch, Tensor, Callable[[PairBatch], Tensor]], Tensor]
+ComposeOn = Callable[[PairBatch | ImageBatch], Callable[[Weights], Weights]]
 Objective = Callable[[Scores, Tensor, torch.Generator | None], Tensor]  # scores, target [T, N], generator -> [T, N]
 
 
@@ -37,7 +39,8 @@ class Model(Protocol):
     `context_shapes`: further named vectors, zero without effect, that `residual=context` adapts for each task; `encode` and
     `score` read them where `params` holds them. `head`: names of the weights that `score` reads (contexts among them).
 
-    A model may have `scale_shapes` as well: what `residual=ia3` adapts, in the same way.
+    A model may have `scale_shapes` as well: what `residual=ia3` adapts, in the same way. And `item_rows`, what
+    `residual=rows` adapts: name of each weight that has a row for every item -> item's number less that of its row.
     """
 
     @property
@@ -98,6 +101,7 @@ class Tasks:
     compose: Callable[[Weights], Weights]  # what is adapted -> the model's weights (the residual)
     mixed: bool = False  # products in bfloat16
     mix: Mix | None = None  # what a residual makes of the scores, before anything else sees them
+    compose_on: ComposeOn | None = None  # in place of `compose` in a loss, where it depends on the pairs
 
     def logits(self, phi: Weights, pairs: PairBatch | ImageBatch, generator: torch.Generator | None = None) -> Tensor:
         """[T, N, V]; a generator switches dropout on."""
@@ -112,6 +116,7 @@ class Tasks:
         generator: torch.Generator | None = None,
         weights: Tensor | None = None,
         items: torch.Generator | None = None,
+        anchor: Anchor | None = None,
     ) -> Callable[[Weights], Tensor]:
         """phi -> the loss of every task [T]: sum(w * each) / sum(w) over the pairs that count, 0 where none does.
 
@@ -120,19 +125,23 @@ class Tasks:
         alone: every call drops the same units and draws the same items, so it can be adapted by for several steps,
         recomputed, and compared with a difference; and the generators given are left as they were, so another loss needs
         others (`core.seeding`). What is drawn depends on no shape, so pieces of a batch that are given equal `items` are
-        judged against the same ones. `weights` float [N] or [T, N], >= 0: what a pair counts, 1 without.
+        judged against the same ones. `weights` float [N] or [T, N], >= 0: what a pair counts, 1 without. `anchor` is
+        part of what a pair costs.
         """
         kept = None if generator is None else generator.clone_state()
         draw = items.clone_state() if items is not None else None if kept is None else _apart(kept)
         target, counts, model = pairs.target, pairs.target > 0, self._on(pairs)
+        compose = self.compose if self.compose_on is None else self.compose_on(pairs)
 
         def loss(phi: Weights) -> Tensor:
-            theta, dropping = self.compose(phi), None if kept is None else kept.clone_state()
+            theta, dropping = compose(phi), None if kept is None else kept.clone_state()
             states = model.encode(theta, pairs.inputs, dropping)
             scores = Scores.of_model(model, theta, pairs.gather(states), dropping)
             if self.mix is not None:
                 scores = scores.through(self._mixed(phi, theta, pairs, states))
+            scores = scores if anchor is None else scores.kept()
             each = self.objective(scores, target, None if draw is None else draw.clone_state())
+            each = each if anchor is None else each + anchor(scores, target)
             if weights is None:
                 return each.sum(1) / counts.sum(1).clamp(min=1)
             total = (weights * counts).sum(1)

@@ -48,7 +48,9 @@ class Identified(Protocol):
 def tasks_over(model: Model, objective: Objective, hardware: Hardware, over: Residual | None) -> Tasks:
     """Losses and logits over the model's own weights, or over what `over` composes from them."""
     compose = (lambda phi: phi) if over is None else over.compose
-    return Tasks(model, objective, compose, hardware.mixed, getattr(over, "mix", None))
+    return Tasks(
+        model, objective, compose, hardware.mixed, getattr(over, "mix", None), getattr(over, "compose_on", None)
+    )
 
 
 def spread(count: int, most: int) -> Ints:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from reference.meta_reference import Reference, no_base
 from reference.small_episodes import SmallLog, small_log
 from torch import Tensor
@@ -22,6 +24,7 @@ from metarec.errors import DivergedError
 from metarec.evaluate import (
     Episodes,
     Method,
+    divergences,
     known,
     monitored,
     pair_metrics,
@@ -283,3 +286,45 @@ def test_what_was_seen_is_no_candidate(small: Small) -> None:
                 assert found[user, place] >= N_ITEMS
             else:
                 assert found[user, place] == 1 + sum(float(row[i - 1]) > float(row[target - 1]) for i in left)
+
+
+# -- cross-entropy and divergence -----------------------------------------------------------------------------------
+
+
+def fixed(row: list[float]) -> Callable[[EpisodeBatch], Tensor]:
+    """The same probabilities of all items for every query."""
+    scores = torch.tensor(row, dtype=torch.float64).log()
+    return lambda batch: scores.expand(*batch.query.target.shape, N_ITEMS)
+
+
+def test_divergence_by_hand(small: Small) -> None:
+    """p: item 1 with 1/2, the other ten 1/20 each; q: all alike, 1/11."""
+    p, q = fixed([10.0] + [1.0] * 10), fixed([1.0] * N_ITEMS)
+    found = divergences(small.episodes(), p, {"pretrained": p, "other": q})
+    targets = [t for _, query in small.log.plain_episodes(N_SUPPORT, N_QUERY) for _, t in query if t > 0]
+    assert 0 < len(targets) < 7 * N_QUERY  # some are unknown, and left out
+    own = sum(math.log(2) if t == 1 else math.log(20) for t in targets) / len(targets)
+    assert found["pretrained"] == {"cross_entropy": pytest.approx(own, abs=1e-12), "kl": 0.0}
+    kl = 1 / 2 * math.log(11 / 2) + 10 / 20 * math.log(11 / 20)
+    wanted = {"cross_entropy": math.log(11), "kl": kl}
+    assert found["other"] == pytest.approx(wanted, abs=1e-12)
+
+
+def test_divergence_of_adapted_weights_is_that_of_one_query_at_a_time(small: Small) -> None:
+    start, end = scored(small.tasks, lambda batch: small.params), scored(small.tasks, small.adapted(0.5, 2))
+    found = divergences(small.episodes(), start, {"pretrained": start, "fewshot": end})
+    reference, ce, kl = Reference(no_base(small.params), 0.5, 2), list[float](), list[float]()
+    for support, query in small.log.plain_episodes(N_SUPPORT, N_QUERY):
+        own = reference.adapt(small.params, support)
+        with torch.no_grad():
+            rows = zip(reference.logits(small.params, query), reference.logits(own, query), query, strict=True)
+        for before, after, (_, target) in rows:
+            if target > 0:
+                p, q = before.softmax(0), after.softmax(0)
+                ce.append(-math.log(q[target - 1]))
+                kl.append(float(F.kl_div(q.log(), p, reduction="sum")))
+    assert found["fewshot"] == pytest.approx({"cross_entropy": np.mean(ce), "kl": np.mean(kl)}, abs=1e-10)
+    assert found["pretrained"]["kl"] == 0.0
+    assert found["fewshot"]["kl"] > 1e-3  # type: ignore[operator]
+    none = divergences(replace(small.episodes(), rows=np.arange(0)), start, {"fewshot": end})
+    assert none == {"fewshot": {"cross_entropy": None, "kl": None}}

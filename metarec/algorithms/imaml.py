@@ -44,6 +44,7 @@ class Config:
     cg_steps: int = ranged(5, min=1)
 
     needs_adapted: ClassVar[bool] = True
+    taps_query: ClassVar[bool] = True  # each task's own gradient of the query loss is taken
 
 
 def build(config: Config, given: Given) -> IMAML:

@@ -35,6 +35,8 @@ class Config:
     inner: Inner = field(default_factory=Inner)
 
     needs_adapted: ClassVar[bool] = True
+    joint: ClassVar[bool] = True  # one loop over support and query pairs, in training
+    taps_query: ClassVar[bool] = True  # each task's own gradient of the query loss is taken
 
 
 def build(config: Config, given: Given) -> Reptile:

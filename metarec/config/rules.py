@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from metarec import parts
+from metarec.config import rules_anchor as of_anchor
 from metarec.config import rules_compare as of_compare
 from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
@@ -17,6 +18,7 @@ from metarec.config import rules_guard as of_guard
 from metarec.config import rules_lm as of_lm
 from metarec.config import rules_prompts as of_text
 from metarec.config import rules_residual as of_residual
+from metarec.config import rules_rows as of_rows
 from metarec.config import rules_run as of_run
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
@@ -109,7 +111,7 @@ def adapts_beside(seen: Seen) -> Iterator[Refusal]:
         seen.get("algorithm.learns_start") is False
         and seen.get("residual.frozen")
         and not seen.get("residual.outer_lrs")
-        and (not _learns_rates(seen) or seen.get("algorithm.inner.steps") == 0)
+        and (not seen.learns_rates or seen.get("algorithm.inner.steps") == 0)
     ):
         what = f"algorithm={name} would have nothing to learn: contexts start at zero, and no step size is learned"
         yield "residual.train_weights", what, "drop it, or set algorithm.inner.rates=tensor"
@@ -121,19 +123,13 @@ def _residuals_beside() -> list[str]:
 
 def learned_from_zero(seen: Seen) -> Iterator[Refusal]:
     """A first step size of 0 where step sizes are learned: they are multiples of it and could never leave 0."""
-    if _learns_rates(seen) and seen.get("algorithm.inner.lr") == 0:
+    if seen.learns_rates and seen.get("algorithm.inner.lr") == 0:
         yield "algorithm.inner.lr", "learned step sizes are multiples of it and could never leave 0", "give more than 0"
-
-
-def _learns_rates(seen: Seen) -> bool:
-    if (learns := seen.get("algorithm.learns_rates")) is not None:  # an algorithm that says so itself
-        return bool(learns)
-    return seen.get("algorithm.inner.rates", "fixed") != "fixed" or bool(seen.get("algorithm.lslr"))
 
 
 def inner_unused(seen: Seen) -> Iterator[Refusal]:
     """Options of the inner loop that were asked for and would do nothing."""
-    if not _learns_rates(seen):
+    if not seen.learns_rates:
         for key in seen.asked("algorithm.inner.rates_lr"):
             yield key, "does nothing: no step size is learned", "drop it, or set algorithm.inner.rates=tensor_step"
     weights = seen.get("algorithm.inner.support_weights", "recency")
@@ -326,6 +322,8 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_compare.variants_of_a_comparison,
     of_lm.lm_unused,
     of_lm.lm_items_frozen,
+    *of_anchor.RULES,
+    *of_rows.RULES,
     of_data.dataset_path_missing,
     of_data.dataset_path_unused,
     of_data.data_dir_missing,

@@ -159,6 +159,7 @@ class EvaluationConfig:
     ks: list[int] | None = ranged(None, min=0)
     grid: bool = False
     latency: bool = False
+    divergence: bool = False
     monitor: str = ranged("ndcg@10", choices=METRICS)
     bootstrap: int = ranged(2000, min=1)
     confidence: float = ranged(0.95, min=0, max=1, exclusive=["min", "max"])

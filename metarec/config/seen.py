@@ -33,6 +33,13 @@ class Seen:
         return sorted(key for key in self.given if key == prefix or key.startswith(f"{prefix}."))
 
     @property
+    def learns_rates(self) -> bool:
+        """Whether the outer loop learns step sizes of the inner one."""
+        if (learns := self.get("algorithm.learns_rates")) is not None:  # an algorithm that says so itself
+            return bool(learns)
+        return self.get("algorithm.inner.rates", "fixed") != "fixed" or bool(self.get("algorithm.lslr"))
+
+    @property
     def supervised(self) -> bool:
         """Whether there is no outer loop and no adaptation (a verb without an algorithm: no)."""
         return bool(self.get("algorithm.name") == "supervised")

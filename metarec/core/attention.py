@@ -98,7 +98,9 @@ def _chosen(offset: Offset, tasks: Tensor) -> Offset:
         assert isinstance(rows, Rows)
         return Both(low, rows)
     found = [part.index_select(0, tasks) for part in tensors(offset)]
-    return Rows(offset.ids[tasks], found[0], offset.n_rows) if isinstance(offset, Rows) else rebuilt(offset, found)
+    if isinstance(offset, Rows):
+        return Rows(offset.ids[tasks], found[0], offset.n_rows, offset.flat)
+    return rebuilt(offset, found)
 
 
 class _ChunkTap(Tap):

@@ -141,11 +141,24 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Rows:
-    """ids int64 [T, U] rising within a task (the largest repeated as filling), values [T, U, d] (zero on filling)."""
+    """ids int64 [T, U] rising within a task (the largest repeated as filling), values [T, U, d] (zero on filling).
+
+    `flat`: of a vector in place of a matrix, whose rows are numbers (d = 1).
+    """
 
     ids: Tensor
     values: Tensor
     n_rows: int
+    flat: bool = False
+
+    def _with(self, values: Tensor) -> Rows:
+        return Rows(self.ids, values, self.n_rows, self.flat)
+
+    def _of_rows(self, scale: Scale) -> Scale:
+        """A scale of shape [rows, d] ([rows] of a vector) at the rows that are here, [T, U, d]; any other as it is."""
+        if isinstance(scale, Tensor) and scale.dim() > 0:
+            return scale[self.ids].view_as(self.values)
+        return scale
 
     @staticmethod
     def of(ids: Tensor, grads: Tensor, n_rows: int) -> Rows:
@@ -174,21 +187,20 @@ class Rows:
 
     def scaled(self, scale: Scale) -> Rows:
         """The same rows; of a scale [rows, d] each row takes its own."""
-        if isinstance(scale, Tensor) and scale.dim() > 0:
-            return Rows(self.ids, self.values * scale[self.ids], self.n_rows)
-        return Rows(self.ids, self.values * scale, self.n_rows)
+        return self._with(self.values * self._of_rows(scale))
 
     def per_task(self, factor: Tensor) -> Rows:
         """factor [T] -> every task's offset times its own number."""
-        return Rows(self.ids, self.values * factor[:, None, None], self.n_rows)
+        return self._with(self.values * factor[:, None, None])
 
     def plus(self, other: Offset, scale: float = 1.0) -> Offset:
         """this + scale * other: rows of either; with a factored other `Both`, with a dense one dense."""
         if isinstance(other, Rows):
             if self.ids.shape == other.ids.shape and torch.equal(self.ids, other.ids):
-                return Rows(self.ids, torch.add(self.values, other.values, alpha=scale), self.n_rows)
+                return self._with(torch.add(self.values, other.values, alpha=scale))
             both = torch.cat([self.values, other.values * scale], 1)
-            return Rows.of(torch.cat([self.ids, other.ids], 1), both, self.n_rows)
+            joined = Rows.of(torch.cat([self.ids, other.ids], 1), both, self.n_rows)
+            return Rows(joined.ids, joined.values, self.n_rows, self.flat)
         if isinstance(other, LowRank):
             return Both(other.scaled(scale), self)  # type: ignore[arg-type]  # a number leaves the form as it is
         if isinstance(other, Both):
@@ -196,19 +208,19 @@ class Rows:
         return Dense(other.value * scale).plus(self)
 
     def dense(self) -> Tensor:
-        """[T, rows, d], zero where a task never looked: as large as T tables."""
+        """[T, rows, d] ([T, rows] of a vector), zero where a task never looked: as large as T tables."""
         n_tasks, _, width = self.values.shape
         out = self.values.new_zeros(n_tasks, self.n_rows, width)
-        return out.scatter_add(1, self.ids.unsqueeze(-1).expand_as(self.values), self.values)
+        out = out.scatter_add(1, self.ids.unsqueeze(-1).expand_as(self.values), self.values)
+        return out.squeeze(-1) if self.flat else out
 
     def detach(self) -> Rows:
         """The same rows without the graph of their values."""
-        return Rows(self.ids, self.values.detach(), self.n_rows)
+        return self._with(self.values.detach())
 
     def shrunk(self, by: Scale, first_order: bool) -> Rows:
         """(1 - by) * this; `first_order`: what is taken away is a constant to the gradient."""
-        by = by[self.ids] if isinstance(by, Tensor) and by.dim() > 0 else by
-        return Rows(self.ids, self.values - by * (self.values.detach() if first_order else self.values), self.n_rows)
+        return self._with(self.values - self._of_rows(by) * (self.values.detach() if first_order else self.values))
 
 
 @dataclass(frozen=True)
@@ -270,7 +282,7 @@ def tensors(offset: Offset) -> list[Tensor]:
 
 
 def rows_at(offset: Offset, ids: Tensor) -> Tensor:
-    """Rows ids [T, M] of the offset of a matrix, whatever its form: [T, M, in]."""
+    """Rows ids [T, M] of the offset of a matrix, whatever its form: [T, M, in]; of a vector's [T, M, 1]."""
     if isinstance(offset, Rows):
         return offset.look_up(ids)
     if isinstance(offset, LowRank):
@@ -278,7 +290,14 @@ def rows_at(offset: Offset, ids: Tensor) -> Tensor:
     if isinstance(offset, Both):
         return offset.rows.look_up(ids) + offset.low.at(ids)
     first = torch.arange(ids.shape[0], device=ids.device)[:, None] * offset.value.shape[1]
-    return offset.value.flatten(0, 1)[ids + first]
+    found = offset.value.flatten(0, 1)[ids + first]
+    return found.unsqueeze(-1) if offset.value.dim() == 2 else found
+
+
+def within(offset: Offset, ids: Tensor, real: Tensor, shape: torch.Size) -> Rows:
+    """The rows ids [T, U] of the offset of a weight [*S] and nothing else; filling (`real` [T, U] false) is zero."""
+    values = torch.where(real[..., None], rows_at(offset, ids), 0.0)
+    return Rows(ids, values, shape[0], flat=len(shape) == 1)
 
 
 def rebuilt(offset: Offset, parts: list[Tensor]) -> Offset:
@@ -288,7 +307,7 @@ def rebuilt(offset: Offset, parts: list[Tensor]) -> Offset:
     if isinstance(offset, LowRank):
         return LowRank(tuple(zip(parts[::2], parts[1::2], strict=True)))
     if isinstance(offset, Rows):
-        return Rows(offset.ids, parts[0], offset.n_rows)
+        return Rows(offset.ids, parts[0], offset.n_rows, offset.flat)
     low = LowRank(tuple(zip(parts[:-1:2], parts[1:-1:2], strict=True)))
     return Both(low, Rows(offset.rows.ids, parts[-1], offset.rows.n_rows))
 

@@ -48,7 +48,11 @@ def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
 
 def through_factors(x: Tensor, weight: Factored) -> Tensor:
     """What the factors add to `linear`: x [T, N, in] -> s (x A^T) B^T [T, N, out]."""
-    return weight.scale * linear(linear(x, weight.a), weight.b)
+    return weight.scale * linear(linear(_dropped(x, weight), weight.a), weight.b)
+
+
+def _dropped(x: Tensor, weight: Factored) -> Tensor:
+    return x if weight.drop is None else weight.drop(x)
 
 
 def _product(x: Tensor, shared: Tensor, begin: Tensor | None, offset: Offset) -> Tensor:
@@ -152,7 +156,7 @@ def linear_rows(
     order (a table that is also looked up has a row for padding, its bias has none).
     """
     if isinstance(weight, Factored):
-        more = linear_rows(linear(x, weight.a), weight.b, None, rows)
+        more = linear_rows(linear(_dropped(x, weight), weight.a), weight.b, None, rows)
         return linear_rows(x, weight.base, bias, rows, bias_rows) + weight.scale * more
     w = fast(weight)
     if rows.dim() == 1:

@@ -27,7 +27,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from metarec.core.offsets import Dense, LowRank, Offset, Rows, dot
+from metarec.core.offsets import Dense, LowRank, Offset, Rows, dot, within
 
 Params = dict[str, Tensor]
 Finish = Callable[[Tensor], Offset]
@@ -86,6 +86,24 @@ class FastWeight:
             tap = None if tap is None else _ScaledTap(tap, alpha)
         return FastWeight(torch.add(base, self.shared, alpha=alpha), offset, tap)
 
+    def within(self, ids: Tensor, real: Tensor) -> FastWeight:
+        """The same, but its tap sees of each task's gradient the rows ids [T, U] alone, and of these no filling.
+
+        `real` bool [T, U]: which are none. Both are constants, so what is seen is linear in the gradient.
+        """
+        if self.tap is None:
+            return self
+        return FastWeight(self.shared, self.offset, _RowsTap(self.tap, ids, real, self.shared.shape))
+
+
+class _RowsTap(Tap):
+    def __init__(self, inner: Tap, ids: Tensor, real: Tensor, shape: torch.Size) -> None:
+        super().__init__(inner.second_order, inner.notes, inner.dtype)
+        self.inner, self.ids, self.real, self.shape = inner, ids, real, shape
+
+    def add(self, at: Tensor, finish: Finish) -> None:
+        self.inner.add(at, lambda grad: within(finish(grad), self.ids, self.real, self.shape))
+
 
 class _ScaledTap(Tap):
     def __init__(self, inner: Tap, alpha: float) -> None:
@@ -101,12 +119,14 @@ class Factored:
     """base + scale * b a, where b and a are weights with offsets and taps of their own.
 
     `core.ops` reads it in this form. `own` and `whole` write the product, a matrix a task, for operators without it.
+    `drop`: what becomes of an activation ahead of the factors, and of nothing else; the same whenever it is called.
     """
 
     base: Tensor  # [out, in], that of all tasks
     a: FastWeight  # [r, in]
     b: FastWeight  # [out, r]
     scale: float
+    drop: Callable[[Tensor], Tensor] | None = None  # [..., in] -> the same shape
 
     def dense(self) -> Tensor:
         """The weights of all tasks, [T, out, in] ([out, in] before any step); not noted at a tap."""
@@ -180,7 +200,7 @@ def squared_norm(weight: FastWeight) -> Tensor:
 def _against(shared: Tensor, offset: Offset) -> Tensor:
     """<shared, offset[t]> of every task, [T]."""
     if isinstance(offset, Rows):
-        return (shared[offset.ids] * offset.values).flatten(1).sum(1)
+        return (shared[offset.ids].view_as(offset.values) * offset.values).flatten(1).sum(1)
     if isinstance(offset, LowRank):
         each = [(torch.matmul(right, shared.T) * left).flatten(1).sum(1) for left, right in offset.blocks]
         return reduce(torch.add, each)

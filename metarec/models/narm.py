@@ -81,6 +81,11 @@ class NARM:
         return {"scale.input_l0": (3 * self.hidden_dim,), "scale.state": (2 * self.hidden_dim,)}
 
     @property
+    def item_rows(self) -> dict[str, int]:
+        """Tables with a row for every item: the item's number less that of its row."""
+        return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1, "fc.bias": 1})
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads; tied, the embedding is both body and head."""
         table = ("embedding.weight", "decoder.weight") if self.tie else ("fc.weight", "fc.bias")

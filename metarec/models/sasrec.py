@@ -113,6 +113,11 @@ class SASRec:
         return shapes | {"scale.state": (self.dim,)}
 
     @property
+    def item_rows(self) -> dict[str, int]:
+        """Tables with a row for every item: the item's number less that of its row."""
+        return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1, "fc.bias": 1})
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads, the last norm not among it; tied, the embedding is both body and head."""
         return (*(("embedding.weight",) if self.tie else ("fc.weight", "fc.bias")), "context.shift", "scale.state")

@@ -21,11 +21,11 @@ from metarec.objectives import Items, drawn
 from metarec.objectives.candidates import needed, uniform
 from metarec.objectives.scores import Scores
 from metarec.objectives.standing import Standing
-from metarec.options import ranged
+from metarec.options import Anchored, ranged
 
 
 @dataclass
-class Config:
+class Config(Anchored):
     """conf/objective/bce.yaml"""
 
     name: str = "bce"

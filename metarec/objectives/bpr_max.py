@@ -24,11 +24,11 @@ from metarec.objectives import Items, drawn
 from metarec.objectives.candidates import by_weight, needed
 from metarec.objectives.scores import Scores
 from metarec.objectives.standing import Standing
-from metarec.options import ranged
+from metarec.options import Anchored, ranged
 
 
 @dataclass
-class Config:
+class Config(Anchored):
     """conf/objective/bpr_max.yaml"""
 
     name: str = "bpr_max"

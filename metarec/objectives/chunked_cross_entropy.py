@@ -23,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from metarec.objectives import Items
 from metarec.objectives.cross_entropy import CrossEntropy
 from metarec.objectives.scores import Scores
-from metarec.options import ranged
+from metarec.options import Anchored, ranged
 
 
 @dataclass
-class Config:
+class Config(Anchored):
     """conf/objective/chunked_cross_entropy.yaml"""
 
     name: str = "chunked_cross_entropy"

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from metarec.objectives import Items
 from metarec.objectives.scores import Scores
-from metarec.options import ranged
+from metarec.options import Anchored, ranged
 
 
 @dataclass
-class Config:
+class Config(Anchored):
     """conf/objective/cross_entropy.yaml"""
 
     name: str = "cross_entropy"

@@ -23,11 +23,11 @@ from metarec.objectives.bce import binary
 from metarec.objectives.candidates import needed
 from metarec.objectives.scores import Scores
 from metarec.objectives.standing import Standing
-from metarec.options import ranged
+from metarec.options import Anchored, ranged
 
 
 @dataclass
-class Config:
+class Config(Anchored):
     """conf/objective/gbce.yaml"""
 
     name: str = "gbce"

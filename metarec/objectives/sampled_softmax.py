@@ -27,11 +27,11 @@ from metarec.objectives import Items, drawn
 from metarec.objectives.candidates import log_uniform, needed
 from metarec.objectives.scores import Scores
 from metarec.objectives.standing import Standing
-from metarec.options import ranged
+from metarec.options import Anchored, ranged
 
 
 @dataclass
-class Config:
+class Config(Anchored):
     """conf/objective/sampled_softmax.yaml"""
 
     name: str = "sampled_softmax"

@@ -56,6 +56,19 @@ class Scores:
         """What `change` makes of all scores, [T, N, V] -> [T, N, V]; they are all made, whatever is asked for."""
         return replace(Scores.of_logits(change(self.all())), states=self.states, tapped=self.tapped)
 
+    def kept(self) -> Scores:
+        """The same; the scores of all items are made at most once, for however many ask for them."""
+        made: list[Tensor] = []
+
+        def columns(items: Tensor | None) -> Tensor:
+            if items is not None:
+                return self.columns(items)
+            if not made:
+                made.append(self.columns(None))
+            return made[0]
+
+        return replace(self, columns=columns)
+
     @staticmethod
     def of_model(model: Scorer, theta: Weights, states: Tensor, generator: torch.Generator | None = None) -> Scores:
         """A generator switches dropout on; whatever is asked for, and however often, sees the same units dropped."""

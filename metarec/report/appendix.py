@@ -157,6 +157,8 @@ def costs(run: Run) -> Section | None:
         ("whole run, seconds", cells.number(seconds.get("total"), 1)),
         ("peak memory, MB", cells.number(memory.get("peak_bytes"), 0)),
         ("added by training, MB", cells.number(memory.get("growth_bytes"), 0)),
+        ("numbers kept for a user", cells.number(cost.get("adapted_numbers"))),
+        ("bytes kept for a user", cells.number(cost.get("adapted_bytes"))),
     ]
     trained = [[name, value] for name, value in pairs if value != cells.NOTHING]
     served = [[key.replace("_", " "), cells.number(value, 5)] for key, value in latency.items() if value is not None]

@@ -6,6 +6,7 @@ Keys read beside those of ``metrics.summary.summarise``, each left out where abs
     tuning    {<method>: {chosen: {option: value}, value, metric, users, tried: [...]}}   the same of the panel
     beyond    {<method>: {<metric of `metrics.LISTS`>: value}}
     seeds     {<what>: int}, such as {"run": 1, "split": 20260107}
+    divergence  {<method>: {cross_entropy, kl}}   of `evaluate.divergences`, nats a query target
     guard     {training: counts, pretraining: counts}   of `runs.guard.counted`; a line for each loop with events
 """
 
@@ -34,7 +35,8 @@ def notes(document: Json, headline: Sequence[str] | None = None) -> list[str]:
     )
     if classes:
         sizes = f"{counts['episodes']:,} tasks, {counts['targets']:,} targets"
-        own = [*_family(document), *_power(document, shown), *_conditions(document), *_guard(document)]
+        own = [*_family(document), *_power(document, shown), *_divergence(document), *_conditions(document)]
+        own += _guard(document)
         return [sizes, interval, *own]
     if tokens(document):
         sizes = f"{counts['users']:,} domains, {counts['episodes']:,} episodes, {counts['targets']:,} response tokens"
@@ -53,6 +55,7 @@ def notes(document: Json, headline: Sequence[str] | None = None) -> list[str]:
         *[_part(name, document[name], shown) for name in ("repeat", "novel")],
         *_macro(document, shown),
         *_beyond(document),
+        *_divergence(document),
         *_conditions(document),
         *_tuning(document),
         *_seeds(document),
@@ -120,6 +123,16 @@ def _beyond(document: Json) -> list[str]:
         shown = [f"{brief(method)} {short(row[key], 3)}" for method, row in document["beyond"].items() if key in row]
         lines.append(f"{what}: {', '.join(shown)}")
     return lines
+
+
+def _divergence(document: Json) -> list[str]:
+    """Cross-entropy and divergence of the rows that the model scores itself, where they were asked for."""
+    found = document.get("divergence")
+    if not found:
+        return []
+    shown = [f"{brief(name)} {short(row['cross_entropy'])}/{short(row['kl'])}" for name, row in found.items()]
+    what = "nats a query target of the vocabulary, cross-entropy/KL from the pretrained model"
+    return [f"{what}: {', '.join(shown)}"]
 
 
 def _conditions(document: Json) -> list[str]:

@@ -10,6 +10,10 @@ A residual that has no number a user says `adapts = False`. One that changes sco
 `mix(phi, scores, pairs, states, encode)`; with `reads_memory` its batches say what is known ahead of each pair
 (`core.batch.Recall`). `outer_lrs` (beginning of a name -> step size) takes what is learned for all users, and stands beside
 the weights, out of the outer loop's own.
+A residual may have more than `Residual` asks for: `compose_on(pairs)`, which gives the `compose` of a loss of these pairs
+where what adapts depends on them (`of_support` of its Config, for the rules); `fixed`, names of phi that the outer loop
+does not train; `most_rows(pairs)`, where a user keeps rows of tables; `dropout` with `dropping(generator)`, the `compose`
+of a query loss in training that drops units of its own.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ recurrence reads a matrix a task whatever has adapted it, so there the product i
 `metarec.verbs.adapter` fills in the options and gives the factors.
 
 Targets, unless told otherwise: every matrix that is no table of embeddings or positions, none of the model's head, and no
-recurrent matrix. With the factor alpha / r the update shrinks as r grows, with alpha / sqrt(r) it keeps its size.
+recurrent matrix. With the factor alpha / r the update shrinks as r grows, with alpha / sqrt(r) it keeps its size. `dropout`
+drops units of what the factors read (`lora_dropout` of the authors' code), in the query loss of training alone: there
+B_t A_t multiplies a thinned x, and theta_base the whole.
 
 Source: Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang & Chen 2022, arXiv:2106.09685, sec. 4.1; alpha / sqrt(r): Kalajdzievski
 2023, arXiv:2312.03732. Shapes: T tasks, r rank; a matrix is [out, in].
@@ -20,13 +22,15 @@ Source: Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang & Chen 2022, arXiv:2106.0968
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from metarec.core.states import dropout
 from metarec.core.weights import Factored, Params, Weight, Weights, fast
 from metarec.errors import ConfigError
 from metarec.options import matching, ranged
@@ -46,6 +50,7 @@ class Config:
     scaling: str = ranged("alpha/r", choices=["alpha/r", "alpha/sqrt(r)"])
     targets: list[str] | None = None  # None = all matrices but tables, the head and recurrent ones
     adapter: str | None = ranged(None, path=True)  # None = A drawn, B zero; else the directory of an adapter file
+    dropout: float = ranged(0.0, min=0, max=1, exclusive=["max"])
 
     frozen: ClassVar[bool] = True
 
@@ -72,6 +77,13 @@ def targets(config: Config, model: Named) -> dict[str, tuple[int, int]]:
             what = f"is above the smaller side of {name} [{out}, {width}], so B A could be any matrix"
             fix = f"give {min(out, width)} or less, choose residual.targets, or use residual=on"
             raise ConfigError("residual.rank", config.rank, what, fix)
+        if config.dropout and any(fnmatch.fnmatch(name, other) for other in NOT_BY_DEFAULT):
+            what = (
+                f"{name} reads no activation that could be dropped: it is looked up, or written out for the recurrence"
+            )
+            raise ConfigError(
+                "residual.dropout", config.dropout, what, "drop it, or leave this out of residual.targets"
+            )
     return found
 
 
@@ -96,7 +108,7 @@ def weight_of(name: str) -> str:
 def build(config: Config, base: Params, model: Named) -> LowRankResidual:
     """Factors for `targets`; null: as the file says. Raises ConfigError for a pattern or a rank that does not fit."""
     over = config.rank if config.scaling == "alpha/r" else config.rank**0.5
-    return LowRankResidual(base, targets(config, model), config.rank, config.alpha / over)
+    return LowRankResidual(base, targets(config, model), config.rank, config.alpha / over, config.dropout)
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,7 @@ class LowRankResidual:
     targets: Mapping[str, tuple[int, int]]
     rank: int
     scale: float  # s
+    dropout: float = 0.0  # of what the factors read
 
     def init(self, generator: torch.Generator) -> Params:
         """A ~ N(0, 1 / in) [r, in] and B = 0 [out, r] for every target."""
@@ -115,6 +128,27 @@ class LowRankResidual:
             phi[name + A] = (drawn * width**-0.5).to(like.device)
             phi[name + B] = like.new_zeros(out, self.rank)
         return phi
+
+    def dropping(self, generator: torch.Generator) -> Callable[[Weights], Weights]:
+        """`compose` with dropout on: of each target's own units, a function of the generator's state now.
+
+        Whoever reads a target, and however often, sees the same units dropped, so a loss stays a function of phi.
+        """
+        seeds = torch.randint(2**62, (len(self.targets),), generator=generator.clone_state(), device=generator.device)
+        drops = {
+            name: partial(dropped, rate=self.dropout, seed=seed, device=generator.device)
+            for name, seed in zip(self.targets, seeds.tolist(), strict=True)
+        }
+
+        def compose(phi: Weights) -> Weights:
+            theta = dict(self.compose(phi))
+            for name, drop in drops.items():
+                weight = theta[name]
+                assert isinstance(weight, Factored)  # phi are fast weights in a loss of tasks
+                theta[name] = replace(weight, drop=drop)
+            return theta
+
+        return compose
 
     def compose(self, phi: Weights) -> Weights:
         """The base, with s * B A on the targets: factored where a factor is a fast weight, else the sum [out, in].
@@ -130,6 +164,11 @@ class LowRankResidual:
             factored = Factored(self.base[name], fast(a), fast(b), self.scale)
             theta[name] = factored.dense() if isinstance(a, Tensor) and isinstance(b, Tensor) else factored
         return theta
+
+
+def dropped(x: Tensor, rate: float, seed: int, device: torch.device) -> Tensor:
+    """x [T, N, in] with units dropped by numbers that follow from `seed` and the shape alone."""
+    return dropout(x, rate, torch.Generator(device).manual_seed(seed))
 
 
 def merged(theta: Weights, task: int | None = None) -> Params:

@@ -13,18 +13,20 @@ sec. 4, here of whole residuals.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metarec.core.batch import PairBatch
+from metarec.core.batch import ImageBatch, PairBatch
 from metarec.core.weights import Params, Weight, Weights
 from metarec.errors import ConfigError
 from metarec.options import Several
 from metarec.residual import Named, Residual
+
+Compose = Callable[[Weights], Weights]
 
 
 def files(config: Several) -> list[tuple[Any, Any]]:
@@ -97,13 +99,38 @@ class SeveralResidual:
         """phi of all parts, drawn one after the other."""
         return {name: value for part in self.parts for name, value in part.residual.init(generator).items()}
 
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Names in phi that the outer loop does not train, of all parts."""
+        return tuple(name for part in self.parts for name in getattr(part.residual, "fixed", ()))
+
+    @property
+    def dropout(self) -> float:
+        """The largest rate at which a part drops units of its own; 0 where none does."""
+        return max(getattr(part.residual, "dropout", 0.0) for part in self.parts)
+
     def compose(self, phi: Weights) -> Weights:
         """The base, and over it what each part makes of its own; what is of none, such as statistics, stays as it is."""
+        return self._composed(phi, [part.residual.compose for part in self.parts])
+
+    def compose_on(self, pairs: PairBatch | ImageBatch) -> Compose:
+        """`compose` for a loss of these pairs, where a part's gradient depends on them."""
+        ways = [part.residual for part in self.parts]
+        found = [way.compose_on(pairs) if hasattr(way, "compose_on") else way.compose for way in ways]
+        return lambda phi: self._composed(phi, found)
+
+    def dropping(self, generator: torch.Generator) -> Compose:
+        """`compose` for a query loss in training, with the units dropped that parts drop."""
+        ways = [part.residual for part in self.parts]
+        found = [way.dropping(generator) if getattr(way, "dropout", 0.0) else way.compose for way in ways]
+        return lambda phi: self._composed(phi, found)
+
+    def _composed(self, phi: Weights, ways: Sequence[Compose]) -> Weights:
         theta: dict[str, Weight] = dict(self.base)
         known = frozenset[str]().union(*(part.names for part in self.parts))
         theta |= {name: weight for name, weight in phi.items() if name not in known}
-        for part in self.parts:
-            own = part.residual.compose({name: weight for name, weight in phi.items() if name in part.names})
+        for part, compose in zip(self.parts, ways, strict=True):
+            own = compose({name: weight for name, weight in phi.items() if name in part.names})
             theta |= {name: weight for name, weight in own.items() if name in part.weights}
         return theta
 

@@ -50,7 +50,9 @@ class Cell:
     def trial(self, seed: int, setting: dict[str, float]) -> TrainConfig:
         """The run of a setting that is measured on validation alone."""
         config = with_setting(self.config, setting)
-        evaluation = replace(config.evaluation, panel="none", split="val", ks=None, grid=False, latency=False)
+        evaluation = replace(
+            config.evaluation, panel="none", split="val", ks=None, grid=False, latency=False, divergence=False
+        )
         return replace(config, seed=seed, evaluation=evaluation, logger=replace(config.logger, plots=False))
 
 

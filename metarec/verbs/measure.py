@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ from metarec.benches import AnyBench, AnyEpisodes, ImageBench
 from metarec.config.schema import MetaConfig, SupervisedConfig, TrainConfig
 from metarec.core.batch import EpisodeBatch
 from metarec.core.weights import Params, Weights
-from metarec.evaluate import Control, Method, Scorer, ranks, records, scored, tune_control
+from metarec.evaluate import Control, Method, Scorer, divergences, ranks, records, scored, tune_control
 from metarec.metrics.summary import per_user, summarise
+from metarec.options import KLAnchor
 from metarec.panel import Panel
 from metarec.report.progress import progress
 from metarec.report.tables import results_table
 from metarec.residual import Residual
 from metarec.residual.off import NoResidual
 from metarec.runs import atomic
+from metarec.verbs.anchoring import Anchoring
 from metarec.verbs.weighting import UNIFORM, Weighting, weighting_of
 
 IMAGE_INNER = Control(lr=0.01, steps=5, value=0.0, tried=[])  # Antoniou et al. 2019
@@ -41,6 +43,7 @@ class Trained:
     residual: Residual
     algorithm: Algorithm | None
     weighting: Weighting = UNIFORM  # of the support pairs
+    anchor: KLAnchor = field(default_factory=KLAnchor)
 
 
 def adapted(bench: AnyBench, trained: Trained, *, lr: float | None = None, steps: int | None = None) -> Method:
@@ -49,9 +52,11 @@ def adapted(bench: AnyBench, trained: Trained, *, lr: float | None = None, steps
     algorithm, phi = trained.algorithm, trained.phi
     assert algorithm is not None
     assert phi is not None
+    anchoring = Anchoring.of(trained.anchor, bench, trained.residual, algorithm.inner)
 
     def weights(batch: EpisodeBatch) -> Weights:
-        support = tasks.loss(batch.support, None, trained.weighting.weights(batch))
+        anchor = anchoring.support(phi, batch.support)
+        support = tasks.loss(batch.support, None, trained.weighting.weights(batch), anchor=anchor)
         return algorithm.adapt(phi, support, batch.n_tasks, lr=lr, steps=steps)
 
     return weights
@@ -103,7 +108,8 @@ def measure(
     """The document of metrics.json (without run, config and times) and the columns of per_user.parquet."""
     rows_of = {name: row.scorer for name, row in panel.rows.items()}
     found, tops = {}, {}
-    for name, scorer in {**rows_of, **scorers(bench, trained, control, lr=lr, steps=steps)}.items():
+    own = scorers(bench, trained, control, lr=lr, steps=steps)
+    for name, scorer in {**rows_of, **own}.items():
         found[name], tops[name] = ranks(episodes, scorer, bench.evaluation.ties, bench.seen())
     found |= bench.optimum(episodes, split)
     rows = records(episodes, found, bench.n_items, bench.repeats(episodes), bench.about(episodes))
@@ -114,6 +120,8 @@ def measure(
     document["control"] = {k: v for k, v in asdict(control).items() if k != "tried"}
     document["tuning"] = {name: row.tuning for name, row in panel.rows.items() if row.tuning is not None}
     document["tuning"]["control"] = control_tuning(control, bench)
+    if bench.evaluation.divergence:
+        document["divergence"] = divergences(episodes, scored(bench.tasks(), _fixed(trained.base)), own)
     document["left_out"] = panel.left_out
     document["protocol"] = {
         "split": split,
@@ -168,7 +176,7 @@ def trained_from(bench: AnyBench, config: TrainConfig, tensors: Params, control:
     assert control is not None  # every meta-trained checkpoint holds it
     over = build.residual(config.residual, bench.model, base)
     algorithm = algorithm_of(bench, config, config.algorithm, control)
-    return Trained(base, phi, over, algorithm, weighting_of(config.algorithm))
+    return Trained(base, phi, over, algorithm, weighting_of(config.algorithm), build.anchor(config))
 
 
 def algorithm_of(

@@ -19,16 +19,18 @@ from metarec.core.seeding import generator
 from metarec.core.weights import Params
 from metarec.evaluate import Control, monitored, ranks, scored
 from metarec.report.progress import progress
+from metarec.residual import Residual
 from metarec.runs import checkpoint
 from metarec.runs.guard import FILE
 from metarec.runs.history import History, Listener
 from metarec.runs.memory import Peak
 from metarec.runs.memory_need import compared
 from metarec.runs.signals import Stop
-from metarec.tasks import Tasks
 from metarec.train import Plan, Progress, Store, Timer, fit, restore
 from metarec.verbs import adapter, memory
 from metarec.verbs import measure as m
+from metarec.verbs.anchoring import Anchoring
+from metarec.verbs.user_cost import user_cost
 from metarec.verbs.warm_start import tuned_control, warm_start
 from metarec.verbs.weighting import Weighting, weighting_of
 
@@ -50,6 +52,8 @@ class Cost:
     growth_bytes: int | None = None
     estimated_bytes: dict[str, int] | None = None  # before it, by what takes them: `runs.memory_need.Need`
     loss: float | None = None  # mean meta-loss of the last ten steps
+    adapted_numbers: int | None = None  # of a user, as `verbs.user_cost` counts them
+    adapted_bytes: int | None = None
 
     def document(self) -> dict[str, Any]:
         """As ``cost`` of metrics.json; seconds and bytes, null where not measured."""
@@ -117,14 +121,14 @@ def meta_train(
             config.residual, over, bench.model, generator(config.seed, "residual"), anew=found is None
         )
         phi = build.trainable(algorithm.learned(begun | moments))
-        for name in statistics:
+        for name in (*statistics, *getattr(over, "fixed", ())):
             phi[name].requires_grad_(False)
         return algorithm, phi
 
     def losses_at(algorithm: Algorithm, phi: Params, step: int) -> Iterator[Tensor]:
         if statistics and (step < STATISTICS_FIRST or step % STATISTICS_EVERY == 0):
-            _keep_statistics(config, bench, tasks, algorithm, phi, weighting, set(statistics), step)
-        yield from _losses(config, bench, tasks, algorithm, phi, weighting, step)
+            _keep_statistics(config, bench, over, algorithm, phi, weighting, set(statistics), step)
+        yield from _losses(config, bench, over, algorithm, phi, weighting, step)
 
     steps = int(stored.get("outer_steps", section.steps))
     if section.minutes is not None and not found:
@@ -132,9 +136,15 @@ def meta_train(
         steps = _steps_in(section.minutes * 60, lambda step: losses_at(algorithm, phi, step), section.steps)
         say(f"{steps:,} outer steps in {section.minutes:g} minutes, by the speed of the first ones")
     algorithm, phi = start(steps)
-    moving = sum(value.numel() for name, value in phi.items() if algorithm.inner.moves(name))
-    if moving:
-        say(f"adapted: {moving:,} numbers a user")
+
+    def trained() -> m.Trained:
+        now = {name: value.detach() for name, value in phi.items()}
+        return m.Trained(base, now, over, algorithm, weighting, build.anchor(config))
+
+    user = user_cost(bench, trained(), config.evaluation.test_steps)
+    cost.adapted_numbers, cost.adapted_bytes = user.numbers, user.bytes
+    if user.numbers:
+        say(user.line)
     if line := remembered(config, bench):
         say(line)
     optimizer = build.optimizer(
@@ -150,8 +160,7 @@ def meta_train(
     validation = bench.episodes("val")
 
     def validate() -> dict[str, float]:
-        trained = m.Trained(base, {k: v.detach() for k, v in phi.items()}, over, algorithm, weighting)
-        method = m.adapted(bench, trained, steps=config.evaluation.test_steps)
+        method = m.adapted(bench, trained(), steps=config.evaluation.test_steps)
         found, _ = ranks(validation, scored(tasks, method), config.evaluation.ties, bench.seen())
         return monitored(found, bench.prepared.n_items)
 
@@ -203,7 +212,7 @@ def remembered(config: TrainConfig, bench: AnyBench) -> str | None:
 def _losses(
     config: TrainConfig,
     bench: AnyBench,
-    tasks: Tasks,
+    over: Residual,
     algorithm: Algorithm,
     phi: Params,
     weighting: Weighting,
@@ -215,13 +224,20 @@ def _losses(
     the support's negatives would reward having learned these), and the same for all chunks: the size of a chunk changes
     nothing but which units are dropped.
     """
-    rate, device = build.dropout(config), bench.hardware.device
+    rate, device, tasks = build.dropout(config), bench.hardware.device, bench.tasks(over)
+    anchoring = Anchoring.of(build.anchor(config), bench, over, algorithm.inner)
     query_tasks = replace(tasks, model=build.with_dropout(bench.model, rate)) if rate else tasks
     for number, batch in enumerate(bench.training_batches(config.train, config.seed, step)):
         items = generator(config.seed, "support items", step, device)
-        support = tasks.loss(batch.support, None, weighting.weights(batch), items)
+        inside, outside = anchoring.support(phi, batch.support), anchoring.query(phi, batch.query)
+        support = tasks.loss(batch.support, None, weighting.weights(batch), items, inside)
         dropped = generator(config.seed, f"query {number}", step, device) if rate else None
-        query = query_tasks.loss(batch.query, dropped, None, generator(config.seed, "query items", step, device))
+        if getattr(over, "dropout", 0.0):  # of what a residual's own factors read
+            of_factors = generator(config.seed, f"factors {number}", step, device)
+            dropping = over.dropping(of_factors)  # type: ignore[attr-defined]
+            query_tasks = replace(query_tasks, compose=dropping, compose_on=None)  # which a query has no use for
+        drawn = generator(config.seed, "query items", step, device)
+        query = query_tasks.loss(batch.query, dropped, None, drawn, outside)
         losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
         yield losses.sum() / config.train.meta_batch_size
 
@@ -229,7 +245,7 @@ def _losses(
 def _keep_statistics(
     config: TrainConfig,
     bench: AnyBench,
-    tasks: Tasks,
+    over: Residual,
     algorithm: Algorithm,
     phi: Params,
     weighting: Weighting,
@@ -241,14 +257,16 @@ def _keep_statistics(
     Each step's images are taken under the weights that the inner loop has then, and each norm by its own batch.
     """
     model: Any = bench.model
-    share = max(STATISTICS_MOMENTUM, 1 / (step + 1))
+    tasks, share = bench.tasks(over), max(STATISTICS_MOMENTUM, 1 / (step + 1))
     learned = {name: value for name, value in phi.items() if name not in statistics}
+    anchoring = Anchoring.of(build.anchor(config), bench, over, algorithm.inner)
     with torch.no_grad():
         for name in statistics:
             phi[name].mul_(1 - share)
         for batch in bench.training_batches(config.train, config.seed, step):
             of_chunk = share * batch.n_tasks / config.train.meta_batch_size
-            support = tasks.loss(batch.support, None, weighting.weights(batch))
+            anchor = anchoring.support(learned, batch.support)
+            support = tasks.loss(batch.support, None, weighting.weights(batch), anchor=anchor)
             found = inner.path(support, learned, batch.n_tasks, algorithm.inner)
             for number, weights in enumerate(found):
                 part = batch.support if number < algorithm.inner.steps else batch.query

@@ -178,7 +178,7 @@ class _Rows:
             return control_tuning(found, bench)
 
         on = bench.hardware
-        more = [key, asdict(self.config.objective), str(on.device), str(on.dtype), *on.changes]
+        more = [key, build.unanchored(self.config), str(on.device), str(on.dtype), *on.changes]
         record = choose() if key is None else tuned(self.config, "panel", [*self._depends_on(name), more], choose)
         loop = InnerLoop(record["chosen"]["lr"], int(record["chosen"]["steps"]), adapted=adapted)
         tasks, plain = bench.tasks(), MAML(loop)

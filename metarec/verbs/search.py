@@ -45,7 +45,7 @@ KILLED = 5  # exit code for a trial whose process was killed: memory, mostly
 # what a trial is measured on; whom it is compared with can wait for the best
 OF_A_TRIAL = (
     "evaluation.split=val", "evaluation.panel=none", "evaluation.ks=null", "evaluation.grid=false",
-    "evaluation.latency=false", "logger.plots=false",
+    "evaluation.latency=false", "evaluation.divergence=false", "logger.plots=false",
 )  # fmt: skip
 OF_THE_BEST = ("evaluation.split=test",)
 MAY_GROW = ("n_trials", "n_jobs")  # of a search given its storage again

@@ -106,7 +106,7 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
     parts = {
         "data": [bench.prepared.fingerprint, config.dataset.history],
         "model": asdict(config.model) | model_files(bench),
-        "objective": asdict(config.objective),
+        "objective": build.unanchored(config),
         "pretrain": asdict(config.pretrain) | {"lr": build.pretrain_lr(config)},
         "monitor": [config.evaluation.monitor, config.evaluation.ties],
         "seed": config.seed,

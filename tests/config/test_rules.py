@@ -11,6 +11,7 @@ from metarec.config import rules
 from metarec.config.overrides import check_words
 from metarec.errors import ConfigError
 
+ANCHOR = "objective.kl_anchor.weight=0.1"
 # rule, command line that it refuses, key and words of the line, a sensible command line nearby
 CASES = [
     *MOST,
@@ -142,6 +143,78 @@ CASES = [
         "export ckpt=x users=[a] evaluation.test_steps=3",
     ),
     ("step_size_unused", "eval ckpt=x steps=0 lr=0.1", "lr: 0.1: does nothing", "eval ckpt=x steps=0"),
+    (
+        "anchor_unused",
+        "objective.kl_anchor.where=both",
+        "objective.kl_anchor.where: both: does nothing: objective.kl_anchor.weight=0 anchors nothing",
+        f"{ANCHOR} objective.kl_anchor.where=both",
+    ),
+    (
+        "anchor_unused",
+        "objective.kl_anchor.weight=0 objective.kl_anchor.temperature=2",
+        "drop it, or give objective.kl_anchor.weight",
+        "objective.kl_anchor.weight=0",
+    ),
+    (
+        "anchor_of_supervised",
+        f"algorithm=supervised residual=off {ANCHOR}",
+        "algorithm=supervised adapts nothing, so there is nothing to anchor",
+        "algorithm=supervised residual=off objective.kl_anchor.weight=0",
+    ),
+    (
+        "anchor_to_random",
+        f"warm_start=none residual=off algorithm=maml {ANCHOR}",
+        "with warm_start=none the base is random",
+        f"warm_start=none residual=off algorithm=maml {ANCHOR} objective.kl_anchor.reference=initial",
+    ),
+    (
+        "anchor_to_random",
+        f"dataset=omniglot data_dir=d warm_start=none model=conv4 algorithm=maml {ANCHOR}",
+        "nothing to stay near to -- use objective.kl_anchor.reference=initial",
+        f"dataset=omniglot data_dir=d warm_start=run model=conv4 algorithm=maml {ANCHOR}",
+    ),
+    (
+        "anchor_without_steps",
+        f"algorithm.inner.steps=0 {ANCHOR} objective.kl_anchor.where=inner",
+        "takes no inner step that could be anchored -- give steps, or use objective.kl_anchor.where=outer",
+        f"algorithm.inner.steps=0 {ANCHOR}",
+    ),
+    (
+        "anchor_without_steps",
+        f"algorithm.inner.steps=0 {ANCHOR} objective.kl_anchor.reference=initial",
+        "so all stay at their start -- give steps, or use objective.kl_anchor.reference=pretrained",
+        f"algorithm.inner.steps=1 {ANCHOR} objective.kl_anchor.reference=initial",
+    ),
+    (
+        "anchor_without_steps",
+        f"{ANCHOR} objective.kl_anchor.reference=initial objective.kl_anchor.where=both",
+        "the first inner step starts at reference=initial",
+        f"algorithm.inner.steps=2 {ANCHOR} objective.kl_anchor.reference=initial objective.kl_anchor.where=both",
+    ),
+    (
+        "anchor_of_one_loop",
+        f"algorithm=reptile residual=off {ANCHOR}",
+        "algorithm=reptile has one loop over support and query pairs, and no outer loss",
+        f"algorithm=reptile residual=off {ANCHOR} objective.kl_anchor.where=both",
+    ),
+    (
+        "rows_learn_nothing",
+        "residual=rows algorithm=fomaml",
+        "algorithm=fomaml learns no step size: nothing would be learned -- set residual.learn_start=true",
+        "residual=rows algorithm=fomaml algorithm.inner.rates=tensor",
+    ),
+    (
+        "rows_learn_nothing",
+        "residual=rows algorithm.inner.steps=0",
+        "or use algorithm=meta_sgd or algorithm.inner.rates=tensor",
+        "residual=rows algorithm=maml residual.learn_start=true",
+    ),
+    (
+        "rows_of_the_query",
+        "residual=rows residual.learn_start=true algorithm=imaml",
+        "residual=rows is of the support's items -- use algorithm=meta_sgd",
+        "residual=rows algorithm=maml_pp",
+    ),
 ]
 
 

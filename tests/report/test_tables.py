@@ -111,6 +111,14 @@ def test_slices_and_curves() -> None:
     assert line_of(text, "few-shot, K over 0: low")
 
 
+def test_divergence_is_one_line_where_it_was_measured() -> None:
+    found = {"pretrained": {"cross_entropy": 3.21, "kl": 0.0}, "fewshot": {"cross_entropy": 2.5, "kl": 0.125}}
+    text = plain_text(results_table(document(divergence=found), title="t", headline=("hr@10", "ndcg@10")))
+    said = "cross-entropy/KL from the pretrained model: pretrained 3.2100/.0000, few-shot 2.5000/.1250"
+    assert said in " ".join(text.split())
+    assert "nats" not in plain_text(results_table(document(), title="t", headline=("hr@10", "ndcg@10")))
+
+
 def test_a_run_without_bayes_or_control_and_one_user() -> None:
     text = plain_text(results_table(document(n_users=1, methods=("zeroshot", "fewshot"))))
     assert "share of gap" not in text

@@ -16,6 +16,7 @@ from reference.tiny_runs import Work, assert_same_run, ended, metrics, same_bits
 from torch import Tensor
 
 from metarec import build, cli, parts
+from metarec.algorithms.inner import InnerLoop
 from metarec.benches import SequenceBench
 from metarec.config.fields import alternatives
 from metarec.config.overrides import check_words
@@ -27,6 +28,7 @@ from metarec.metrics.ranks import rank_of_target
 from metarec.objectives import Items, drawn
 from metarec.objectives.bce import BCE
 from metarec.objectives.standing import Standing
+from metarec.residual.off import NoResidual
 from metarec.runs.checkpoint import load_checkpoint
 from metarec.verbs import measure as m
 from metarec.verbs import meta_train
@@ -207,6 +209,8 @@ def test_popularity_is_of_the_training_events_alone(objective: str, work: Work) 
 class BothLosses:
     """An algorithm that takes both losses at the start, support first."""
 
+    inner = InnerLoop()
+
     def meta_losses(self, phi: Any, support: Any, query: Any, n_tasks: int, step: int) -> Tensor:
         found: Tensor = support(phi) + query(phi)
         return found
@@ -215,7 +219,7 @@ class BothLosses:
 def outer_step(work: Work, step: int, *words: str) -> None:
     config, bench = bench_of(work, "objective=bce", *FOMAML, *words)
     phi, algorithm = bench.model.init(generator(1, "init"), torch.float64), cast(Any, BothLosses())
-    list(meta_train._losses(config, bench, bench.tasks(), algorithm, phi, UNIFORM, step))
+    list(meta_train._losses(config, bench, NoResidual(phi), algorithm, phi, UNIFORM, step))
 
 
 def test_draws_follow_from_seed_step_and_part(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
