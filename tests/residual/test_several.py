@@ -55,7 +55,7 @@ def learner(name: str, on: Any, **options: Any) -> Any:
     return build.algorithm(config, on, MODEL, CONTROL, outer_steps=4, support_share=0.5)
 
 
-@pytest.mark.parametrize("name", ["off", "on", "context", "ia3", "lora", "head", "bias"])
+@pytest.mark.parametrize("name", ["off", "on", "context", "ia3", "lora", "head", "bias", "rows"])
 def test_beside_a_memory_that_is_off_a_part_is_what_it_is_alone(name: str) -> None:
     """Bit for bit the same start and weights, losses and meta-gradients but for what log softmax twice leaves."""
     on, listed = part(name), with_memory(name)
@@ -78,10 +78,12 @@ def test_beside_a_memory_that_is_off_a_part_is_what_it_is_alone(name: str) -> No
     zero = {n: closed[n] if n.startswith("memory.") else value for n, value in of_both.items()}
     batch = REMEMBERING.episodes(4, 4)
     loop = learner("maml", listed, lr=0.3, steps=2).inner
-    mine = meta_gradient(MAML(loop), Tasks(MODEL, cross_entropy, both.compose, mix=both.mix), zero, batch)
+    tasks = Tasks(MODEL, cross_entropy, both.compose, mix=both.mix, compose_on=both.compose_on)
+    mine = meta_gradient(MAML(loop), tasks, zero, batch)
     alone_loop = learner("maml", on, lr=0.3, steps=2).inner
     assert alone_loop.adapted == loop.adapted
-    theirs = meta_gradient(MAML(alone_loop), Tasks(MODEL, cross_entropy, alone.compose), start, batch)
+    tasks = Tasks(MODEL, cross_entropy, alone.compose, compose_on=getattr(alone, "compose_on", None))
+    theirs = meta_gradient(MAML(alone_loop), tasks, start, batch)
     assert mine[0] == pytest.approx(theirs[0], abs=1e-12)
     assert furthest({n: mine[1][n] for n in theirs[1]}, theirs[1]) < 1e-11
 
