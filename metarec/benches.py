@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from metarec.config.schema import EvaluationConfig, TrainSection
 from metarec.core.batch import EpisodeBatch
 from metarec.data.batches import Batcher
 from metarec.data.bayes import bayes_scores
-from metarec.data.episodes import sample
+from metarec.data.episodes import EpisodeRanges, rows_of, sample
 from metarec.data.history import shown
 from metarec.data.omniglot import ImageEpisodes, Omniglot
 from metarec.data.prompt_batches import TextEpisodes
@@ -43,6 +43,7 @@ class SequenceBench:
     objective: Objective
     hardware: Hardware
     evaluation: EvaluationConfig
+    held: Ints | None = None  # rows of the training episodes that pretraining does not read, and meta-training alone
 
     @property
     def n_items(self) -> int:
@@ -59,9 +60,19 @@ class SequenceBench:
         training = self.prepared.episodes("train")
         return training.n_support / (training.n_support + training.n_query)
 
+    @cached_property
+    def _training(self) -> EpisodeRanges:
+        every = self.prepared.episodes("train")
+        return every if self.held is None else rows_of(every, self.held)
+
+    @property
+    def unread(self) -> Ints:
+        """The users that pretraining does not read, int64 [U]; mostly none."""
+        return np.zeros(0, dtype=np.int64) if self.held is None else self._training.user
+
     def training_batches(self, section: TrainSection, seed: int, step: int) -> Iterator[EpisodeBatch]:
         """The meta-batch of an outer step, in chunks of tasks; a function of (seed, step)."""
-        training = self.prepared.episodes("train")
+        training = self._training
         first, row = sample(training, seed=seed, step=step, n_tasks=section.meta_batch_size, sampler=section.sampler)
         for own in chunks(len(row), section.task_chunk):
             batch = self.batcher.episodes(training.user[row[own]], first[own], training.n_support, training.n_query)

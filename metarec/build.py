@@ -37,6 +37,7 @@ from metarec.config.schema import (
 from metarec.core import fused, heap
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
+from metarec.data.episodes import held_out
 from metarec.data.history import Stream
 from metarec.data.omniglot import Omniglot
 from metarec.data.prepare import prepare
@@ -393,4 +394,6 @@ def bench(config: TrainConfig, evaluation: EvaluationConfig, prepared: AnyPrepar
         prepared.n_read,
         bool(getattr(config.residual, "reads_memory", False)),
     )
-    return SequenceBench(prepared, batcher, made, cost, on, evaluation)
+    share, drawn_by = config.pretrain.hold_out, config.dataset.split.seed
+    kept = held_out(prepared.episodes("train"), share, drawn_by) if share else None
+    return SequenceBench(prepared, batcher, made, cost, on, evaluation, kept)

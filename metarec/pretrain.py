@@ -78,16 +78,27 @@ def loss_of_step(
 
 
 def training_pieces(
-    prepared: Prepared, max_len: int, batch_size: int, seed: int, stream: Stream | None = None
+    prepared: Prepared,
+    max_len: int,
+    batch_size: int,
+    seed: int,
+    stream: Stream | None = None,
+    unread: Ints | None = None,
 ) -> Pieces:
-    """`batch_size` targets a step, at least `max_len` (a step must not be empty behind a long piece).
+    """The training users' sessions, but for those of the users `unread`, int64 [U].
 
-    Of sessions, or of whole histories where there is a `stream` to read them from.
+    `batch_size` targets a step, at least `max_len` (a step must not be empty behind a long piece). Of sessions, or of whole
+    histories where there is a `stream` to read them from.
     """
+    left_out = np.zeros(0, dtype=np.int64) if unread is None else unread
     if stream is None:
         begin, end = train_sessions(prepared)
+        offsets = np.asarray(prepared.session_offsets)[np.asarray(prepared.user_sessions)]  # [users + 1], events
+        read = ~np.isin(np.searchsorted(offsets, begin, side="right") - 1, left_out)
+        begin, end = begin[read], end[read]
     else:
-        begin, end = stream.users(np.asarray(prepared.train_event_end), np.arange(prepared.n_users))
+        users = np.setdiff1d(np.arange(prepared.n_users), left_out)
+        begin, end = stream.users(np.asarray(prepared.train_event_end), users)
     return Pieces(*cut_long(np.asarray(begin), np.asarray(end), max_len), batch_size, seed)
 
 

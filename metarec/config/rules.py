@@ -16,6 +16,7 @@ from metarec.config import rules_evaluation as ev
 from metarec.config import rules_export as of_export
 from metarec.config import rules_guard as of_guard
 from metarec.config import rules_lm as of_lm
+from metarec.config import rules_pretrain as of_pretraining
 from metarec.config import rules_prompts as of_text
 from metarec.config import rules_residual as of_residual
 from metarec.config import rules_rows as of_rows
@@ -324,6 +325,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_lm.lm_items_frozen,
     *of_anchor.RULES,
     *of_rows.RULES,
+    *of_pretraining.RULES,
     of_data.dataset_path_missing,
     of_data.dataset_path_unused,
     of_data.data_dir_missing,

@@ -225,6 +225,7 @@ class PretrainSection:
     clip_norm: float = ranged(5.0, min=0)
     patience: int = ranged(3, min=0)
     eval_every_epochs: int = ranged(1, min=1)
+    hold_out: float = ranged(0.0, min=0, max=1, exclusive=["max"])
 
 
 AlgorithmConfig = MetaConfig | SupervisedConfig

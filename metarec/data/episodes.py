@@ -70,6 +70,26 @@ def last_pairs(user: np.ndarray, begin: np.ndarray, end: np.ndarray, *, n_suppor
     return EpisodeRanges(_own(user[enough]), _own(first), _own(np.ones_like(first)), 1, n_support, n_query)
 
 
+def held_out(ranges: EpisodeRanges, share: float, seed: int) -> np.ndarray:
+    """int64, rising: the rows of `ranges` that are kept from pretraining, a share of them, at least one, drawn by `seed`.
+
+    ConfigError where nobody would be left to pretrain on.
+    """
+    n_rows = len(ranges.user)
+    count = max(round(share * n_rows), 1)
+    if count >= n_rows:
+        raise ConfigError("pretrain.hold_out", share, f"is all of the {n_rows} training users with an episode",
+                          "give a smaller share")  # fmt: skip
+    order = np.random.Philox(key=np.array([seed % 2**64, 0x686F6C64], dtype=np.uint64)).random_raw(n_rows)
+    return np.sort(np.argsort(order, kind="stable")[:count]).astype(np.int64)
+
+
+def rows_of(ranges: EpisodeRanges, rows: np.ndarray) -> EpisodeRanges:
+    """Some of the users of `ranges`, by their rows int64 [R]."""
+    user, first, windows = (_own(part[rows]) for part in (ranges.user, ranges.first_pair, ranges.n_windows))
+    return EpisodeRanges(user, first, windows, ranges.stride, ranges.n_support, ranges.n_query)
+
+
 def _own(array: np.ndarray) -> np.ndarray:
     array = np.array(array, dtype=np.int64)
     array.flags.writeable = False

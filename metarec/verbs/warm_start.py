@@ -141,7 +141,7 @@ def pretrain(
     else:
         assert isinstance(bench, SequenceBench)  # the rules refuse to pretrain on images
         pieces = training_pieces(
-            bench.prepared, config.model.max_len, options.batch_size, config.seed, bench.batcher.stream
+            bench.prepared, config.model.max_len, options.batch_size, config.seed, bench.batcher.stream, bench.unread
         )
         pairs = validation_pairs(bench.prepared)
     per_epoch = pieces.steps_per_epoch

@@ -115,6 +115,18 @@ CASES = [
         "'+a' is no name of a directory",
         "compare variants={a+b:'residual=on'}",
     ),
+    (
+        "hold_out_unused",
+        "algorithm=supervised residual=off pretrain.hold_out=0.2",
+        "pretrain.hold_out: 0.2: algorithm=supervised has no outer loop",
+        "algorithm=fomaml residual=off pretrain.hold_out=0.2",
+    ),
+    (
+        "hold_out_unused",
+        "dataset=prompts model=sasrec pretrain.hold_out=0.2",
+        "pretrain.hold_out: 0.2: a data set of text has domains",
+        "dataset=prompts model=sasrec dataset.prompts.pretrain=easy",
+    ),
     ("checkpoint_missing", "eval", "ckpt: null: nothing to evaluate", "eval ckpt=x"),
     (
         "split_of_a_run",
