@@ -1,21 +1,23 @@
 """Memory: what a user has had comes back. A cache over his support and the query's own prefix, mixed into the scores.
 
-    p(i)     = (1 - gate) softmax(scores)(i) + gate p_mem(i)
+    p(i)     = (1 - gate) softmax(exp(sharpness) scores)(i) + gate p_mem(i)
     p_mem(i) = sum over entries e with x_e = i of w_e / sum of all w_e
     w_e      = exp(similarity cos(h, k_e) - recency log(1 + a_e) + own s_e)
     gate     = sigmoid(b), or with `gate: state` sigmoid(b + u . h / sqrt(H))
 
 An entry is an event known before the target (`data.recall`): x_e its item, k_e the hidden state just before it (without one
 the cosine is 0), a_e its age counted back from the latest entry, s_e = 1 in the pair's own prefix. h is the state that the
-pair is scored from. Objective and ranking see log p; without any entry p is the model's.
+pair is scored from. Objective and ranking see log p; without any entry p is the model's, sharpened.
 
-Nothing is adapted: a user is his events. similarity, recency, own, b and u are learned for all users in the outer loop with
+A model that is surer of itself than it may be outvotes any memory; one number for all of its scores says how sure it may be.
+
+Nothing is adapted: a user is his events. sharpness, similarity, recency, own, b and u are learned for all users in the outer loop with
 a step size of their own, over frozen weights (`train_weights` learns these too). They start at 0 and b at the logit of
 `start`, where p_mem is the relative frequency in support and prefix. In the support's own loss the memory is causal.
 
 Source: Grave, Joulin & Usunier 2017, arXiv:1612.04426, eq. 3-5 (continuous cache, linear interpolation); the labels of a
 support as a datastore: Khandelwal et al. 2020, arXiv:1911.00172 (kNN-LM); a gate between repeating and exploring: Ren et
-al. 2019, arXiv:1812.02646 (RepeatNet).
+al. 2019, arXiv:1812.02646 (RepeatNet); one temperature: Guo, Pleiss, Sun & Weinberger 2017, arXiv:1706.04599, sec. 4.2.
 Shapes: T tasks, N pairs, C entries of a pair, S states of a task, V items, H hidden.
 """
 
@@ -67,7 +69,7 @@ class Config:
 
 def numbers(config: Config, model: Named) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what the memory learns; ConfigError where the model does not say how wide its states are."""
-    names = ["gate", *(["similarity"] if config.keys else []), "recency", "own"]
+    names = ["gate", *(["similarity"] if config.keys else []), "recency", "own", "sharpness"]
     found: dict[str, tuple[int, ...]] = {PREFIX + name: () for name in names}
     if config.gate == "state":
         shift = model.context_shapes().get("context.shift")
@@ -137,7 +139,8 @@ class MemoryResidual:
         gate = number("gate")[:, None]
         if PREFIX + "direction" in phi:
             gate = gate + (h * number("direction")[:, None, :]).sum(-1) / h.shape[-1] ** 0.5
-        return mixed(scores.log_softmax(-1), p_mem, gate.expand(h.shape[:2]), there.any(-1))
+        sharp = number("sharpness").exp()[:, None, None] * scores
+        return mixed(sharp.log_softmax(-1), p_mem, gate.expand(h.shape[:2]), there.any(-1))
 
 
 def mixed(log_p: Tensor, p_mem: Tensor, logit: Tensor, there: Tensor) -> Tensor:

@@ -74,6 +74,8 @@ def log_p(memory: SlowMemory, pair: int, params: Params) -> Tensor:
     h = state(params, memory.readable(start, target))
     shift = params.get("context.shift", torch.zeros_like(h))
     scores = params["fc.weight"] @ (h + shift) + params["fc.bias"]
+    if "memory.sharpness" in params:
+        scores = math.e ** params["memory.sharpness"] * scores
     p = scores.softmax(0)
     entries = memory.entries(pair)
     if not entries:

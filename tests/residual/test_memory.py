@@ -74,6 +74,14 @@ def test_the_first_hand_value_as_a_fraction() -> None:
     assert by_hand({}) == pytest.approx([8 / 15, 4 / 15, 1 / 5], abs=1e-14)
 
 
+def test_a_sharpened_model_by_hand() -> None:
+    """Twice the scores are squared probabilities: 4 : 1 : 1."""
+    wanted = [
+        F(4, 5) * p + F(1, 5) * m for p, m in zip((F(4, 6), F(1, 6), F(1, 6)), (F(2, 3), F(1, 3), 0), strict=True)
+    ]
+    assert by_hand({"sharpness": log(2)}) == pytest.approx([float(p) for p in wanted], abs=1e-14)
+
+
 @pytest.mark.parametrize("logit", [-60.0, -3.0, 0.0, 5.0, 25.0, 60.0])
 def test_logarithms_of_mixtures_that_a_sum_of_powers_would_lose(logit: float) -> None:
     """Against the mixture in numbers of 50 digits; a model that gives a remembered item e^-900 is no trouble."""

@@ -37,7 +37,7 @@ def test_a_run_learns_the_memory_and_its_figures_come_again(name: str, runs: dic
     assert found["residual"] == name
     first, last = at(run, 0), at(run, 4)
     moved = {key for key in first if not torch.equal(first[key], last[key])}
-    numbers = {f"phi/memory.{number}" for number in ("gate", "similarity", "recency", "own")}
+    numbers = {f"phi/memory.{number}" for number in ("gate", "similarity", "recency", "own", "sharpness")}
     assert numbers <= moved
     step = float((at(run, 2)["phi/memory.own"] - first["phi/memory.own"]).abs())
     assert 0.03 < step < 2 * 0.0301  # two steps of Adam of residual.lr each, whatever optimizer.lr is
