@@ -11,9 +11,11 @@ pair is scored from. Objective and ranking see log p; without any entry p is the
 
 A model that is surer of itself than it may be outvotes any memory; one number for all of its scores says how sure it may be.
 
-Nothing is adapted: a user is his events. sharpness, similarity, recency, own, b and u are learned for all users in the outer loop with
-a step size of their own, over frozen weights (`train_weights` learns these too). They start at 0 and b at the logit of
-`start`, where p_mem is the relative frequency in support and prefix. In the support's own loss the memory is causal.
+Nothing is adapted: a user is his events. sharpness, similarity, recency, own, b and u are learned for all users in the outer
+loop with a step size of their own, over frozen weights (`train_weights` learns these too). They start at 0 and b at the
+logit of `start`, where p_mem is the relative frequency in support and prefix. In the support's own loss the memory is
+causal. A model has seen the users it was pretrained on: what they repeat it knows by heart, and a gate learned on them
+closes. So they are best learned on others (`pretrain.hold_out`).
 
 Source: Grave, Joulin & Usunier 2017, arXiv:1612.04426, eq. 3-5 (continuous cache, linear interpolation); the labels of a
 support as a datastore: Khandelwal et al. 2020, arXiv:1911.00172 (kNN-LM); a gate between repeating and exploring: Ren et
