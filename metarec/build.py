@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,7 +22,6 @@ from metarec.config.schema import (
     AnyGuardConfig,
     Config,
     EvaluationConfig,
-    HardwareConfig,
     MetaConfig,
     ModelConfig,
     NoGuardConfig,
@@ -34,7 +31,6 @@ from metarec.config.schema import (
     SupervisedConfig,
     TrainConfig,
 )
-from metarec.core import fused, heap
 from metarec.core.weights import Params
 from metarec.data.batches import Batcher
 from metarec.data.episodes import held_out
@@ -47,7 +43,7 @@ from metarec.data.reliability import reliability_of
 from metarec.data.source import locate
 from metarec.data.spec import DatasetSpec
 from metarec.data.store import Prepared
-from metarec.errors import ConfigError, EnvironmentFault
+from metarec.errors import ConfigError
 from metarec.evaluate import Control
 from metarec.models import Catalogue
 from metarec.objectives import Items
@@ -57,48 +53,10 @@ from metarec.runs.guard import Guard, Rules
 from metarec.runs.guarded import Guarded
 from metarec.tasks import Model, Objective
 from metarec.text_bench import TextBench
-from metarec.workbench import Hardware
+from metarec.workbench import Hardware, tell
+from metarec.workbench import hardware as hardware
 
 AnyPrepared = Prepared | Omniglot | Prompts
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}  # of all but products
-
-
-def hardware(config: HardwareConfig) -> Hardware:
-    """Choose the device, and set threads, determinism and compilation for the process.
-
-    Raises EnvironmentFault for a device that is not there or cannot do the precision.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    name = config.device
-    if name == "auto":
-        name = next(device for device in ("cuda", "mps", "cpu") if there[device])
-        if name == "mps" and config.precision != "float32":
-            name = "cpu"  # mps has no float64, and nobody has seen it multiply in bfloat16
-    if not there[name]:
-        raise EnvironmentFault(
-            "hardware.device", name, "this machine has no such device", "choose hardware=cpu or hardware=auto"
-        )
-    mixed = config.precision == "bfloat16"
-    if mixed and name == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise EnvironmentFault(
-            "hardware.precision", "bfloat16", f"{torch.cuda.get_device_name()} does not multiply in it",
-            "use hardware.precision=float32",
-        )  # fmt: skip
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    elif hasattr(os, "sched_getaffinity"):  # the cores this process may use, not those of the machine
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA asks of deterministic products
-    torch.use_deterministic_algorithms(config.deterministic)
-    heap.keep_freed()
-    compiled = fused.switch(config.compile, torch.device(name), _tell)
-    line = f"{name}, {config.precision}, {torch.get_num_threads()} threads{', compiled' if compiled else ''}"
-    return Hardware(torch.device(name), DTYPES[config.precision], line, mixed, compiled)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # even when quiet: what was asked for is not done
 
 
 def model(config: ModelConfig, n_items: int, catalogue: Catalogue | None = None) -> Model:
@@ -123,7 +81,7 @@ def catalogue(config: Config, prepared: AnyPrepared) -> Catalogue:
         assert isinstance(prepared, Prepared)  # images have no names, and no model asks for them
         return [str(item) for item in prepared.item_ids]
 
-    return Catalogue(prepared.n_items, prepared.kind, ids, data_dir(config), _tell)
+    return Catalogue(prepared.n_items, prepared.kind, ids, data_dir(config), tell)
 
 
 def objective(config: Part, prepared: AnyPrepared, seed: int, device: torch.device) -> Objective:
@@ -183,9 +141,14 @@ def learnable(config: Part, model: Model) -> dict[str, bool]:
     return found
 
 
-def _weight_of(on: Part) -> Callable[[str], str]:
+def residual_files(on: Part) -> list[tuple[Any, Any]]:
+    """The options of a residual and its file, or those of each of several."""
+    return several.files(on) if isinstance(on, Several) else [(on, parts.load("residual", on.name))]
+
+
+def weight_of(on: Part) -> Callable[[str], str]:
     """Name of what is learned -> the weight that it is a part of, or itself."""
-    files = [file for _, file in several.files(on)] if isinstance(on, Several) else [parts.load("residual", on.name)]
+    files = [file for _, file in residual_files(on)]
 
     def weight(name: str) -> str:
         for file in files:
@@ -248,7 +211,7 @@ def algorithm(
     """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control, where it moves
     whole weights as the control does. Raises ConfigError for options that this model cannot have."""
     section, beside = config.inner, _beside(on)
-    names, weight_of, moving = learnable(on, model), _weight_of(on), adapted(config, on, model)
+    names, whose, moving = learnable(on, model), weight_of(on), adapted(config, on, model)
     steps = (CONTEXT_STEPS if beside else control.steps) if section.steps is None else section.steps
     loop = InnerLoop(
         (context_lr if beside else control.lr) if section.lr is None else section.lr,
@@ -263,10 +226,10 @@ def algorithm(
     given = Given(
         loop,
         tuple(names),
-        frozenset(name for name in names if weight_of(name) in model.head),
+        frozenset(name for name in names if whose(name) in model.head),
         tuple(name for name in getattr(model, "norms", ()) if name in names),
         tuple(getattr(model, "statistics_shapes", {})),
-        frozenset(name for name in names if weight_of(name) not in model.shapes()) - _for_all(on, names),
+        frozenset(name for name in names if whose(name) not in model.shapes()) - _for_all(on, names),
         outer_steps,
         support_share,
     )

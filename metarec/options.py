@@ -158,6 +158,8 @@ class Several:
         for part in self.parts:
             for key, what, fix in getattr(part, "refused", tuple)():
                 yield f"{part.name}.{key}", what, fix
+            if getattr(part, "adapter", None) is not None:
+                yield f"{part.name}.adapter", "in a list no part starts from a file", f"use residual={part.name} alone"
             if getattr(part, "l2", 0.0):
                 yield f"{part.name}.l2", "in a list it would pull what the other parts adapt as well", "drop it"
 

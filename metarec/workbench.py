@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,6 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarec.config.schema import HardwareConfig
+from metarec.core import fused, heap
+from metarec.errors import EnvironmentFault
 from metarec.residual import Residual
 from metarec.tasks import Model, Objective, Tasks
 
@@ -27,6 +32,48 @@ class Hardware:
     def changes(self) -> list[str]:
         """What changes a number beside device, dtype and threads."""
         return [name for name in ("mixed", "compiled") if getattr(self, name)]
+
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}  # of all but products
+
+
+def hardware(config: HardwareConfig) -> Hardware:
+    """Choose the device, and set threads, determinism and compilation for the process.
+
+    Raises EnvironmentFault for a device that is not there or cannot do the precision.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    name = config.device
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if there[device])
+        if name == "mps" and config.precision != "float32":
+            name = "cpu"  # mps has no float64, and nobody has seen it multiply in bfloat16
+    if not there[name]:
+        raise EnvironmentFault(
+            "hardware.device", name, "this machine has no such device", "choose hardware=cpu or hardware=auto"
+        )
+    mixed = config.precision == "bfloat16"
+    if mixed and name == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise EnvironmentFault(
+            "hardware.precision", "bfloat16", f"{torch.cuda.get_device_name()} does not multiply in it",
+            "use hardware.precision=float32",
+        )  # fmt: skip
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    elif hasattr(os, "sched_getaffinity"):  # the cores this process may use, not those of the machine
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA asks of deterministic products
+    torch.use_deterministic_algorithms(config.deterministic)
+    heap.keep_freed()
+    compiled = fused.switch(config.compile, torch.device(name), tell)
+    line = f"{name}, {config.precision}, {torch.get_num_threads()} threads{', compiled' if compiled else ''}"
+    return Hardware(torch.device(name), DTYPES[config.precision], line, mixed, compiled)
+
+
+def tell(line: str) -> None:
+    """A line on stderr, even when quiet: what was asked for is not done."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Identified(Protocol):

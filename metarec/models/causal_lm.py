@@ -67,6 +67,7 @@ class Config:
 
     has: ClassVar[tuple[str, ...]] = ()
     pretrain_lr: ClassVar[float] = 1e-3
+    task_type: ClassVar[str] = "CAUSAL_LM"  # in adapter files
 
     @property
     def pretrained(self) -> bool:
@@ -179,6 +180,11 @@ class CausalLM:
     def fixed(self) -> tuple[str, ...]:
         """What modules of transformers read, for all tasks at once: norms, mostly. Learned, but never adapted inside."""
         return self.net.fixed
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """Matrices, [out, in] here, that transformers stores [in, out] (Conv1D): adapter files say so."""
+        return frozenset(self.net.transposed)
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -87,7 +87,8 @@ def contents(
     factors: Mapping[str, tuple[Tensor, Tensor]], adapter: Adapter, *, base: str, task_type: str | None = None,
     turned: Collection[str] = (),
 ) -> dict[str, bytes]:  # fmt: skip
-    """File name -> bytes, of factors weight -> (A [r, in], B [out, r]); `turned`: weights that are stored [in, out].
+    """File name -> bytes, of factors weight -> (A [r, in], B [out, r]); `turned`: weights [out, in] that
+    transformers stores [in, out].
 
     Raises ValueError for two weights that a file would call alike.
     """
@@ -96,10 +97,9 @@ def contents(
         module = PREFIX + module_of(name)
         if module + OF_A in tensors:
             raise ValueError(f"{name}: another weight has the module's name {module_of(name)}")
-        first, second = (b.T, a.T) if name in turned else (a, b)
         # copies of their own: safetensors refuses memory that is shared
-        tensors[module + OF_A] = first.detach().to("cpu", copy=True).contiguous()
-        tensors[module + OF_B] = second.detach().to("cpu", copy=True).contiguous()
+        tensors[module + OF_A] = a.detach().to("cpu", copy=True).contiguous()
+        tensors[module + OF_B] = b.detach().to("cpu", copy=True).contiguous()
     whole = adapter.alpha == int(adapter.alpha)
     config = {
         "alpha_pattern": {},
@@ -169,8 +169,9 @@ def read(
 ) -> tuple[Adapter, Factors]:
     """The adapter of `directory` for a model of these weights: weight -> (A [r, in], B [out, r]), in the model's order.
 
-    `turned`: weights that are stored [in, out]. Raises CheckpointError, naming file and tensor, for a pickle, a module that
-    the model has not or the file lacks, a wrong shape, a tensor that is no factor, and what is not finite.
+    `turned`: weights [out, in] that transformers stores [in, out]. Raises CheckpointError, naming file and tensor, for a
+    pickle, a module that the model has not or the file lacks, a wrong shape, a tensor that is no factor, and what is not
+    finite.
     """
     adapter, path = read_config(directory), directory / WEIGHTS
     found = _pairs(path)
@@ -187,16 +188,16 @@ def read(
             raise _wrong(
                 path, module, f"{name} {list(shapes[name])} is no matrix", "use the model that it was made for"
             )
-        out, width = shapes[name] if name not in turned else shapes[name][::-1]
+        out, width = shapes[name]
         for kind, tensor, expected in (("A", a, (adapter.rank, width)), ("B", b, (out, adapter.rank))):
             if tuple(tensor.shape) != expected:
                 what = f"{list(expected)} is needed, for {name} {list(shapes[name])} at r = {adapter.rank}"
                 raise _wrong(path, f"{module}.lora_{kind} {list(tensor.shape)}", what, "use the model it was made for")
             if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
                 raise _wrong(path, f"{module}.lora_{kind}", "not finite numbers, all of them", "use another adapter")
-        factors[name] = (b.T.contiguous(), a.T.contiguous()) if name in turned else (a, b)
+        factors[name] = (a, b)
     if adapter.fan_in_fan_out and not any(name in turned for name in factors):
-        what = "the model stores none of these matrices [in, out], so B A would be turned the wrong way"
+        what = "transformers stores none of these matrices of the model [in, out], so the adapter is of another model"
         raise _wrong(directory / CONFIG, "fan_in_fan_out true", what, "use the model that it was made for")
     return adapter, {name: factors[name] for name in shapes if name in factors}
 

@@ -25,8 +25,8 @@ from metarec.tasks import Model
 
 
 def turned(model: Model) -> frozenset[str]:
-    """The weights that a model stores as [in, out], which it names by an attribute `fan_in_fan_out`; mostly none."""
-    return frozenset(getattr(model, "fan_in_fan_out", ()))
+    """The weights, [out, in] here, that transformers stores [in, out]: the model's `transposed`; mostly none."""
+    return frozenset(getattr(model, "transposed", ()))
 
 
 def resolved(config: TrainConfig, model: Model, given: Collection[str], found: Path | None) -> TrainConfig:

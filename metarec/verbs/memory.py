@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from metarec import build, parts
+from metarec import build
 from metarec.algorithms import Algorithm
 from metarec.benches import AnyBench
 from metarec.config.schema import NoGuardConfig, SgdConfig, TrainConfig
@@ -30,13 +30,13 @@ OF_CG = 2  # inner steps of second order that the vectors of a conjugate gradien
 
 def learned_shapes(config: TrainConfig, model: Model) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all that the residual learns; a part that learns other things says so by `learned_shapes`."""
-    on = config.residual
-    own = getattr(parts.load("residual", on.name), "learned_shapes", None)
-    if own is not None:
-        found: dict[str, tuple[int, ...]] = own(on, model)
-        return found
     known = model.shapes() | model.context_shapes() | getattr(model, "scale_shapes", dict)()
-    return {name: known[name] for name in build.learnable(on, model) if name in known}
+    found: dict[str, tuple[int, ...]] = {}
+    for on, file in build.residual_files(config.residual):
+        own = getattr(file, "learned_shapes", None)
+        named = {name: known[name] for name in file.learnable(on, model) if name in known}
+        found |= named if own is None else own(on, model)
+    return found
 
 
 def need_of(config: TrainConfig, bench: AnyBench, made: Algorithm) -> Need:
@@ -46,7 +46,7 @@ def need_of(config: TrainConfig, bench: AnyBench, made: Algorithm) -> Need:
         phi = {name: torch.empty(shape) for name, shape in learned_shapes(config, model).items()}
         learned = {name: tuple(value.shape) for name, value in made.learned(phi).items()}
     statistics = build.statistics(made, model)
-    weight_of = getattr(parts.load("residual", config.residual.name), "weight_of", str)
+    weight_of = build.weight_of(config.residual)
     batch = _batch(config, bench)
     optimizer, guard = config.optimizer, config.guard
     multi = getattr(made, "step_weights", None)

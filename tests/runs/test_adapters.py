@@ -46,12 +46,17 @@ def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
+def ours(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """As metarec has them: every matrix [out, in], GPT-2's attention too."""
+    return {name: shape[::-1] if "c_attn.weight" in name else shape for name, shape in shapes(model).items()}
+
+
 def factors_of(model: torch.nn.Module, ends: tuple[str, ...], rank: int = 4) -> Factors:
-    """Random factors, in the shape in which each weight is stored."""
+    """Random factors of matrices [out, in]."""
     drawn = torch.Generator().manual_seed(7)
     return {
         name: (torch.randn(rank, shape[1], generator=drawn), torch.randn(shape[0], rank, generator=drawn))
-        for name, shape in shapes(model).items()
+        for name, shape in ours(model).items()
         if name.endswith(tuple(f"{end}.weight" for end in ends))
     }
 
@@ -73,7 +78,8 @@ def merged_by_hand(model: Any, factors: Factors, scale: float) -> Tensor:
     state = model.state_dict()
     with torch.no_grad():
         for name, (a, b) in factors.items():
-            state[name] += scale * b @ a
+            update = scale * b @ a
+            state[name] += update if state[name].shape == update.shape else update.T
     return logits(model)
 
 
@@ -121,8 +127,8 @@ def test_what_peft_saves_is_read_equal(rslora: bool, form: str, tmp_path: Path) 
     assert float((merged_by_hand(llama(), factors, adapter.scale) - logits(model)).abs().max()) < 1e-5
 
 
-def test_matrices_stored_in_out_are_turned(tmp_path: Path) -> None:
-    """GPT-2's: what peft makes of our file is base + s B A in the shape that is stored, and of its file ours."""
+def test_matrices_that_transformers_stores_in_out(tmp_path: Path) -> None:
+    """GPT-2's: what peft makes of our file is base + (s B A)^T in the shape that is stored, and of its file ours."""
     turned = [name for name, shape in shapes(gpt2()).items() if name.endswith("c_attn.weight") and shape == (16, 48)]
     factors = factors_of(gpt2(), ("c_attn",))
     assert list(factors) == turned
@@ -133,19 +139,19 @@ def test_matrices_stored_in_out_are_turned(tmp_path: Path) -> None:
         loaded = peft.PeftModel.from_pretrained(gpt2(), str(path)).eval()
     assert float((logits(loaded) - merged_by_hand(gpt2(), factors, 1.5)).abs().max()) < 1e-5
     loaded.save_pretrained(tmp_path / "b", save_embedding_layers=False)  # which it would ask the network about
-    adapter, again = adapters.read(tmp_path / "b", shapes(gpt2()), turned=turned)
+    adapter, again = adapters.read(tmp_path / "b", ours(gpt2()), turned=turned)
     assert adapter.fan_in_fan_out
     assert all(torch.equal(x, y) for name in factors for x, y in zip(factors[name], again[name], strict=True))
     with pytest.raises(CheckpointError, match=r"lora_A \[4, 16\]: \[4, 48\] is needed"):
         adapters.read(path, shapes(gpt2()))
 
 
-def test_square_matrices_are_not_turned_in_silence(tmp_path: Path) -> None:
+def test_the_flag_is_held_against_the_model(tmp_path: Path) -> None:
     """Of a square matrix the shapes say nothing: the flag alone tells, and is held against the model."""
     factors = {"w.weight": (torch.ones(2, 5), torch.ones(5, 2))}
     path = written(tmp_path / "a", factors, Adapter(2, 1.0, False), turned=["w.weight"])
     assert adapters.read(path, {"w.weight": (5, 5)}, turned=["w.weight"])[1].keys() == factors.keys()
-    with pytest.raises(CheckpointError, match="fan_in_fan_out true: the model stores none of these matrices"):
+    with pytest.raises(CheckpointError, match="fan_in_fan_out true: transformers stores none of these matrices"):
         adapters.read(path, {"w.weight": (5, 5)})
 
 
