@@ -102,10 +102,10 @@ def build_of(config: Config, catalogue: Catalogue) -> CausalLM:
         titles = lm_titles.locate(config.titles, catalogue.data_dir)
     path = None if config.path is None else Path(config.path)
     if path is None:
-        if catalogue.kind == "tokens" and config.vocab_size not in (None, catalogue.n_items):
+        if catalogue.kind == "tokens" and config.vocab_size is not None and config.vocab_size < catalogue.n_items:
             what = f"the data set's tokenizer has {catalogue.n_items} tokens"
-            raise ConfigError("model.vocab_size", config.vocab_size, what, "drop it")
-        n_tokens = catalogue.n_items if catalogue.kind == "tokens" else config.vocab_size or TITLE_TOKENS
+            raise ConfigError("model.vocab_size", config.vocab_size, what, "drop it, or give as many or more")
+        n_tokens = config.vocab_size or (catalogue.n_items if catalogue.kind == "tokens" else TITLE_TOKENS)
         made = _llama(config, n_tokens)
     else:
         made = lm_files.read_config(path)
