@@ -24,7 +24,7 @@ SHIPPED = {
     "algorithm": 9,
     "dataset": 28,
     "evaluation": 3,
-    "experiment": 19,
+    "experiment": 21,
     "guard": 2,
     "hardware": 4,
     "logger": 4,
