@@ -73,12 +73,17 @@ def is_survey(config: CompareConfig) -> bool:
     return any((*axes, settings(config) != [{}], config.parallel > 1))
 
 
-def settings(config: CompareConfig) -> list[dict[str, float]]:
-    """What every cell tries: outer step sizes x inner step sizes; [{}] where nothing is tuned."""
+def settings(config: CompareConfig, residual: Any = None) -> list[dict[str, float]]:
+    """What every cell tries: outer step sizes x inner step sizes; [{}] where nothing is tuned.
+
+    With a `residual` only those that do something with it: a memory alone takes no inner step, and its numbers have an outer
+    step size of their own.
+    """
+    adapts = getattr(residual, "adapts", True)
     axes: dict[str, Sequence[float]] = {}
-    if config.tune.outer_lrs:
+    if config.tune.outer_lrs and (adapts or not getattr(residual, "frozen", False)):
         axes["outer_lr"] = config.tune.outer_lrs
-    if config.tune.inner_lrs:
+    if config.tune.inner_lrs and adapts:
         axes["inner_lr"] = config.tune.inner_lrs
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
@@ -102,7 +107,7 @@ def cells(config: CompareConfig) -> list[Cell]:
             if variant is not None:
                 job = variant.over(job)
                 name = (_own("dataset", dataset, job, datasets), _own("model", model, job, models), *kind)
-            for setting in settings(config):
+            for setting in settings(config, job.residual):
                 checked("train", asdict(with_setting(job, setting)))
             found.append(Cell(name, job))
         except ConfigError as error:

@@ -110,7 +110,7 @@ class _Work:
 
     def _setting(self, cell: Cell) -> dict[str, float]:
         """The setting with the best validation figure; of equal ones the first."""
-        every = settings(self.config)
+        every = settings(self.config, cell.config.residual)
         if len(every) == 1:
             return every[0]
         tried = []

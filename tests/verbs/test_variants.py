@@ -12,7 +12,7 @@ from metarec import cli
 from metarec.config.overrides import check_words
 from metarec.config.schema import CompareConfig
 from metarec.errors import ConfigError
-from metarec.verbs.cells import Cell, cells, is_survey
+from metarec.verbs.cells import Cell, cells, is_survey, settings
 
 
 def found(*words: str) -> dict[str, Cell]:
@@ -56,6 +56,17 @@ def test_words_that_set_an_option_of_the_algorithm_choose_it() -> None:
     own = found("variants={first: 'algorithm=maml algorithm.order=first', any: 'residual=on'}", "algorithms=[anil]")
     assert list(own) == ["first maml", "any anil"]
     assert own["first maml"].config.algorithm.order == "first"  # type: ignore[union-attr]
+
+
+def test_a_cell_tries_only_what_does_something() -> None:
+    tuned = ("tune.inner_lrs=[0.1,1]", "tune.outer_lrs=[0.01,0.02]", "algorithms=[fomaml]")
+    own = found("variants={m: 'residual=memory', c: 'residual=context', both: 'residual=[memory,context]'}", *tuned)
+    (job,) = check_words("compare", tuned).jobs
+    assert isinstance(job.config, CompareConfig)
+    tried = {name: settings(job.config, cell.config.residual) for name, cell in own.items()}
+    assert tried["m fomaml"] == [{}]
+    assert len(tried["c fomaml"]) == len(tried["both fomaml"]) == 4
+    assert own["both fomaml"].config.residual.name == "memory+context"
 
 
 @pytest.mark.parametrize(
