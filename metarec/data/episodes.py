@@ -71,7 +71,7 @@ def last_pairs(user: np.ndarray, begin: np.ndarray, end: np.ndarray, *, n_suppor
 
 
 def held_out(ranges: EpisodeRanges, share: float, seed: int) -> np.ndarray:
-    """int64, rising: the rows of `ranges` that are kept from pretraining, a share of them, at least one, drawn by `seed`.
+    """int64 [R], rising: rows of `ranges` that are kept from pretraining, a share of them, at least one, drawn by `seed`.
 
     ConfigError where nobody would be left to pretrain on.
     """

@@ -147,5 +147,8 @@ def test_what_is_there_is_not_run_again(done: Path) -> None:
     after = {path: path.stat().st_mtime_ns for path in done.glob("jobs/*/metrics.json")}
     assert {path for path in before if before[path] != after[path]} == {gone / "metrics.json"}
     again = json.loads((done / "survey.json").read_text())
+    for block in (*again["blocks"], *document["blocks"]):  # times are those of the day
+        for run in (run for row in block["training"] for run in row["runs"]):
+            assert run.pop("seconds_per_step") is not None
     assert again["blocks"] == document["blocks"]
     assert pq.read_table(gone / "per_user.parquet").num_rows == document["blocks"][0]["users"]
