@@ -134,7 +134,10 @@ def _files(
         with torch.no_grad():
             found = lora.merged(trained.residual.compose(weights), task)
         shapes = run.bench.model.shapes()
-        whole = {name: _finite(name, found[name]).to("cpu", copy=True).contiguous() for name in shapes}
+        whole = {name: _finite(name, found[name]) for name in shapes}
+        if hasattr(run.bench.model, "as_transformers"):  # matrices as they stand in a directory of transformers
+            whole |= run.bench.model.as_transformers(whole)
+        whole = {name: value.to("cpu", copy=True).contiguous() for name, value in whole.items()}
         return {MERGED: pack_tensors(whole, {"format": "pt"})}
     on: Any = run.trained_as.residual
     own: Params = {}
