@@ -30,6 +30,7 @@ def survey_table(document: Json) -> RenderableType:
     of_blocks = [
         sheet for block in document["blocks"] for sheet in (block_sheet(block, document["metric"]), _training(block))
     ]
+    of_blocks.append(_side_by_side(document))
     for sheet in (overview(document), *(found for found in of_blocks if found is not None)):
         notes = [Line(note, style="bold red" if note.startswith("LEAKY") else "dim") for note in sheet.notes]
         parts += [rich_table(sheet), *notes, Line("")]
@@ -48,6 +49,9 @@ def survey_page(document: Json, blocks: Blocks) -> Page:
         if picture is not None
     ]  # fmt: skip
     parts = [Section("Overview", [overview(document), *pictures])]
+    if (together := _side_by_side(document)) is not None:
+        curves = loss_curves([cell for own in blocks.values() for cell in own])
+        parts.append(Section("Training", [together, *([] if curves is None else [curves])]))
     for block in document["blocks"]:
         cell_runs = dict(blocks[block["block"][0], block["block"][1]])
         parts.append(_of_block(block, metric, cell_runs))
@@ -102,6 +106,15 @@ def overview(document: Json) -> Sheet:
 
 def _training(block: Json) -> Sheet | None:
     return training_sheet(block["training"], " ".join(block["block"]))
+
+
+def _side_by_side(document: Json) -> Sheet | None:
+    """The training of all cells in one table, where blocks are variants that cannot be compared by their test episodes."""
+    rows = [row for block in document["blocks"] for row in block["training"]]
+    names = {row["residual"] for row in rows}
+    if len(document["blocks"]) < 2 or len(names) < len(rows) or not document["config"].get("variants"):
+        return None
+    return training_sheet(rows, "all side by side")
 
 
 def _gain(entry: Json | None) -> Cell:

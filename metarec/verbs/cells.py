@@ -97,6 +97,7 @@ def cells(config: CompareConfig) -> list[Cell]:
     models = {name: _chosen("model", name, config) for name in config.models or [config.model.name]}
     shared = {f.name: getattr(config, f.name) for f in fields(CompareConfig) if f.name not in OWN}
     found, errors = list[Cell](), list[ConfigError]()
+    blocks: dict[str, list[tuple[str, Any]]] = {}
     for (kind, residual, variant), model, dataset in itertools.product(_kinds(config), models, datasets):
         name = (dataset, model, *kind)
         try:
@@ -106,7 +107,12 @@ def cells(config: CompareConfig) -> list[Cell]:
             )  # fmt: skip
             if variant is not None:
                 job = variant.over(job)
-                name = (_own("dataset", dataset, job, datasets), _own("model", model, job, models), *kind)
+                if job.evaluation.monitor != config.evaluation.monitor:
+                    what = "is the same for all runs of a comparison"
+                    fix = f"give evaluation.monitor={job.evaluation.monitor} to metarec compare itself"
+                    raise ConfigError("evaluation.monitor", job.evaluation.monitor, what, fix)
+                data = _apart(_own("dataset", dataset, job, datasets), kind[0], asdict(job.dataset), blocks)
+                name = (data, _own("model", model, job, models), *kind)
             for setting in settings(config, job.residual):
                 checked("train", asdict(with_setting(job, setting)))
             found.append(Cell(name, job))
@@ -128,6 +134,17 @@ def _own(group: str, name: str, job: TrainConfig, axis: Mapping[str, Any]) -> st
             f"{group}s", ",".join(axis), f"the variant has {group}={own} of its own", "drop one of the two"
         )
     return own
+
+
+def _apart(dataset: str, variant: str, options: Any, blocks: dict[str, list[tuple[str, Any]]]) -> str:
+    """The data set's name; for a variant with other options of it than the first one has, a name apart: its test episodes
+    may be others, so its figures are compared with its own rows only."""
+    known = blocks.setdefault(dataset, [(dataset, options)])
+    for name, own in known:
+        if own == options:
+            return name
+    known.append((f"{dataset}-{variant}", options))
+    return known[-1][0]
 
 
 def _kinds(config: CompareConfig) -> list[tuple[tuple[str, str], Any, Variant | None]]:

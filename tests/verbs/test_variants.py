@@ -52,6 +52,14 @@ def test_an_experiment_as_a_variant_brings_its_differences_its_algorithm_and_its
     assert cell.block == ("mooccubex", "gru4rec")
 
 
+def test_variants_with_other_episodes_stand_in_blocks_of_their_own() -> None:
+    own = found(
+        "variants={a: 'residual=on', b: 'residual=on dataset.episodes.n_support=3', c: 'residual=off', "
+        "d: 'residual=off dataset.episodes.n_support=3'}", "algorithms=[fomaml]",
+    )  # fmt: skip
+    assert [cell.block[0] for cell in own.values()] == ["synthetic", "synthetic-b", "synthetic", "synthetic-b"]
+
+
 def test_words_that_set_an_option_of_the_algorithm_choose_it() -> None:
     own = found("variants={first: 'algorithm=maml algorithm.order=first', any: 'residual=on'}", "algorithms=[anil]")
     assert list(own) == ["first maml", "any anil"]
@@ -77,6 +85,10 @@ def test_a_cell_tries_only_what_does_something() -> None:
         (["variants={a: ''}"], "variants.a: : has no words"),
         (["variants={a: 'residual=lora', b/c: 'residual=on'}"], "'b/c' is no name of a directory"),
         (["variants={a: 'residual=on'}", "residuals=[off]"], "residuals: [off]: variants say what is compared"),
+        (
+            ["variants={a: 'evaluation.monitor=mrr'}"],
+            "evaluation.monitor: mrr: synthetic, gru4rec, a, fomaml: is the same",
+        ),
         (["variants=[residual]"], "names with a value each"),
         (["variants={a: 'dataset=synthetic'}", "datasets=[mars,ml1m]"], "the variant has dataset=synthetic of its own"),
         (["variants={a: 'residual=lora residual.rank=0'}"], "variants.a: residual.rank: 0: out of range"),
