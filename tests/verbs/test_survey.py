@@ -149,6 +149,6 @@ def test_what_is_there_is_not_run_again(done: Path) -> None:
     again = json.loads((done / "survey.json").read_text())
     for block in (*again["blocks"], *document["blocks"]):  # times are those of the day
         for run in (run for row in block["training"] for run in row["runs"]):
-            assert run.pop("seconds_per_step") is not None
+            run.pop("seconds_per_step")
     assert again["blocks"] == document["blocks"]
     assert pq.read_table(gone / "per_user.parquet").num_rows == document["blocks"][0]["users"]
