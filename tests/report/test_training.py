@@ -33,6 +33,10 @@ def test_a_falling_loss_ends_at_one_and_a_risen_one_above() -> None:
     assert late_over_lowest(np.linspace(4, 1, 40).tolist()) == pytest.approx(1)
     assert late_over_lowest([2.0] * 20 + [3.0] * 20) == pytest.approx(1.5)
     assert late_over_lowest([1.0] * 9) is None
+    assert late_over_lowest([2.0] * 39 + [4.0]) == pytest.approx(
+        1.2
+    )  # (2 + 2 + 2 + 2 + 4) / 5 over 2, not one loss over one
+    assert late_over_lowest([2.0] * 20 + [0.5] + [2.0] * 20) == pytest.approx(2 / 1.7)
     single_spike = [2.0] * 20 + [9.0] + [2.0] * 20
     assert late_over_lowest(single_spike) == pytest.approx(1)  # gone again by the end
 
