@@ -51,7 +51,7 @@ from metarec.options import KLAnchor, Several, matching
 from metarec.residual import Residual, several
 from metarec.runs.guard import Guard, Rules
 from metarec.runs.guarded import Guarded
-from metarec.tasks import Model, Objective
+from metarec.tasks import Model, Objective, evidence_width
 from metarec.text_bench import TextBench
 from metarec.workbench import Hardware, tell
 from metarec.workbench import hardware as hardware
@@ -207,6 +207,7 @@ def algorithm(
     outer_steps: int,
     support_share: float,
     context_lr: float = CONTEXT_LR,
+    seed: int = 0,
 ) -> Algorithm:
     """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control, where it moves
     whole weights as the control does. Raises ConfigError for options that this model cannot have."""
@@ -232,9 +233,32 @@ def algorithm(
         frozenset(name for name in names if whose(name) not in model.shapes()) - _for_all(on, names),
         outer_steps,
         support_share,
+        _evidence(config, model),
+        products(on, model),
+        seed,
     )
     made: Algorithm = parts.load("algorithm", config.name).build(config, given)
     return made
+
+
+def _evidence(config: MetaConfig, model: Model) -> int:
+    """Numbers that say what a support pair is; 0 where the algorithm does not ask for them."""
+    if not getattr(config, "reads_support", False):
+        return 0
+    width = evidence_width(model)
+    if width is None:
+        what = f"algorithm={config.name} reads states, and this model does not say how wide they are (context.shift)"
+        raise ConfigError("model", "of this kind", what, "use another model")
+    return width
+
+
+def products(on: Part, model: Model) -> dict[str, tuple[str, str, float]]:
+    """Weight -> names of A and B and the factor s, where a residual (or one of several) adds s * B A to weights."""
+    return {
+        weight: found
+        for own, file in residual_files(on) if hasattr(file, "products")
+        for weight, found in file.products(own, model).items()
+    }  # fmt: skip
 
 
 def statistics(made: Algorithm, model: Model) -> dict[str, tuple[int, ...]]:
@@ -251,6 +275,11 @@ def _beside(on: Part) -> bool:
 OUTER_LR = {"contexts": 5e-4, "weights": 3e-4, "images": 1e-3}  # what `optimizer.lr: null` stands for
 
 
+def outer_lr(config: TrainConfig) -> float:
+    """The outer step size that `optimizer.lr: null` stands for: the algorithm's own, or that of what is trained."""
+    return float(getattr(config.algorithm, "outer_lr", OUTER_LR[kind_of(config)]))
+
+
 def kind_of(config: TrainConfig) -> str:
     """What an outer step trains, by which defaults differ."""
     if config.dataset.source == "omniglot":
@@ -259,12 +288,12 @@ def kind_of(config: TrainConfig) -> str:
 
 
 def optimizer(
-    config: OptimizerConfig, params: Params, kind: str, rates_lr: float | None = None,
+    config: OptimizerConfig, params: Params, null_lr: float, rates_lr: float | None = None,
     apart: Mapping[str, float] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:  # fmt: skip
     """Learned inner step sizes have an outer step size of their own and no weight decay, and so has what a residual takes
     apart (`outer_lrs`)."""
-    lr = config.lr if config.lr is not None else OUTER_LR[kind]
+    lr = config.lr if config.lr is not None else null_lr
     others = (RATE, *apart)
     own = [value for name, value in params.items() if value.requires_grad and not name.startswith(others)]
     rates = [value for name, value in params.items() if name.startswith(RATE)]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metarec.core.batch import ImageBatch, PairBatch
@@ -149,6 +150,29 @@ class Tasks:
 
         return loss
 
+    def evidence(self, theta: Params, pairs: PairBatch | ImageBatch) -> tuple[Tensor, Tensor]:
+        """What each pair is, as the model of weights `theta` sees it: ([T, N, 3 H + 2], bool [T, N] which are there).
+
+        Of a pair with state h [H]: h, the direction in which the target's score rises with it, that in which the
+        log-sum-exp of all scores does (their difference is the gradient of the loss with respect to h), each normalised,
+        then the loss and whether the target is known; where it is not, the second, third and fourth are zero. Constants:
+        no gradient runs through them.
+        """
+        model = self._on(pairs)
+        with torch.no_grad():
+            states = pairs.gather(model.encode(theta, pairs.inputs))
+        with torch.enable_grad():
+            h = states.detach().requires_grad_()
+            scores = model.score(theta, h)
+            chosen = scores.gather(2, (pairs.target - 1).clamp(min=0)[..., None])[..., 0]
+            every = scores.logsumexp(-1)
+            to_chosen, to_every = (torch.autograd.grad(part.sum(), h, retain_graph=True)[0] for part in (chosen, every))
+        known = (pairs.target > 0)[..., None]
+        parts = [F.layer_norm(part, part.shape[-1:]) for part in (h.detach(), to_chosen, to_every)]
+        loss = torch.log1p((every - chosen).detach().clamp(min=0))[..., None]
+        shown = torch.cat([parts[0], *(part * known for part in (*parts[1:], loss)), known.to(loss.dtype)], -1)
+        return shown, pairs.target != 0
+
     def _mixed(
         self, phi: Weights, theta: Weights, pairs: PairBatch | ImageBatch, states: Tensor
     ) -> Callable[[Tensor], Tensor]:
@@ -166,3 +190,9 @@ def _apart(generator: torch.Generator) -> torch.Generator:
     """Another stream of numbers, for items to draw: what is dropped must say nothing about what is drawn."""
     key = hashlib.sha256(b"items" + generator.get_state().numpy().tobytes()).digest()
     return torch.Generator(generator.device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
+
+
+def evidence_width(model: Model) -> int | None:
+    """3 H + 2, of `Tasks.evidence`; None for a model that does not say how wide its states are."""
+    shift = model.context_shapes().get("context.shift")
+    return None if shift is None else 3 * shift[0] + 2

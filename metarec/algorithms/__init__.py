@@ -6,13 +6,16 @@ refused where nothing adapts (`residual.adapts`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from metarec.algorithms.inner import InnerLoop, TaskLoss
-from metarec.core.weights import FastWeight, Params
+from metarec.core.offsets import Dense
+from metarec.core.weights import FastWeight, Params, Weights
 
 
 class Algorithm(Protocol):
@@ -48,3 +51,40 @@ class Given:
     beside: frozenset[str]  # of them, what is no weight of the model but stands beside them, zero without effect
     outer_steps: int
     support_share: float  # of a task's pairs: K / (K + Q)
+    evidence: int = 0  # F, numbers that say what a support pair is, to an algorithm with `reads_support`
+    products: Mapping[str, tuple[str, str, float]] = field(default_factory=dict)  # weight -> names of A and B, s: s B A
+    seed: int = 0  # of the run, for weights of an algorithm's own
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A support loss that says as well what the support is, to an algorithm with `reads_support`."""
+
+    loss: TaskLoss
+    pairs: Tensor  # [T, K, F], a constant: each pair as a frozen model sees it
+    there: Tensor  # bool [T, K]
+
+    def __call__(self, weights: Weights) -> Tensor:
+        """The loss of every task [T]."""
+        return self.loss(weights)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A query loss with what a teacher has found for each task, to an algorithm that learns from it."""
+
+    loss: TaskLoss
+    outputs: Callable[[Weights], Tensor]  # log-probabilities on the query pairs, [T, Q, C]
+    there: Tensor  # bool [T, Q]
+    numbers: Mapping[str, Tensor]  # the teacher's, by the names of phi that adapt, [T, *S]
+    sizes: Mapping[str, float]  # of a product's weight or a name: mean squared norm over teachers of what it adds
+    scales: Mapping[str, float]  # weight -> s of the teacher's products
+
+    def __call__(self, weights: Weights) -> Tensor:
+        """The loss of every task [T]."""
+        return self.loss(weights)
+
+    def weights(self, made: Mapping[str, FastWeight]) -> dict[str, FastWeight]:
+        """`made` with the teacher's numbers in place of what it has under their names."""
+        theirs = {name: FastWeight(torch.zeros_like(number[0]), Dense(number)) for name, number in self.numbers.items()}
+        return dict(made) | theirs

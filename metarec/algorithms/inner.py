@@ -36,6 +36,7 @@ from metarec.errors import DivergedError
 TaskLoss = Callable[[Weights], Tensor]  # weights of T tasks -> their losses [T]
 RATES = ("fixed", "tensor", "tensor_step", "element", "element_step")
 RATE = "rates/"  # what the names of learned step sizes begin with
+OWN = (RATE, "generator/")  # what is learned beside the weights and is none
 TINY = 1e-30  # below the square of any norm that a clip could act on
 
 
@@ -86,7 +87,7 @@ class InnerLoop:
         return {
             name: value[min(step, len(value) - 1)] if name in self.per_step else value
             for name, value in phi.items()
-            if not name.startswith(RATE)
+            if not name.startswith(OWN)
         }
 
     def rate(self, phi: Mapping[str, Tensor], name: str, step: int) -> float | Tensor:
@@ -108,23 +109,30 @@ def start(phi: Mapping[str, Tensor], loop: InnerLoop) -> Params:
 
 
 def adapt(
-    support_loss: TaskLoss, phi: Params, n_tasks: int, loop: InnerLoop, *, second_order: bool = False
-) -> dict[str, FastWeight]:
-    """The weights of every task after `loop.steps` steps; differentiable with respect to `phi`.
+    support_loss: TaskLoss, phi: Params, n_tasks: int, loop: InnerLoop, *, second_order: bool = False,
+    began: Mapping[str, FastWeight] | None = None,
+) -> dict[str, FastWeight]:  # fmt: skip
+    """The weights of every task after `loop.steps` steps; differentiable with respect to `phi`, and to `began`: what each
+    task starts from, in place of `phi` for all.
 
     A tensor that the loss does not use stays without offset. Raises DivergedError, naming step and task, when a support
     loss is not finite.
     """
-    *_, last = path(support_loss, phi, n_tasks, loop, second_order=second_order)
+    *_, last = path(support_loss, phi, n_tasks, loop, second_order=second_order, began=began)
     return last
 
 
 def path(
-    support_loss: TaskLoss, phi: Params, n_tasks: int, loop: InnerLoop, *, second_order: bool = False
-) -> Iterator[dict[str, FastWeight]]:
+    support_loss: TaskLoss, phi: Params, n_tasks: int, loop: InnerLoop, *, second_order: bool = False,
+    began: Mapping[str, FastWeight] | None = None,
+) -> Iterator[dict[str, FastWeight]]:  # fmt: skip
     """The weights after 0, 1, ..., `loop.steps` steps, one after the other."""
-    moving = {name: value for name, value in start(phi, loop).items() if loop.moves(name)}
-    offsets: dict[str, Offset] = {}
+    own = began or {}
+    moving = {
+        name: own[name].shared if name in own else value
+        for name, value in start(phi, loop).items() if loop.moves(name)
+    }  # fmt: skip
+    offsets: dict[str, Offset] = {name: w.offset for name, w in own.items() if w.offset is not None and name in moving}
 
     def weights(step: int) -> dict[str, FastWeight]:
         now = loop.at_step(phi, step) | moving

@@ -100,6 +100,16 @@ def learned_shapes(config: Config, model: Named) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def products(config: Config, model: Named) -> dict[str, tuple[str, str, float]]:
+    """Weight -> names of its A [r, in] and B [out, r], and s, of s * B A."""
+    return {name: (name + A, name + B, scale_of(config)) for name in targets(config, model)}
+
+
+def scale_of(config: Config) -> float:
+    """s, as `scaling` has it."""
+    return config.alpha / (config.rank if config.scaling == "alpha/r" else config.rank**0.5)
+
+
 def weight_of(name: str) -> str:
     """The weight that a factor belongs to, by name; of any other name itself."""
     return name.removesuffix(A).removesuffix(B)
@@ -107,8 +117,7 @@ def weight_of(name: str) -> str:
 
 def build(config: Config, base: Params, model: Named) -> LowRankResidual:
     """Factors for `targets`; null: as the file says. Raises ConfigError for a pattern or a rank that does not fit."""
-    over = config.rank if config.scaling == "alpha/r" else config.rank**0.5
-    return LowRankResidual(base, targets(config, model), config.rank, config.alpha / over, config.dropout)
+    return LowRankResidual(base, targets(config, model), config.rank, scale_of(config), config.dropout)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from metarec.residual import Residual
 from metarec.residual.off import NoResidual
 from metarec.runs import atomic
 from metarec.verbs.anchoring import Anchoring
+from metarec.verbs.showing import Showing
 from metarec.verbs.weighting import UNIFORM, Weighting, weighting_of
 
 IMAGE_INNER = Control(lr=0.01, steps=5, value=0.0, tried=[])  # Antoniou et al. 2019
@@ -53,11 +54,12 @@ def adapted(bench: AnyBench, trained: Trained, *, lr: float | None = None, steps
     assert algorithm is not None
     assert phi is not None
     anchoring = Anchoring.of(trained.anchor, bench, trained.residual, algorithm.inner)
+    showing = Showing.of(bench, trained.residual, algorithm)
 
     def weights(batch: EpisodeBatch) -> Weights:
         anchor = anchoring.support(phi, batch.support)
         support = tasks.loss(batch.support, None, trained.weighting.weights(batch), anchor=anchor)
-        return algorithm.adapt(phi, support, batch.n_tasks, lr=lr, steps=steps)
+        return algorithm.adapt(phi, showing.support(batch, support), batch.n_tasks, lr=lr, steps=steps)
 
     return weights
 
@@ -195,4 +197,5 @@ def algorithm_of(
         outer_steps=config.train.steps if outer_steps is None else outer_steps,
         support_share=bench.support_share,
         context_lr=float(getattr(config.model, "context_lr", build.CONTEXT_LR)),
+        seed=config.seed,
     )

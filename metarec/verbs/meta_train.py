@@ -30,6 +30,7 @@ from metarec.train import Plan, Progress, Store, Timer, fit, restore
 from metarec.verbs import adapter, memory
 from metarec.verbs import measure as m
 from metarec.verbs.anchoring import Anchoring
+from metarec.verbs.showing import Showing, Teachers
 from metarec.verbs.user_cost import user_cost
 from metarec.verbs.warm_start import tuned_control, warm_start
 from metarec.verbs.weighting import Weighting, weighting_of
@@ -111,6 +112,7 @@ def meta_train(
     say(f"{need.line()} (peak so far {peak.bytes / 2**20:,.0f})")
     over = build.residual(config.residual, bench.model, base)
     tasks, section = bench.tasks(over), config.train
+    teachers: Teachers | None = None
     weighting = weighting_of(options)
 
     def start(steps: int) -> tuple[Algorithm, Params]:
@@ -128,7 +130,7 @@ def meta_train(
     def losses_at(algorithm: Algorithm, phi: Params, step: int) -> Iterator[Tensor]:
         if statistics and (step < STATISTICS_FIRST or step % STATISTICS_EVERY == 0):
             _keep_statistics(config, bench, over, algorithm, phi, weighting, set(statistics), step)
-        yield from _losses(config, bench, over, algorithm, phi, weighting, step)
+        yield from _losses(config, bench, over, algorithm, phi, weighting, step, teachers)
 
     steps = int(stored.get("outer_steps", section.steps))
     if section.minutes is not None and not found:
@@ -148,7 +150,7 @@ def meta_train(
     if line := remembered(config, bench):
         say(line)
     optimizer = build.optimizer(
-        config.optimizer, phi, build.kind_of(config), getattr(options.inner, "rates_lr", None),
+        config.optimizer, phi, build.outer_lr(config), getattr(options.inner, "rates_lr", None),
         build.outer_lrs(config.residual),
     )  # fmt: skip
     guard = build.guard(config.guard, phi, optimizer, run_dir / FILE, lambda line: bar.note(f"meta-train: {line}"))
@@ -217,6 +219,7 @@ def _losses(
     phi: Params,
     weighting: Weighting,
     step: int,
+    teachers: Teachers | None = None,
 ) -> Iterator[Tensor]:
     """The meta-loss of an outer step in chunks of tasks: each is differentiated before the next is made.
 
@@ -226,6 +229,7 @@ def _losses(
     """
     rate, device, tasks = build.dropout(config), bench.hardware.device, bench.tasks(over)
     anchoring = Anchoring.of(build.anchor(config), bench, over, algorithm.inner)
+    showing = Showing.of(bench, over, algorithm, teachers)
     query_tasks = replace(tasks, model=build.with_dropout(bench.model, rate)) if rate else tasks
     for number, batch in enumerate(bench.training_batches(config.train, config.seed, step)):
         items = generator(config.seed, "support items", step, device)
@@ -238,6 +242,7 @@ def _losses(
             query_tasks = replace(query_tasks, compose=dropping, compose_on=None)  # which a query has no use for
         drawn = generator(config.seed, "query items", step, device)
         query = query_tasks.loss(batch.query, dropped, None, drawn, outside)
+        support, query = showing.support(batch, support), showing.query(batch, query)
         losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
         yield losses.sum() / config.train.meta_batch_size
 

@@ -169,7 +169,7 @@ def test_an_outer_step_leaves_contexts_at_zero(optimizer: Any) -> None:
     algorithm = built(cavia_file.Config())
     phi = build.trainable(algorithm.learned(residual.init(torch.Generator())))
     before, tasks = {name: value.detach().clone() for name, value in phi.items()}, tasks_over()
-    outer = build.optimizer(optimizer, phi, "contexts")
+    outer = build.optimizer(optimizer, phi, build.OUTER_LR["contexts"])
     for step in range(3):
         outer.zero_grad(set_to_none=True)
         algorithm.meta_losses(phi, tasks.loss(batch.support), tasks.loss(batch.query), 4, step).mean().backward()

@@ -21,7 +21,7 @@ from metarec.verbs.cells import cells
 
 YAMLS = sorted(conf_dir().glob("*/*.yaml"))
 SHIPPED = {
-    "algorithm": 9,
+    "algorithm": 10,
     "dataset": 28,
     "evaluation": 3,
     "experiment": 22,
