@@ -6,7 +6,7 @@
     z     = silu(norm(W4 silu(W3 [z_1 .. z_Q, log(1 + n)])))   [hidden]
 
 Attention over a set, without places, is the same in every order (Lee et al. 2019, Set Transformer, arXiv:1810.00825,
-sec. 3); how many vectors there are is told apart, since a weighted mean forgets it. A vector that is not there has no weight.
+sec. 3); how many vectors there are is told apart, since a weighted mean forgets it. What is not there has no weight.
 
 Weights are a plain dict, named as below. Shapes: T tasks, N vectors a task, F numbers of a vector, W width, H heads.
 """
