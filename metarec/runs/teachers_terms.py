@@ -55,10 +55,17 @@ class Terms:
         for key in ("steps", "pairs", "n_query", "n_users", "shard_users"):
             if type(plain[key]) is not int or plain[key] < 1:
                 raise ValueError(f"{key} {plain[key]!r}")
+        for key in ("vocabulary_sha256", "data_fingerprint", "base_sha256", "start_sha256"):
+            if not isinstance(plain[key], str):
+                raise TypeError(f"{key} {plain[key]!r}")
+        for key in ("residual", "names", "products", "others"):
+            if not isinstance(plain[key], dict):
+                raise TypeError(f"{key} {plain[key]!r}")
         plain["lr"] = float(plain["lr"])
-        plain["names"] = {str(name): [int(n) for n in shape] for name, shape in plain["names"].items()}
+        plain["names"] = {name: [int(n) for n in shape] for name, shape in plain["names"].items()}
         plain["products"] = {w: [str(a), str(b), float(s)] for w, (a, b, s) in plain["products"].items()}
-        dict(plain["residual"]), dict(plain["others"])
+        if unknown := {name for a, b, _ in plain["products"].values() for name in (a, b)} - plain["names"].keys():
+            raise ValueError(f"products of {min(unknown)}")
         return replace(self, **plain)
 
     def key(self) -> str:
