@@ -310,7 +310,7 @@ MISFITS: dict[str, tuple[Terms, str]] = {
     "vocabulary": (replace(TERMS, vocabulary_sha256="x" * 64), "vocabulary vvvvvvvvvvvv: the dataset has another"),
     "data": (replace(TERMS, data_fingerprint="x" * 32), "data_fingerprint dddddddddddd: rows of users mean others"),
     "model": (
-        replace(TERMS, base_sha256="x" * 64, names={A: [9, 9]}, vocabulary_sha256="v" * 64),
+        replace(TERMS, base_sha256="x" * 64, names={**NAMES, A: [9, 9]}),
         "base bbbbbbbbbbbb: the run's frozen weights are xxxxxxxxxxxx: another model, or another seed of pretraining",
     ),
     "residual": (
