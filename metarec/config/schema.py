@@ -12,6 +12,10 @@ from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from metarec import parts
+from metarec.config.schema_logger import FilesConfig as FilesConfig
+from metarec.config.schema_logger import MlflowConfig as MlflowConfig
+from metarec.config.schema_logger import TensorBoardConfig as TensorBoardConfig
+from metarec.config.schema_logger import WandbConfig as WandbConfig
 from metarec.data.spec import DatasetSpec
 from metarec.metrics import METRICS
 from metarec.options import Inner, ranged
@@ -114,7 +118,7 @@ class NoGuardConfig:
     name: str = "off"
 
 
-# evaluation, logger
+# evaluation
 
 
 @dataclass
@@ -145,35 +149,6 @@ class EvaluationConfig:
     task_chunk: int = ranged(32, min=1)
     test_steps: int | None = ranged(None, min=0)
     control: ControlGrid = field(default_factory=ControlGrid)
-
-
-@dataclass
-class FilesConfig:
-    """What every logger has; the other ones tell a tracker as well."""
-
-    name: str = "files"
-    console: str = ranged("auto", choices=["auto", "plain", "quiet"])
-    plots: bool = True
-    every: int = ranged(10, min=1)
-
-
-@dataclass
-class TensorBoardConfig(FilesConfig):
-    name: str = "tensorboard"
-
-
-@dataclass
-class MlflowConfig(FilesConfig):
-    name: str = "mlflow"
-    store: str | None = ranged(None, path=True)  # None = OUTPUT_DIR/mlflow.db
-    experiment: str = ranged("metarec", filled=True)
-
-
-@dataclass
-class WandbConfig(FilesConfig):
-    name: str = "wandb"
-    project: str = ranged("metarec", filled=True)
-    online: bool = False
 
 
 # plain sections of `metarec train`
@@ -239,6 +214,15 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=FilesConfig)
     train: TrainSection = field(default_factory=TrainSection)
     pretrain: PretrainSection = field(default_factory=PretrainSection)
+
+
+@dataclass
+class TeachersConfig(TrainConfig):
+    """`metarec teachers`: the keys of `metarec train`, and where to."""
+
+    algorithm: AlgorithmConfig = field(default_factory=partial(parts.default, "algorithm", "generator"))
+    residual: Part = field(default_factory=partial(parts.default, "residual", "lora"))
+    to: str | None = ranged(None, path=True)  # None = the directory of this command, in OUTPUT_DIR
 
 
 @dataclass
@@ -347,6 +331,7 @@ VERBS: dict[str, type] = {
     "eval": EvalConfig,
     "export": ExportConfig,
     "compare": CompareConfig,
+    "teachers": TeachersConfig,
 }
 
 # Group and the name its YAML carries -> dataclass, where it is no part with a file of its own (`metarec.parts`).
