@@ -205,12 +205,14 @@ def _spread(run: Run, metric: str) -> Picture | None:
 
 
 def curves(run: Run, metric: str) -> Section | None:
-    """Learning curves of meta-training and of pretraining."""
+    """Learning curves of meta-training and of pretraining, with gradients and step sizes."""
     kept = run.document.get("training", {}).get("best_step")
     supervised = run.document["algorithm"] == "supervised"
+    name, clips = "training" if supervised else "meta-training", run.document["config"]
+    own, first = (float(clips.get(key, {}).get("clip_norm", 0.0)) for key in ("optimizer", "pretrain"))
     pictures: list[Block] = [
-        *figures.learning_curves(run.history(), metric, "training" if supervised else "meta-training", kept),
-        *figures.learning_curves(run.history("pretrain_history.jsonl"), metric, "pretraining", None),
+        *figures.learning_curves(run.history(), metric, name, kept, first if supervised else own),
+        *figures.learning_curves(run.history("pretrain_history.jsonl"), metric, "pretraining", None, first),
     ]
     return section("Learning curves", *pictures)
 

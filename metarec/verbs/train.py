@@ -147,6 +147,7 @@ def _told(
         drawn = plot_curves(
             read_history(lines), run_dir, metric=config.evaluation.monitor,
             title=f"{prepared.name}, {config.algorithm.name}, residual {config.residual.name}", best_step=at.best_step,
+            clip_norm=(config.pretrain if isinstance(config.algorithm, SupervisedConfig) else config.optimizer).clip_norm,
         )  # fmt: skip
         if isinstance(drawn, str):
             say(drawn)
