@@ -83,7 +83,7 @@ class Config:
     width: int = ranged(128, min=4)
     layers: int = ranged(1, min=0)
     queries: int = ranged(4, min=1)
-    hidden: int = ranged(256, min=1)
+    hidden: int = ranged(128, min=1)
     head: str = ranged("auto", choices=["auto", "factors", "basis"])
     largest_head: int = ranged(32768, min=1)
     drop_pairs: float = ranged(0.0, min=0, max=1, exclusive=["max"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference.matrix_models import MODELS
 from reference.small_episodes import small_log
 from reference.small_models import leaves
 from reference.small_tensors import close, differ, normal
@@ -106,6 +107,17 @@ def test_evidence_is_the_state_and_two_rows_of_the_output_layer() -> None:
     assert bool(there.all())
     assert not bool(known.all())  # some targets are unknown here
     assert not shown.requires_grad
+
+
+@pytest.mark.parametrize("name", ["gru4rec", "sasrec", "narm"])
+def test_evidence_by_the_output_layer_is_that_of_autograd(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that has a table of outputs; and where it has none, gradients stand in."""
+    model, batch = MODELS[name].model, LOG.episodes(K, Q)
+    base = model.init(torch.Generator().manual_seed(1), torch.float64)
+    tasks = Tasks(model, cross_entropy, lambda theta: theta)
+    usual, _ = tasks.evidence(base, batch.support)
+    monkeypatch.setattr(type(model), "output", None)
+    close(tasks.evidence(base, batch.support)[0], usual, 1e-10)
 
 
 # -- must hold ------------------------------------------------------------------------------------------------------
