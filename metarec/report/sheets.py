@@ -29,7 +29,10 @@ _LEARNED = (
     "head_only",
     "scratch",
     "zeroshot",
+    "inner_loop",
+    "generated",
     "fewshot",
+    "refined",
 )  # may close a gap
 Json = Mapping[str, Any]
 
