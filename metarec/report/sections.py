@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metarec.report import cells, figures
+from metarec.report import amortised, cells, figures
 from metarec.report.blocks import Block, Card, Folded, Picture, Section, Text, section
 from metarec.report.comparison_text import DIFFERENCE, HOW, POWER, brief, difference_cells
 from metarec.report.finished import Run
@@ -202,6 +202,18 @@ def _spread(run: Run, metric: str) -> Picture | None:
         return None
     few, control = run.values("fewshot", metric), run.values("control", metric)
     return figures.gains(few, control, ("fewshot", "control"), metric, people(run))
+
+
+def closeness(run: Run) -> Section | None:
+    """What was generated beside what teachers have found for the same users."""
+    columns = amortised.columns(run.document)
+    if not columns:
+        return None
+    rows: list[list[Cell]] = [[name, *own] for name, own in amortised.rows(run.document)]
+    strong = frozenset(number for number, row in enumerate(rows) if row[0] == "all modules")
+    caption = amortised.TITLE.capitalize()
+    sheet = Sheet(caption, ["module", *columns], rows, strong=strong, notes=amortised.lines(run.document))
+    return section("Closeness to teachers", sheet)
 
 
 def curves(run: Run, metric: str) -> Section | None:
