@@ -22,6 +22,7 @@ from metarec.data.bayes import bayes_scores
 from metarec.data.episodes import EpisodeRanges, rows_of, sample
 from metarec.data.history import shown
 from metarec.data.omniglot import ImageEpisodes, Omniglot
+from metarec.data.past import Past
 from metarec.data.prompt_batches import TextEpisodes
 from metarec.data.store import Prepared, train_sessions
 from metarec.data.synthetic import World
@@ -93,6 +94,24 @@ class SequenceBench:
             self.evaluation.task_chunk,
             self.hardware.device,
         )
+
+    def past(self, split: str, rows: Ints | None = None, most: int | None = None) -> Past:
+        """The users of a split with more of their history to adapt on, at most `most` pairs (None: all), the latest.
+
+        Of validation and test: every pair before the first query pair of their episodes, in the order of
+        `episodes(split)`, with the same query. Of training: every pair but the last Q that may be trained on, which are
+        the query; users whom `pretrain.hold_out` has kept from pretraining, alone. `rows` int64 [R]: of these users alone.
+        """
+        ranges = self._training if split == "train" else self.prepared.episodes(split)
+        user = ranges.user if rows is None else ranges.user[rows]
+        if split == "train":
+            begin, end = (np.asarray(part)[user] for part in self.prepared.train_pairs)
+            middle = end - ranges.n_query
+        else:
+            begin, at = np.asarray(self.prepared.user_pairs)[user], ranges.first_pair + ranges.n_support
+            middle = at if rows is None else at[rows]
+        first = begin if most is None else np.maximum(begin, middle - most)
+        return Past(self.batcher, user, first, middle, ranges.n_query, self.evaluation.task_chunk, self.hardware.device)
 
     def tuning_rows(self) -> Ints:
         """int64 [N]: rows of the validation episodes, at most `control.users` of them, evenly spaced."""

@@ -340,7 +340,7 @@ def test_resume_refuses(words: list[str], line: str, runs: list[Any], capsys: py
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("metarec ", ["prepare", "train", "eval", "export", "compare", "report", "--help", "--version"]),
+        ("metarec ", ["prepare", "train", "eval", "export", "compare", "teachers", "report", "--help", "--version"]),
         ("metarec tr", ["train"]),
         ("metarec train algor", ["algorithm=", "algorithm."]),
         ("metarec train residual=", [f"residual={name}" for name in parts.names("residual")]),

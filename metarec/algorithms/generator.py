@@ -86,7 +86,7 @@ class Config:
     hidden: int = ranged(128, min=1)
     head: str = ranged("auto", choices=["auto", "factors", "basis"])
     largest_head: int = ranged(32768, min=1)
-    drop_pairs: float = ranged(0.0, min=0, max=1, exclusive=["max"])
+    drop_pairs: float = ranged(0.4, min=0, max=1, exclusive=["max"])
     refine_steps: int = ranged(0, min=0)
     fine_tune: float = ranged(0.0, min=0, max=1)
     loss: Losses = field(default_factory=Losses)
@@ -95,7 +95,7 @@ class Config:
     needs_adapted: ClassVar[bool] = True
     reads_support: ClassVar[bool] = True
     generates: ClassVar[bool] = True
-    outer_lr: ClassVar[float] = 2e-4
+    outer_lr: ClassVar[float] = 1e-3
 
     def refused(self) -> Iterator[Refusal]:
         """A width that the attention's heads do not divide; no loss at all; shares of a loss that is not there."""

@@ -32,9 +32,9 @@ def section(hint: Any) -> type | None:
 
 
 def groups(verb: str) -> tuple[str, ...]:
-    """The groups whose choice is written ``group=choice`` for this verb (`experiment` belongs to train and compare)."""
+    """The groups whose choice is written ``group=choice`` for this verb (`experiment` is of those that train)."""
     found = tuple(name for name in type_hints(VERBS[verb]) if name in GROUPS)
-    return (*found, "experiment") if verb in ("train", "compare") else found
+    return (*found, "experiment") if verb in ("train", "compare", "teachers") else found
 
 
 def alternatives(group: str) -> dict[str, type]:

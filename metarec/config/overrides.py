@@ -35,6 +35,7 @@ SWITCH = {"true": "on", "yes": "on", "on": "on", "false": "off", "no": "off", "o
 PATHS = {
     *("dataset.path", "dataset_path", "data_dir", "cache_dir", "output_dir"),
     *("warm_start", "resume", "ckpt", "users", "export", "to", "logger.store", "residual.adapter"),
+    "algorithm.teacher.path",
 }
 SWEEPER = "hydra/sweeper"
 

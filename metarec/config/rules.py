@@ -21,6 +21,7 @@ from metarec.config import rules_prompts as of_text
 from metarec.config import rules_residual as of_residual
 from metarec.config import rules_rows as of_rows
 from metarec.config import rules_run as of_run
+from metarec.config import rules_teachers as of_teachers
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
 from metarec.data.spec import WorldSpec
@@ -326,6 +327,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     *of_anchor.RULES,
     *of_rows.RULES,
     *of_pretraining.RULES,
+    *of_teachers.RULES,
     of_data.dataset_path_missing,
     of_data.dataset_path_unused,
     of_data.data_dir_missing,

@@ -12,9 +12,14 @@ from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from metarec import parts
+from metarec.config.schema_logger import FilesConfig as FilesConfig
+from metarec.config.schema_logger import MlflowConfig as MlflowConfig
+from metarec.config.schema_logger import TensorBoardConfig as TensorBoardConfig
+from metarec.config.schema_logger import WandbConfig as WandbConfig
 from metarec.data.spec import DatasetSpec
 from metarec.metrics import METRICS
 from metarec.options import Inner, ranged
+from metarec.schedules import ConstantConfig, CosineConfig, LinearConfig, WarmCosineConfig
 
 # sets of published figures (metarec.report.reported)
 REPORTED = ("mars", "s3rec_beauty", "s3rec_sports", "s3rec_yelp", "s3rec_lastfm", "ml1m_loo", "diginetica")
@@ -92,29 +97,6 @@ class SgdConfig:
     clip_norm: float = ranged(10.0, min=0)
 
 
-# schedule (of the outer step size)
-
-
-@dataclass
-class ConstantConfig:
-    name: str = "constant"
-    warmup_steps: int = ranged(0, min=0)
-
-
-@dataclass
-class CosineConfig:
-    name: str = "cosine"
-    warmup_steps: int = ranged(0, min=0)
-    final_factor: float = ranged(0.0, min=0, max=1)
-
-
-@dataclass
-class LinearConfig:
-    name: str = "linear"
-    warmup_steps: int = ranged(0, min=0)
-    final_factor: float = ranged(0.0, min=0, max=1)
-
-
 # guard (of both loops)
 
 
@@ -136,7 +118,7 @@ class NoGuardConfig:
     name: str = "off"
 
 
-# evaluation, logger
+# evaluation
 
 
 @dataclass
@@ -167,35 +149,6 @@ class EvaluationConfig:
     task_chunk: int = ranged(32, min=1)
     test_steps: int | None = ranged(None, min=0)
     control: ControlGrid = field(default_factory=ControlGrid)
-
-
-@dataclass
-class FilesConfig:
-    """What every logger has; the other ones tell a tracker as well."""
-
-    name: str = "files"
-    console: str = ranged("auto", choices=["auto", "plain", "quiet"])
-    plots: bool = True
-    every: int = ranged(10, min=1)
-
-
-@dataclass
-class TensorBoardConfig(FilesConfig):
-    name: str = "tensorboard"
-
-
-@dataclass
-class MlflowConfig(FilesConfig):
-    name: str = "mlflow"
-    store: str | None = ranged(None, path=True)  # None = OUTPUT_DIR/mlflow.db
-    experiment: str = ranged("metarec", filled=True)
-
-
-@dataclass
-class WandbConfig(FilesConfig):
-    name: str = "wandb"
-    project: str = ranged("metarec", filled=True)
-    online: bool = False
 
 
 # plain sections of `metarec train`
@@ -230,7 +183,7 @@ class PretrainSection:
 
 AlgorithmConfig = MetaConfig | SupervisedConfig
 OptimizerConfig = AdamConfig | AdamWConfig | SgdConfig
-ScheduleConfig = ConstantConfig | CosineConfig | LinearConfig
+ScheduleConfig = ConstantConfig | CosineConfig | WarmCosineConfig | LinearConfig
 AnyGuardConfig = GuardConfig | NoGuardConfig
 LoggerConfig = FilesConfig | TensorBoardConfig | MlflowConfig | WandbConfig
 
@@ -261,6 +214,15 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=FilesConfig)
     train: TrainSection = field(default_factory=TrainSection)
     pretrain: PretrainSection = field(default_factory=PretrainSection)
+
+
+@dataclass
+class TeachersConfig(TrainConfig):
+    """`metarec teachers`: the keys of `metarec train`, and where to."""
+
+    algorithm: AlgorithmConfig = field(default_factory=partial(parts.default, "algorithm", "generator"))
+    residual: Part = field(default_factory=partial(parts.default, "residual", "lora"))
+    to: str | None = ranged(None, path=True)  # None = the directory of this command, in OUTPUT_DIR
 
 
 @dataclass
@@ -369,6 +331,7 @@ VERBS: dict[str, type] = {
     "eval": EvalConfig,
     "export": ExportConfig,
     "compare": CompareConfig,
+    "teachers": TeachersConfig,
 }
 
 # Group and the name its YAML carries -> dataclass, where it is no part with a file of its own (`metarec.parts`).
@@ -382,6 +345,7 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("optimizer", "sgd"): SgdConfig,
     ("schedule", "constant"): ConstantConfig,
     ("schedule", "cosine"): CosineConfig,
+    ("schedule", "warm_cosine"): WarmCosineConfig,
     ("schedule", "linear"): LinearConfig,
     ("guard", "standard"): GuardConfig,
     ("guard", "off"): NoGuardConfig,

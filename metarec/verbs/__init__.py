@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metarec.config.reading import CompareRuns, Reading
-from metarec.config.schema import CompareConfig, Config, EvalConfig, ExportConfig, PrepareConfig
+from metarec.config.schema import CompareConfig, Config, EvalConfig, ExportConfig, PrepareConfig, TeachersConfig
 
 
 def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
@@ -28,6 +28,10 @@ def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: 
         from metarec.verbs.compare import run_compare
 
         return run_compare(config, run_dir, resume, overrides)
+    if isinstance(config, TeachersConfig):  # ahead of training, whose options it has
+        from metarec.verbs.teachers import run_teachers
+
+        return run_teachers(config, run_dir, overrides)
     from metarec.verbs.train import run_train
 
     return run_train(config, run_dir, resume, overrides)

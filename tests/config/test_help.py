@@ -7,7 +7,7 @@ import pytest
 from metarec import cli
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "export", "prepare", "compare", "report"])
+@pytest.mark.parametrize("verb", ["train", "eval", "export", "prepare", "compare", "teachers", "report"])
 def test_defaults_are_shown_as_they_are_written(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 0
     shown = capsys.readouterr().out

@@ -6,6 +6,7 @@ import pytest
 from reference.prompt_cases import CASES as OF_TEXT
 from reference.residual_rule_cases import CASES as OF_RESIDUALS
 from reference.rule_cases import CASES as MOST
+from reference.teacher_rule_cases import CASES as OF_TEACHERS
 
 from metarec.config import rules
 from metarec.config.overrides import check_words
@@ -17,6 +18,7 @@ CASES = [
     *MOST,
     *OF_TEXT,
     *OF_RESIDUALS,
+    *OF_TEACHERS,
     (
         "images_unused",
         "dataset=omniglot data_dir=d pretrain.epochs=2",
@@ -232,7 +234,7 @@ CASES = [
 
 def lines(command: str) -> list[str]:
     first, *rest = command.split()
-    verb, words = (first, rest) if first in ("eval", "export", "compare") else ("train", [first, *rest])
+    verb, words = (first, rest) if first in ("eval", "export", "compare", "teachers") else ("train", [first, *rest])
     try:
         check_words(verb, [word.replace("delimiter=;", "delimiter=';'") for word in words])
     except ConfigError as error:
