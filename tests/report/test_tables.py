@@ -203,5 +203,7 @@ def test_labels_and_groups() -> None:
     assert labels_of(("my_method", "zeroshot")) == {"my_method": "my method", "zeroshot": "zero-shot"}
     assert {*PANEL, *GENERATED} == {*LABELS, *NAMES}
     assert groups(GENERATED) == [list(GENERATED)]
-    assert len(LABELS) + len(NAMES) == len(PANEL)  # no row takes the name of a method that is no baseline
-    assert max(len(label(method)) for method in PANEL) <= 22
+    assert len(LABELS) + len(NAMES) == len(PANEL) + len(
+        GENERATED
+    )  # no row takes the name of a method that is no baseline
+    assert max(len(label(method)) for method in (*PANEL, *GENERATED)) <= 22

@@ -10,21 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference.generated_run import WORDS, At, open_at
 from reference.tiny_runs import Work, metrics
 
 from metarec.algorithms import inner
 from metarec.algorithms.inner import InnerLoop
-from metarec.config.overrides import check_words
 from metarec.core.batch import EpisodeBatch
-from metarec.evaluate import Control, ranks, scored
+from metarec.evaluate import scored
 from metarec.metrics.summary import TargetRecords
 from metarec.verbs import amortised
 from metarec.verbs import measure as m
-from metarec.verbs.amortised import Crossed, Reference
-from metarec.verbs.eval import Opened, opened, trained_of
-
-WORDS = ("algorithm=generator", "residual=lora", "residual.rank=2", "algorithm.width=8", "algorithm.hidden=8",
-         "optimizer.lr=0.05", "evaluation.panel=[popularity]")  # fmt: skip
+from metarec.verbs.amortised import Crossed
 
 
 @pytest.fixture(scope="module")
@@ -32,60 +28,18 @@ def run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return Work(tmp_path_factory.mktemp("generated"), cache).train(*WORDS, "evaluation.ks=[0,5]")
 
 
-@dataclass(frozen=True)
-class At:
-    run: Opened
-    trained: m.Trained
-    control: Control
-    episodes: Any
-
-    @property
-    def bench(self) -> Any:
-        return self.run.bench
-
-    def rows(self, reference: Reference | str) -> amortised.Found:
-        trained = self.trained
-        assert trained.phi is not None
-        adapting: Any = m.adapted(self.bench, trained)
-        return amortised.rows(
-            self.bench,
-            trained.base,
-            trained.phi,
-            trained.residual,
-            trained.algorithm,
-            adapting,
-            self.episodes,
-            reference,
-        )
-
-    def ranks(self, scorer: Any) -> Any:
-        return ranks(self.episodes, scorer, self.bench.evaluation.ties, self.bench.seen())[0]
-
-    def reference(self, **changed: Any) -> Reference:
-        """The teachers of these users, on nothing but their support."""
-        assert self.trained.algorithm is not None
-        loop = self.trained.algorithm.inner
-        return replace(Reference(loop.lr, loop.steps, self.episodes), **changed)
-
-
 @pytest.fixture(scope="module")
 def at(run: Path, cache: Path) -> At:
-    words = [f"ckpt={run}", f"cache_dir={cache}"]
-    (job,) = check_words("eval", words).jobs
-    config: Any = job.config
-    found = opened(config, set())
-    control, trained = found.state["control"], trained_of(config, found)
-    assert trained.phi is not None
-    drawn = torch.Generator().manual_seed(1)  # six steps teach nothing: heads that generate something for each user
-    phi = {n: v + 0.5 * torch.randn(v.shape, generator=drawn) if "/head/" in n else v for n, v in trained.phi.items()}
-    return At(found, replace(trained, phi=phi), Control(**control), found.bench.episodes("test"))
+    return open_at(run, cache)
 
 
 def test_a_run_has_the_rows_their_differences_and_why_one_is_not_there(run: Path) -> None:
     document = metrics(run)
     own = ["pretrained", "control", "zeroshot", "fewshot", "inner_loop", "refined", "other_support"]
-    assert [name for name in document["metrics"] if not name.startswith(("bayes", "popularity"))][: len(own)] == own
-    assert {"gain_over_inner_loop", "gain_over_refined", "gain_over_other_support"} <= set(document["differences"])
+    assert [name for name in document["metrics"] if not name.startswith(("bayes", "popularity"))] == [*own, "teacher"]
+    assert {"gain_over_inner_loop", "gain_over_refined", "gain_over_other_support", "gain_over_teacher"} <= set(
+        document["differences"]
+    )
     assert {"inner_loop", "refined"} <= set(document["k_curve"]["methods"])
     assert all(document["intervals"][name]["hr@5"] is not None for name in own)
 
