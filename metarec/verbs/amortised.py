@@ -33,6 +33,7 @@ from metarec.config.schema import EvaluationConfig
 from metarec.core.batch import EpisodeBatch
 from metarec.core.closeness import Closeness
 from metarec.core.weights import FastWeight, Params, Weights
+from metarec.errors import ConfigError
 from metarec.evaluate import Judged, Scorer, joined, rank_batch, ranks, scored
 from metarec.metrics import intervals as iv
 from metarec.metrics.bootstrap import bootstrap
@@ -82,6 +83,27 @@ class Found:
 def generates(algorithm: Algorithm | None, evaluation: EvaluationConfig) -> bool:
     """Whether there are such rows: the algorithm generates, and rows to compare with are asked for."""
     return hasattr(algorithm, "by_inner_loop") and evaluation.panel not in ("none", [])
+
+
+def coverage(algorithm: Any, phi: Params) -> str | None:
+    """How much of what adapts is generated, for the reader; None for an algorithm that generates nothing.
+
+    `phi` [*S] each. Raises ConfigError for a module of which a number adapts and is not generated.
+    """
+    if not hasattr(algorithm, "gives"):
+        return None
+    gives = algorithm.gives(phi)
+    moving = [name for name in inner.start(phi, algorithm.inner) if algorithm.inner.moves(name)]
+    of = {name: weight for weight, (a, b, _) in algorithm.products.items() for name in (a, b)}
+    modules = {of.get(name, name) for name in moving}
+    lacking = sorted({of.get(name, name) for name in moving if name not in gives})
+    if lacking:
+        what = (
+            f"{len(modules) - len(lacking)} of {len(modules)} modules of what adapts are generated, {lacking[0]} is not"
+        )
+        raise ConfigError("algorithm.inner.adapt", lacking[0], what, "give patterns that leave it out")
+    n = len(modules)
+    return f"generated: {n} of {n} modules of what adapts (100 %), {sum(gives.values()):,} numbers a user"
 
 
 class Crossed:

@@ -16,6 +16,7 @@ from reference.tiny_runs import Work, metrics
 from metarec.algorithms import inner
 from metarec.algorithms.inner import InnerLoop
 from metarec.core.batch import EpisodeBatch
+from metarec.errors import ConfigError
 from metarec.evaluate import scored
 from metarec.metrics.summary import TargetRecords
 from metarec.verbs import amortised
@@ -208,3 +209,25 @@ def test_where_the_teacher_gains_nothing_it_says_so() -> None:
     assert said["value"] == pytest.approx(0.5)
     assert said["low"] is None
     assert "in some draws" in said["why"]
+
+
+def test_coverage_names_modules_and_numbers_and_refuses_what_lacks_a_head(at: At) -> None:
+    """gru.weight_ih_l0 [48, 8] with rank 2: 2 * 8 + 48 * 2 numbers of a user's own."""
+    phi, algorithm = at.trained.phi, at.trained.algorithm
+    assert phi is not None
+    line = "generated: 1 of 1 modules of what adapts (100 %), 112 numbers a user"
+    assert amortised.coverage(algorithm, phi) == line
+    assert amortised.coverage(SimpleNamespace(inner=None), phi) is None
+    headless = {name: value for name, value in phi.items() if "/head/gru.weight_ih_l0.lora_b" not in name}
+    with pytest.raises(ConfigError, match=r"0 of 1 modules of what adapts are generated, gru\.weight_ih_l0 is not"):
+        amortised.coverage(algorithm, headless)
+
+
+def test_of_a_basis_a_user_has_its_weights_alone(at: At) -> None:
+    """Rank 2: two weights."""
+    algorithm: Any = replace(at.trained.algorithm, head="basis")  # type: ignore[type-var]
+    assert at.trained.phi is not None
+    start = inner.start(at.trained.phi, algorithm.inner)
+    assert amortised.coverage(algorithm, algorithm.learned(start)) == (
+        "generated: 1 of 1 modules of what adapts (100 %), 2 numbers a user"
+    )
