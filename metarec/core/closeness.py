@@ -66,8 +66,8 @@ class Closeness:
                 self._mean.setdefault(module, []).append(_three(shared, t_))
 
     def document(self) -> dict[str, Any]:
-        """{tasks, without_teacher, all, modules: {module: ...}}, where each is {relative_error, cosine} of `generated` and,
-        with a mean, of `mean_teacher`; null where no task has a teacher that did anything."""
+        """{users, without_teacher, all, modules: {module: ...}}; of each {relative_error, cosine} under `generated` and,
+        with a mean, `mean_teacher`; null where no task has a teacher that did anything."""
         found = {"generated": _joined(self._made)} | (
             {} if self.mean is None else {"mean_teacher": _joined(self._mean)}
         )
@@ -96,15 +96,17 @@ def _joined(found: Mapping[str, list[Three]]) -> dict[str, Three]:
     return {module: tuple(map(torch.cat, zip(*parts, strict=True))) for module, parts in found.items()}  # type: ignore[misc]
 
 
-def _said(found: Mapping[str, Any]) -> dict[str, Any]:
-    out: dict[str, dict[str, float | None]] = {"relative_error": {}, "cosine": {}}
+def _said(found: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    out: dict[str, dict[str, float | None]] = {}
     for name, (gg, gt, tt) in found.items():
         there = tt > 0
         if not there.any():
-            out["relative_error"][name] = out["cosine"][name] = None
+            out[name] = {"relative_error": None, "cosine": None}
             continue
         gg, gt, tt = gg[there], gt[there], tt[there]
         norms = (gg.clamp(min=0) * tt).sqrt()
-        out["relative_error"][name] = float(((gg - 2 * gt + tt).clamp(min=0) / tt).mean())
-        out["cosine"][name] = float(torch.where(norms > 0, gt / norms.where(norms > 0, 1.0), 0.0).mean())
+        out[name] = {
+            "relative_error": float(((gg - 2 * gt + tt).clamp(min=0) / tt).mean()),
+            "cosine": float(torch.where(norms > 0, gt / norms.where(norms > 0, 1.0), 0.0).mean()),
+        }
     return out

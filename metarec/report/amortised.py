@@ -2,7 +2,7 @@
 
 Read from ``amortised`` of metrics.json (`metarec.verbs.amortised`), left out where absent:
     recovered  {metric, value, low, high, why}      teacher    {lr, steps, pairs, tuning}
-    closeness  {users, without_teacher, all, modules: {name: {relative_error, cosine}}, kl}
+    closeness  {users, without_teacher, all, modules: {name: {generated: {relative_error, cosine}, mean_teacher: ...}}, kl}
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def columns(document: Json) -> tuple[str, ...]:
     found = document.get("amortised", {}).get("closeness")
     if not found:
         return ()
-    more = ("mean teacher",) if "mean_teacher" in found["all"]["cosine"] else ()
+    more = ("mean teacher",) if "mean_teacher" in found["all"] else ()
     names = ("generated", *more, "nothing")
     return (*(f"error, {name}" for name in names), *(f"cosine, {name}" for name in names))
 
@@ -35,7 +35,7 @@ def rows(document: Json) -> list[tuple[str, tuple[str, ...]]]:
     out = []
     for name, said in every.items():
         parts = [
-            (*(short(value, 3) for value in said[key].values()), nothing)
+            (*(short(one[key], 3) for one in said.values()), nothing)
             for key, nothing in zip(("relative_error", "cosine"), NOTHING, strict=True)
         ]
         out.append((name, parts[0] + parts[1]))

@@ -39,7 +39,11 @@ def reference_of(config: TrainConfig, bench: AnyBench, trained: Trained, episode
         past = bench.past(split, episodes.rows, asked.pairs)
         tuning = {"value": chosen.value, "metric": bench.evaluation.monitor, "tried": chosen.tried}
         return Reference(chosen.lr, chosen.steps, past, None, asked.pairs, tuning)
-    found = teachers.teachers_for(config, bench, trained.base, trained.residual)
+    found = teachers.teachers_for(config, bench, trained.base, trained.residual, _silent)
     terms = found.terms
     past = bench.past(split, episodes.rows, terms.pairs)
     return Reference(terms.lr, terms.steps, past, {name: found.mean(name) for name in found.modules}, terms.pairs)
+
+
+def _silent(line: str) -> None:
+    """Training has told of them."""

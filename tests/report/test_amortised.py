@@ -15,8 +15,8 @@ from metarec.report.sheets import sheets
 
 def said(error: float, mean: float, cosine: float, of_mean: float) -> dict[str, Any]:
     return {
-        "relative_error": {"generated": error, "mean_teacher": mean},
-        "cosine": {"generated": cosine, "mean_teacher": of_mean},
+        "generated": {"relative_error": error, "cosine": cosine},
+        "mean_teacher": {"relative_error": mean, "cosine": of_mean},
     }
 
 
@@ -55,7 +55,7 @@ def test_the_table_has_every_module_and_all_beside_what_nothing_comes_to(tmp_pat
 
 
 def test_one_module_is_all_and_no_teachers_no_mean(tmp_path: Path) -> None:
-    only = {"relative_error": {"generated": None}, "cosine": {"generated": None}}
+    only = {"generated": {"relative_error": None, "cosine": None}}
     block = BLOCK | {"closeness": BLOCK["closeness"] | {"all": only, "modules": {"context.shift": only}}}
     found = run(tmp_path, block)
     assert amortised.columns(found.document) == (

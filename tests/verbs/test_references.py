@@ -87,7 +87,7 @@ def test_with_teachers_step_size_and_mean_are_theirs(at: At, cache: Path) -> Non
         assert torch.allclose(found.mean[weight].double(), wanted, atol=1e-6)
     rows = at.rows(found)
     assert {"mean_teacher", "teacher", "other_support"} == set(rows.ranks)
-    assert set(rows.document["closeness"]["all"]["cosine"]) == {"generated", "mean_teacher"}
+    assert set(rows.document["closeness"]["all"]) == {"generated", "mean_teacher"}
 
 
 def test_where_there_can_be_none_it_says_why(at: At, cache: Path) -> None:
