@@ -164,6 +164,14 @@ class Generator:
             return [weight for weight, size in sizes.items() if size > self.largest_head]
         return list(sizes) if self.head == "basis" else []
 
+    def gives(self, phi: Params) -> dict[str, int]:
+        """Name of each number that is generated -> how many a task has of its own; of a basis r for A, and none for B."""
+        found = {name: value.numel() for name, value in phi.items() if f"{MADE}head/{name}.bias" in phi}
+        for weight, (a, b, _) in self.products.items():
+            if f"{MADE}gain/{weight}.bias" in phi:
+                found |= {a: phi[f"{MADE}gain/{weight}.bias"].numel(), b: 0}
+        return found
+
     def generate(self, phi: Params, support: Shown) -> dict[str, FastWeight]:
         """The weights of every task, in one pass over what its support is; differentiable with respect to `phi`.
 

@@ -29,6 +29,7 @@ from metarec.runs.signals import Stop
 from metarec.train import Plan, Progress, Store, Timer, fit, restore
 from metarec.verbs import adapter, memory
 from metarec.verbs import measure as m
+from metarec.verbs.amortised import coverage
 from metarec.verbs.anchoring import Anchoring
 from metarec.verbs.showing import Showing, Teachers
 from metarec.verbs.teachers import teachers_for
@@ -148,6 +149,8 @@ def meta_train(
     cost.adapted_numbers, cost.adapted_bytes = user.numbers, user.bytes
     if user.numbers:
         say(user.line)
+    if line := coverage(algorithm, phi):
+        say(line)
     if line := remembered(config, bench):
         say(line)
     optimizer = build.optimizer(
