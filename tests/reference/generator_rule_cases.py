@@ -22,9 +22,9 @@ CASES = [
     ),
     (
         "generates_from_images",
-        "algorithm=generator dataset=omniglot residual=context",
+        "algorithm=generator dataset=omniglot residual=context data_dir=d",
         "dataset: omniglot: a class of images has another number in every episode",
-        "algorithm=maml dataset=omniglot residual=context",
+        "algorithm=maml dataset=omniglot residual=context data_dir=d",
     ),
     (
         "largest_head_unread",
