@@ -41,7 +41,8 @@ class Model(Protocol):
     `score` read them where `params` holds them. `head`: names of the weights that `score` reads (contexts among them).
 
     A model may have `scale_shapes` as well: what `residual=ia3` adapts, in the same way. And `item_rows`, what
-    `residual=rows` adapts: name of each weight that has a row for every item -> item's number less that of its row.
+    `residual=rows` adapts: name of each weight that has a row for every item -> item's number less that of its row. And
+    `output`: the one of these whose rows score a state by their products with it, and nothing else but a bias.
     """
 
     @property
@@ -158,19 +159,22 @@ class Tasks:
         then the loss and whether the target is known; where it is not, the second, third and fourth are zero. Constants:
         no gradient runs through them.
         """
-        model = self._on(pairs)
+        model, column = self._on(pairs), (pairs.target - 1).clamp(min=0)
         with torch.no_grad():
             states = pairs.gather(model.encode(theta, pairs.inputs))
-        with torch.enable_grad():
-            h = states.detach().requires_grad_()
-            scores = model.score(theta, h)
-            chosen = scores.gather(2, (pairs.target - 1).clamp(min=0)[..., None])[..., 0]
-            every = scores.logsumexp(-1)
-            to_chosen, to_every = (torch.autograd.grad(part.sum(), h, retain_graph=True)[0] for part in (chosen, every))
-        known = (pairs.target > 0)[..., None]
-        parts = [F.layer_norm(part, part.shape[-1:]) for part in (h.detach(), to_chosen, to_every)]
-        loss = torch.log1p((every - chosen).detach().clamp(min=0))[..., None]
-        shown = torch.cat([parts[0], *(part * known for part in (*parts[1:], loss)), known.to(loss.dtype)], -1)
+            scores = model.score(theta, states)
+            log_p = scores.log_softmax(-1)
+            loss = torch.log1p((-log_p.gather(2, column[..., None])).clamp(min=0))
+            of_table = getattr(self.model, "output", None)
+            if of_table is None:
+                rising = _rising(lambda h: model.score(theta, h), states, column)
+            else:  # the same by the rows of the output layer
+                rows = theta[of_table[0]][1 - of_table[1] :]
+                rising = rows[column], log_p.exp() @ rows
+            known = (pairs.target > 0)[..., None]
+            parts = F.layer_norm(torch.stack([states, *rising], 2), states.shape[-1:])
+            parts[:, :, 1:] *= known[..., None]
+            shown = torch.cat([parts.flatten(2), loss * known, known.to(loss.dtype)], -1)
         return shown, pairs.target != 0
 
     def _mixed(
@@ -184,6 +188,16 @@ class Tasks:
 
     def _on(self, pairs: PairBatch | ImageBatch) -> Model | Mixed:
         return Mixed(self.model, pairs.target.device.type) if self.mixed else self.model
+
+
+def _rising(score: Callable[[Tensor], Tensor], states: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients [T, N, H] by states [T, N, H], of the score in a column [T, N] and of the log-sum-exp of all scores."""
+    with torch.enable_grad():
+        h = states.detach().requires_grad_()
+        scores = score(h)
+        sums = scores.gather(2, column[..., None]).sum(), scores.logsumexp(-1).sum()
+        chosen, every = (torch.autograd.grad(part, h, retain_graph=True)[0] for part in sums)
+    return chosen, every
 
 
 def _apart(generator: torch.Generator) -> torch.Generator:

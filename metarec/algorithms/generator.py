@@ -37,6 +37,7 @@ from metarec.algorithms.inner import OWN, InnerLoop, TaskLoss
 from metarec.algorithms.maml import MAML, at_test
 from metarec.core.gram import Product, squared_distance
 from metarec.core.offsets import Dense
+from metarec.core.seeding import generator
 from metarec.core.set_encoder import HEADS, SetEncoder
 from metarec.core.weights import FastWeight, Params
 from metarec.errors import ConfigError
@@ -82,9 +83,10 @@ class Config:
     width: int = ranged(128, min=4)
     layers: int = ranged(1, min=0)
     queries: int = ranged(4, min=1)
-    hidden: int = ranged(256, min=1)
+    hidden: int = ranged(128, min=1)
     head: str = ranged("auto", choices=["auto", "factors", "basis"])
     largest_head: int = ranged(32768, min=1)
+    drop_pairs: float = ranged(0.4, min=0, max=1, exclusive=["max"])
     refine_steps: int = ranged(0, min=0)
     fine_tune: float = ranged(0.0, min=0, max=1)
     loss: Losses = field(default_factory=Losses)
@@ -93,7 +95,7 @@ class Config:
     needs_adapted: ClassVar[bool] = True
     reads_support: ClassVar[bool] = True
     generates: ClassVar[bool] = True
-    outer_lr: ClassVar[float] = 2e-4
+    outer_lr: ClassVar[float] = 1e-3
 
     def refused(self) -> Iterator[Refusal]:
         """A width that the attention's heads do not divide; no loss at all; shares of a loss that is not there."""
@@ -115,7 +117,7 @@ def build(config: Config, given: Given) -> Generator:
     from_step = round((1 - config.fine_tune) * given.outer_steps)
     return Generator(
         given.inner, encoder, dict(given.products), config.loss, config.refine_steps, config.head,
-        config.largest_head, from_step if config.fine_tune else None, given.seed,
+        config.largest_head, from_step if config.fine_tune else None, given.seed, config.drop_pairs,
     )  # fmt: skip
 
 
@@ -130,6 +132,7 @@ class Generator:
     largest_head: int = 32768
     fine_tune_from: int | None = None  # the outer step from which the task loss stands alone
     seed: int = 0
+    drop_pairs: float = 0.0  # share of the support pairs that the encoder does not see, in training
     reads_support: ClassVar[bool] = True
 
     def learned(self, phi: Params) -> Params:
@@ -182,6 +185,13 @@ class Generator:
                 found[b] = FastWeight(own[f"basis/{weight}.b"])
         return found
 
+    def thinned(self, support: Shown, step: int) -> Shown:
+        """The support with each pair left out by chance `drop_pairs`, drawn anew in every outer step."""
+        if not self.drop_pairs:
+            return support
+        drawn = torch.rand(support.there.shape, generator=generator(self.seed, "pairs", step))
+        return replace(support, there=support.there & (drawn >= self.drop_pairs).to(support.there.device))
+
     def adapt(
         self, phi: Params, support_loss: TaskLoss, n_tasks: int, *, lr: float | None = None, steps: int | None = None
     ) -> dict[str, FastWeight]:
@@ -206,7 +216,7 @@ class Generator:
         """[T], the mix that is asked for; the task loss judges what refinement has made of the generated weights."""
         assert isinstance(support_loss, Shown)
         alone = self.fine_tune_from is not None and step >= self.fine_tune_from
-        made = self.generate(phi, support_loss)
+        made = self.generate(phi, self.thinned(support_loss, step))
         loop = replace(self.inner, steps=self.refine_steps)
         total = support_loss.pairs.new_zeros(n_tasks)
         if self.loss.task or alone:

@@ -19,6 +19,7 @@ from metarec.config.schema_logger import WandbConfig as WandbConfig
 from metarec.data.spec import DatasetSpec
 from metarec.metrics import METRICS
 from metarec.options import Inner, ranged
+from metarec.schedules import ConstantConfig, CosineConfig, LinearConfig, WarmCosineConfig
 
 # sets of published figures (metarec.report.reported)
 REPORTED = ("mars", "s3rec_beauty", "s3rec_sports", "s3rec_yelp", "s3rec_lastfm", "ml1m_loo", "diginetica")
@@ -94,29 +95,6 @@ class SgdConfig:
     momentum: float = ranged(0.0, min=0, max=1, exclusive=["max"])
     weight_decay: float = ranged(0.0, min=0)
     clip_norm: float = ranged(10.0, min=0)
-
-
-# schedule (of the outer step size)
-
-
-@dataclass
-class ConstantConfig:
-    name: str = "constant"
-    warmup_steps: int = ranged(0, min=0)
-
-
-@dataclass
-class CosineConfig:
-    name: str = "cosine"
-    warmup_steps: int = ranged(0, min=0)
-    final_factor: float = ranged(0.0, min=0, max=1)
-
-
-@dataclass
-class LinearConfig:
-    name: str = "linear"
-    warmup_steps: int = ranged(0, min=0)
-    final_factor: float = ranged(0.0, min=0, max=1)
 
 
 # guard (of both loops)
@@ -205,7 +183,7 @@ class PretrainSection:
 
 AlgorithmConfig = MetaConfig | SupervisedConfig
 OptimizerConfig = AdamConfig | AdamWConfig | SgdConfig
-ScheduleConfig = ConstantConfig | CosineConfig | LinearConfig
+ScheduleConfig = ConstantConfig | CosineConfig | WarmCosineConfig | LinearConfig
 AnyGuardConfig = GuardConfig | NoGuardConfig
 LoggerConfig = FilesConfig | TensorBoardConfig | MlflowConfig | WandbConfig
 
@@ -367,6 +345,7 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("optimizer", "sgd"): SgdConfig,
     ("schedule", "constant"): ConstantConfig,
     ("schedule", "cosine"): CosineConfig,
+    ("schedule", "warm_cosine"): WarmCosineConfig,
     ("schedule", "linear"): LinearConfig,
     ("guard", "standard"): GuardConfig,
     ("guard", "off"): NoGuardConfig,

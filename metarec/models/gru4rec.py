@@ -105,6 +105,11 @@ class GRU4Rec:
         return inputs | {"scale.state": (self.hidden_dim,)}
 
     @property
+    def output(self) -> tuple[str, int] | None:
+        """The table that scores states by their products with its rows: the item's number less that of its row."""
+        return ("embedding.weight", 0) if self.tie else ("fc.weight", 1)
+
+    @property
     def item_rows(self) -> dict[str, int]:
         """Tables with a row for every item: the item's number less that of its row."""
         return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1}) | {"fc.bias": 1}

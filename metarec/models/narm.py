@@ -81,6 +81,11 @@ class NARM:
         return {"scale.input_l0": (3 * self.hidden_dim,), "scale.state": (2 * self.hidden_dim,)}
 
     @property
+    def output(self) -> tuple[str, int] | None:
+        """The table that scores states by their products with its rows: the item's number less that of its row."""
+        return None if self.tie else ("fc.weight", 1)  # tied, a bilinear form stands between
+
+    @property
     def item_rows(self) -> dict[str, int]:
         """Tables with a row for every item: the item's number less that of its row."""
         return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1, "fc.bias": 1})

@@ -113,6 +113,11 @@ class SASRec:
         return shapes | {"scale.state": (self.dim,)}
 
     @property
+    def output(self) -> tuple[str, int] | None:
+        """The table that scores states by their products with its rows: the item's number less that of its row."""
+        return ("embedding.weight", 0) if self.tie else ("fc.weight", 1)
+
+    @property
     def item_rows(self) -> dict[str, int]:
         """Tables with a row for every item: the item's number less that of its row."""
         return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1, "fc.bias": 1})

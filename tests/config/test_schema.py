@@ -32,7 +32,7 @@ SHIPPED = {
     "objective": 6,
     "optimizer": 3,
     "residual": 9,
-    "schedule": 3,
+    "schedule": 4,
 }
 
 
