@@ -111,6 +111,16 @@ def run_teachers(config: TeachersConfig, run_dir: Path, overrides: Sequence[str]
     return {"run_dir": str(target), "headline": _headline(document)}
 
 
+def check_path(config: TrainConfig) -> None:
+    """CheckpointError for an `algorithm.teacher.path` that is no finished directory of teachers, before anything is trained.
+
+    Whether they fit can be told once the frozen weights are there, by `teachers_for`.
+    """
+    path = getattr(getattr(config.algorithm, "teacher", None), "path", None)
+    if path is not None:
+        Teachers.open(Path(path).expanduser())
+
+
 def teachers_for(config: TrainConfig, bench: AnyBench, base: Params, over: Residual, say: Say = _say) -> Teachers:
     """The teachers that `algorithm.teacher` asks for, of any shape: those in its `path`, else from the cache.
 
