@@ -45,6 +45,7 @@ class SequenceBench:
     hardware: Hardware
     evaluation: EvaluationConfig
     held: Ints | None = None  # rows of the training episodes that pretraining does not read, and meta-training alone
+    taught: Ints | None = None  # users that meta-training draws from, int64 [U], where not from all
 
     @property
     def n_items(self) -> int:
@@ -64,7 +65,8 @@ class SequenceBench:
     @cached_property
     def _training(self) -> EpisodeRanges:
         every = self.prepared.episodes("train")
-        return every if self.held is None else rows_of(every, self.held)
+        every = every if self.held is None else rows_of(every, self.held)
+        return every if self.taught is None else rows_of(every, np.flatnonzero(np.isin(every.user, self.taught)))
 
     @property
     def unread(self) -> Ints:

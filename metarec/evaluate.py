@@ -120,13 +120,13 @@ def ranks(episodes: Judged, scorer: Scorer, ties: str, seen: Seen | None = None)
     found, top = [], []
     with torch.no_grad():
         for batch in episodes.batches():
-            rank, best = _rank(scorer(batch), batch, ties, seen)
+            rank, best = rank_batch(scorer(batch), batch, ties, seen)
             found.append(rank)
             top.append(best)
-    return _joined(found), _joined(top)
+    return joined(found), joined(top)
 
 
-def _joined(parts: Sequence[Ints]) -> Ints:
+def joined(parts: Sequence[Ints]) -> Ints:
     """Batches [T, Q, ...] one behind the other, narrower ones filled up with 0."""
     width = max(part.shape[1] for part in parts)
     rest = [((0, 0), (0, width - part.shape[1]), *[(0, 0)] * (part.ndim - 2)) for part in parts]
@@ -158,7 +158,8 @@ def divergences(
     }
 
 
-def _rank(scores: Tensor, batch: EpisodeBatch, ties: str, seen: Seen | None) -> tuple[Ints, Ints]:
+def rank_batch(scores: Tensor, batch: EpisodeBatch, ties: str, seen: Seen | None) -> tuple[Ints, Ints]:
+    """Rank of every target [T, Q] under scores [T, Q, V], and the ten best items, as `ranks` has them of all batches."""
     if seen is not None:
         refuse_non_finite(scores)  # before some are put aside
         scores = scores.clone()
@@ -233,7 +234,7 @@ def tune_control(
                     if count in found:
                         with torch.no_grad():
                             scores = tasks.logits(weights, batch.query)
-                            found[count].append(_rank(scores, batch, ties, seen)[0].reshape(-1))
+                            found[count].append(rank_batch(scores, batch, ties, seen)[0].reshape(-1))
         except DivergedError:
             continue
         for count in wanted:

@@ -87,6 +87,7 @@ class Config:
     head: str = ranged("auto", choices=["auto", "factors", "basis"])
     largest_head: int = ranged(32768, min=1)
     drop_pairs: float = ranged(0.4, min=0, max=1, exclusive=["max"])
+    drop_evidence: float = ranged(0.3, min=0, max=1, exclusive=["max"])
     refine_steps: int = ranged(0, min=0)
     fine_tune: float = ranged(0.0, min=0, max=1)
     loss: Losses = field(default_factory=Losses)
@@ -117,7 +118,7 @@ def build(config: Config, given: Given) -> Generator:
     from_step = round((1 - config.fine_tune) * given.outer_steps)
     return Generator(
         given.inner, encoder, dict(given.products), config.loss, config.refine_steps, config.head,
-        config.largest_head, from_step if config.fine_tune else None, given.seed, config.drop_pairs,
+        config.largest_head, from_step if config.fine_tune else None, given.seed, config.drop_pairs, config.drop_evidence,
     )  # fmt: skip
 
 
@@ -133,6 +134,7 @@ class Generator:
     fine_tune_from: int | None = None  # the outer step from which the task loss stands alone
     seed: int = 0
     drop_pairs: float = 0.0  # share of the support pairs that the encoder does not see, in training
+    drop_evidence: float = 0.0  # share of the numbers of a pair that it does not see, in training
     reads_support: ClassVar[bool] = True
 
     def learned(self, phi: Params) -> Params:
@@ -162,6 +164,14 @@ class Generator:
             return [weight for weight, size in sizes.items() if size > self.largest_head]
         return list(sizes) if self.head == "basis" else []
 
+    def gives(self, phi: Params) -> dict[str, int]:
+        """Name of each number that is generated -> how many a task has of its own; of a basis r for A, and none for B."""
+        found = {name: value.numel() for name, value in phi.items() if f"{MADE}head/{name}.bias" in phi}
+        for weight, (a, b, _) in self.products.items():
+            if f"{MADE}gain/{weight}.bias" in phi:
+                found |= {a: phi[f"{MADE}gain/{weight}.bias"].numel(), b: 0}
+        return found
+
     def generate(self, phi: Params, support: Shown) -> dict[str, FastWeight]:
         """The weights of every task, in one pass over what its support is; differentiable with respect to `phi`.
 
@@ -186,11 +196,16 @@ class Generator:
         return found
 
     def thinned(self, support: Shown, step: int) -> Shown:
-        """The support with each pair left out by chance `drop_pairs`, drawn anew in every outer step."""
-        if not self.drop_pairs:
-            return support
-        drawn = torch.rand(support.there.shape, generator=generator(self.seed, "pairs", step))
-        return replace(support, there=support.there & (drawn >= self.drop_pairs).to(support.there.device))
+        """The support as the encoder sees it in training: pairs left out by chance `drop_pairs`, and of what a pair is
+        numbers by chance `drop_evidence`, drawn anew in every outer step."""
+        if self.drop_pairs:
+            drawn = torch.rand(support.there.shape, generator=generator(self.seed, "pairs", step))
+            support = replace(support, there=support.there & (drawn >= self.drop_pairs).to(support.there.device))
+        if self.drop_evidence:
+            drawn = torch.rand(support.pairs.shape, generator=generator(self.seed, "evidence", step))
+            kept = (drawn >= self.drop_evidence).to(support.pairs) / (1 - self.drop_evidence)
+            support = replace(support, pairs=support.pairs * kept)
+        return support
 
     def adapt(
         self, phi: Params, support_loss: TaskLoss, n_tasks: int, *, lr: float | None = None, steps: int | None = None

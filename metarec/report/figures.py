@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from metarec.report import cells, svg
 from metarec.report.blocks import Picture
 from metarec.report.comparison_text import brief
 from metarec.report.finished import Array
-from metarec.report.plots import series
+from metarec.report.plots import NORM, RATE, course, series
 
 Json = dict[str, Any]
 BANDS = 4  # more of them hide one another: then those of what is argued about
@@ -26,8 +27,11 @@ def styles(methods: Sequence[str]) -> dict[str, int]:
     return {method: STYLE[method] if method in STYLE else next(free) for method in methods}
 
 
-def learning_curves(records: Sequence[Mapping[str, Any]], metric: str, what: str, kept: int | None) -> list[Picture]:
-    """Losses, and the monitored metric on validation, over the steps of meta-training or pretraining (`what`)."""
+def learning_curves(
+    records: Sequence[Mapping[str, Any]], metric: str, what: str, kept: int | None, clip_norm: float = 0.0
+) -> list[Picture]:
+    """Losses, the gradient's norm beside what it is clipped to (0: not), the step size, and the monitored metric on
+    validation, over the steps of meta-training or pretraining (`what`)."""
     found = series(records)
     losses = {name: own for name, own in found.items() if name.rpartition(".")[2].endswith("loss")}
     validation = {n: own for n, own in found.items() if n.startswith("val.") and n.endswith(f".{metric}")}
@@ -36,6 +40,14 @@ def learning_curves(records: Sequence[Mapping[str, Any]], metric: str, what: str
         names = {name: name.replace(".", " ") for name in losses}
         styled = {name: STYLE["train"] if number == 0 else 3 + number for number, name in enumerate(losses)}
         pictures.append(_curves(losses, names, styled, f"{what}: loss", "loss", None))
+    own_course = course(found)
+    if NORM in own_course:
+        pictures.append(_norms(*own_course[NORM], f"{what}: gradient norm", clip_norm))
+    if RATE in own_course:
+        rate = {RATE: own_course[RATE]}
+        pictures.append(
+            _curves(rate, {RATE: "step size"}, {RATE: STYLE["train"]}, f"{what}: step size", "step size", None, 3)
+        )
     if validation:
         names = {name: brief(name.split(".")[1]) for name in validation}
         own = styles([name.split(".")[1] for name in validation])
@@ -54,8 +66,12 @@ def curves(
 
 def _curves(
     found: Mapping[str, tuple[list[int], list[float]]], names: Mapping[str, str], styled: Mapping[str, int], title: str,
-    heading: str, kept: int | None,
+    heading: str, kept: int | None, digits: int | None = None,
 ) -> Picture:  # fmt: skip
+
+    def said(value: float) -> str:
+        return f"{value:.4f}" if digits is None else f"{value:.{digits}g}"
+
     thinned = {name: _thin(*own) for name, own in found.items()}
     block = max(size for _, size in thinned.values())
     points = [point for own, _ in thinned.values() for point in own]
@@ -63,16 +79,36 @@ def _curves(
     y = svg.linear([b for _, b in points], heading)
     layers = [
         svg.line(
-            x, y, own, styled[name], [f"{names[name]}, step {a:,.0f}: {b:.4f}" for a, b in own], alone=len(found) == 1
+            x, y, own, styled[name], [f"{names[name]}, step {a:,.0f}: {said(b)}" for a, b in own], alone=len(found) == 1
         )
         for name, (own, _) in thinned.items()
     ]
     if kept is not None:
         layers.insert(0, svg.rule(x, y, kept, f"kept: step {kept:,}"))
-    ends = "; ".join(f"{names[name]} from {own[0][1]:.4f} to {own[-1][1]:.4f}" for name, (own, _) in thinned.items())
+    ends = "; ".join(
+        f"{names[name]} from {said(own[0][1])} to {said(own[-1][1])}" for name, (own, _) in thinned.items()
+    )
     caption = title + (f"; each point the mean of {block} records" if block > 1 else "")
     legend = [(names[name], styled[name]) for name in found] if len(found) > 1 else []
     return Picture(svg.chart(title, ends, x, y, layers), caption, legend)
+
+
+def _norms(steps: Sequence[int], values: Sequence[float], title: str, clip_norm: float) -> Picture:
+    """The gradient's norm on a logarithmic axis, with a dashed line where it is clipped."""
+    points, block = _thin(steps, values)
+    x = svg.linear([0.0, *(a for a, _ in points)], "step", tight=True)
+    y = svg.decades([*(b for _, b in points), *([clip_norm] if clip_norm > 0 else [])], "gradient norm")
+    names = [f"gradient norm, step {a:,.0f}: {b:.3g}" for a, b in points]
+    layers = [svg.line(x, y, [(a, math.log10(b)) for a, b in points], STYLE["train"], names, alone=True)]
+    said = f"gradient norm from {points[0][1]:.3g} to {points[-1][1]:.3g}"
+    if clip_norm > 0:
+        layers.insert(0, svg.level(x, y, math.log10(clip_norm), f"clip {clip_norm:g}"))
+        above = sum(value > clip_norm for value in values)
+        said += f"; clipped at {clip_norm:g} in {above:,} of {len(values):,} records"
+    caption = said.replace("gradient norm", title, 1) + (
+        f"; each point the mean of {block} records" if block > 1 else ""
+    )
+    return Picture(svg.chart(title, said, x, y, layers), caption, [])
 
 
 def _thin(steps: Sequence[int], values: Sequence[float]) -> tuple[list[svg.Point], int]:

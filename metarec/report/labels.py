@@ -15,14 +15,21 @@ LABELS: Mapping[str, str] = {  # of methods that are no baseline; these say them
     "scratch": "from scratch",
     "zeroshot": "zero-shot (meta)",
     "fewshot": "few-shot (meta)",
+    "other_support": "of another's support",
+    "mean_teacher": "mean teacher",
+    "inner_loop": "inner loop alone",
+    "generated": "generated alone",
+    "refined": "generated + steps",
+    "teacher": "teacher, more history",
     "bayes_zeroshot": "Bayes zero-shot",
     "bayes_fewshot": "Bayes few-shot",
 }
-# one set of weights for all | adapted without meta-learning | meta-learned | the optimum; the baselines stand above
+# one set of weights for all | adapted without meta-learning | meta-learned | told more | the optimum; baselines above
 _GROUPS = (
-    ("pretrained", "in_context", "in_context_user"),
+    ("pretrained", "mean_teacher", "in_context", "in_context_user"),
     ("control", "head_only", "scratch"),
-    ("zeroshot", "fewshot"),
+    ("zeroshot", "other_support", "inner_loop", "generated", "fewshot", "refined"),
+    ("teacher",),
     ("bayes_zeroshot", "bayes_fewshot"),
 )
 _BRIEF = {
@@ -30,6 +37,8 @@ _BRIEF = {
     "pretrained": "pretrained",
     "head_only": "head only",
     "in_context_user": "in-context, hist.",
+    "other_support": "another's support",
+    "teacher": "teacher",
 }
 
 

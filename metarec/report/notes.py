@@ -7,6 +7,7 @@ Keys read beside those of ``metrics.summary.summarise``, each left out where abs
     beyond    {<method>: {<metric of `metrics.LISTS`>: value}}
     seeds     {<what>: int}, such as {"run": 1, "split": 20260107}
     divergence  {<method>: {cross_entropy, kl}}   of `evaluate.divergences`, nats a query target
+    amortised   as `report.amortised` has it
     guard     {training: counts, pretraining: counts}   of `runs.guard.counted`; a line for each loop with events
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 
 from metarec.metrics import heading
 from metarec.metrics.differences import subject
+from metarec.report import amortised
 from metarec.report.labels import brief, short
 from metarec.report.measured import accuracy, classification, drawn, lists_of, n_tested, tokens
 from metarec.report.sheets import Json, headings_of, headline_of
@@ -56,6 +58,7 @@ def notes(document: Json, headline: Sequence[str] | None = None) -> list[str]:
         *_macro(document, shown),
         *_beyond(document),
         *_divergence(document),
+        *amortised.lines(document),
         *_conditions(document),
         *_tuning(document),
         *_seeds(document),

@@ -80,6 +80,7 @@ def _of_run(run: Run, metric: str) -> list[Section]:
         sections.protocol(run),
         sections.results(run),
         sections.differences(run, metric),
+        sections.closeness(run),
         sections.curves(run, metric),
         appendix.guard(run),
         sections.support(run, metric),

@@ -1,6 +1,7 @@
-"""Loss and validation curves of a run as two pictures; needs the extra ``plot`` (matplotlib).
+"""Loss, validation and course of training of a run as three pictures; needs the extra ``plot`` (matplotlib).
 
-One picture for one question: did the losses fall, and how did the monitored metric of each method move? Numbers come
+One picture for one question: did the losses fall, how did the monitored metric of each method move, and how went the
+training: loss, norm of the gradient beside the norm it is clipped to, and step size, one below the other? Numbers come
 from the records of history.jsonl; a dict inside a record is one series for each number in it (val.fewshot.ndcg@10).
 """
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MISSING = "curves left out: matplotlib is not installed -- pip install 'metarec[plot]'"
 Series = dict[str, tuple[list[int], list[float]]]
+NORM, RATE = "train.grad_norm", "train.lr"
+COURSE = {"train.loss": "loss", NORM: "gradient norm", RATE: "step size"}  # of training, and what its axis says
 
 # Okabe & Ito 2008: told apart with any colour vision; a method keeps its colour in every picture
 _COLOURS = {"fewshot": "#0072B2", "zeroshot": "#E69F00", "control": "#009E73", "train": "#000000"}
@@ -29,12 +32,14 @@ _NAMES = {"fewshot": "few-shot (meta)", "zeroshot": "zero-shot (meta)", "control
 
 
 def plot_curves(
-    records: Sequence[Mapping[str, Any]], directory: Path, *, metric: str, title: str = "", best_step: int | None = None
-) -> list[Path] | str:
-    """Write loss.png and validation.png into ``directory``; returns their paths, or one line without matplotlib.
+    records: Sequence[Mapping[str, Any]], directory: Path, *, metric: str, title: str = "", best_step: int | None = None,
+    clip_norm: float = 0.0,
+) -> list[Path] | str:  # fmt: skip
+    """Write loss.png, validation.png and training.png into ``directory``; returns their paths, or one line without
+    matplotlib.
 
     ``metric``: the monitored one, such as "ndcg@10". A picture without any series is not written. ``best_step`` is
-    marked in the validation curve.
+    marked in the validation curve, ``clip_norm`` (0 = off) beside the gradient's norm.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return MISSING
@@ -50,6 +55,9 @@ def plot_curves(
     if validation:
         heading = f"{title}: validation" if title else "Validation"
         pictures.append(_save(_draw(validation, heading_of(metric), heading, best_step), directory / "validation.png"))
+    if training := course(found):
+        heading = f"{title}: training" if title else "Training"
+        pictures.append(_save(_draw_course(training, heading, clip_norm), directory / "training.png"))
     return pictures
 
 
@@ -62,6 +70,42 @@ def series(records: Sequence[Mapping[str, Any]]) -> Series:
             steps.append(record["step"])
             values.append(value)
     return out
+
+
+def course(found: Series) -> Series:
+    """Of `series`, how training went: loss, norm of the gradient, step size, in this order, what there is of them.
+
+    Norms stand on a logarithmic axis, beside a clip far above or below them; one of zero has no place there.
+    """
+    out = {name: found[name] for name in COURSE if name in found}
+    if NORM in out:
+        kept = [(step, value) for step, value in zip(*out[NORM], strict=True) if value > 0]
+        out[NORM] = [step for step, _ in kept], [value for _, value in kept]
+    return {name: own for name, own in out.items() if own[0]}
+
+
+def _draw_course(found: Series, title: str, clip_norm: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 2.5 * len(found) + 0.6), dpi=150, layout="constrained")
+    panels = figure.subplots(len(found), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, (steps, values)) in zip(panels, found.items(), strict=True):
+        if len(values) > 50 and name != RATE:
+            axes.plot(steps, values, color=_COLOURS["train"], alpha=0.25, linewidth=0.8)
+            axes.plot(steps, _running_mean(values, len(values) // 25), color=_COLOURS["train"], linewidth=1.6)
+        else:
+            axes.plot(steps, values, color=_COLOURS["train"], linewidth=1.6)
+        if name == NORM:
+            axes.set_yscale("log")
+            if clip_norm > 0:
+                axes.axhline(clip_norm, color=_SPARE[-1], linewidth=1.2, linestyle="--", label=f"clip {clip_norm:g}")
+                axes.legend(frameon=False, fontsize=9)
+        axes.set_ylabel(COURSE[name])
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_title(title, loc="left", fontsize=11)
+    panels[-1].set_xlabel("step")
+    return figure
 
 
 def _draw(found: Series, ylabel: str, title: str, best_step: int | None, *, smooth: bool = False) -> Figure:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metarec.report import cells, figures
+from metarec.report import amortised, cells, figures
 from metarec.report.blocks import Block, Card, Folded, Picture, Section, Text, section
 from metarec.report.comparison_text import DIFFERENCE, HOW, POWER, brief, difference_cells
 from metarec.report.finished import Run
@@ -204,13 +204,27 @@ def _spread(run: Run, metric: str) -> Picture | None:
     return figures.gains(few, control, ("fewshot", "control"), metric, people(run))
 
 
+def closeness(run: Run) -> Section | None:
+    """What was generated beside what teachers have found for the same users."""
+    columns = amortised.columns(run.document)
+    if not columns:
+        return None
+    rows: list[list[Cell]] = [[name, *own] for name, own in amortised.rows(run.document)]
+    strong = frozenset(number for number, row in enumerate(rows) if row[0] == "all modules")
+    caption = amortised.TITLE.capitalize()
+    sheet = Sheet(caption, ["module", *columns], rows, strong=strong, notes=amortised.lines(run.document))
+    return section("Closeness to teachers", sheet)
+
+
 def curves(run: Run, metric: str) -> Section | None:
-    """Learning curves of meta-training and of pretraining."""
+    """Learning curves of meta-training and of pretraining, with gradients and step sizes."""
     kept = run.document.get("training", {}).get("best_step")
     supervised = run.document["algorithm"] == "supervised"
+    name, clips = "training" if supervised else "meta-training", run.document["config"]
+    own, first = (float(clips.get(key, {}).get("clip_norm", 0.0)) for key in ("optimizer", "pretrain"))
     pictures: list[Block] = [
-        *figures.learning_curves(run.history(), metric, "training" if supervised else "meta-training", kept),
-        *figures.learning_curves(run.history("pretrain_history.jsonl"), metric, "pretraining", None),
+        *figures.learning_curves(run.history(), metric, name, kept, first if supervised else own),
+        *figures.learning_curves(run.history("pretrain_history.jsonl"), metric, "pretraining", None, first),
     ]
     return section("Learning curves", *pictures)
 

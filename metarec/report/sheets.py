@@ -5,7 +5,8 @@ disagree; what an older one lacks has no column, or a dash (``report.measured``)
 interval only: better, worse, none (no difference shown).
 
 Keys read beside those of ``metrics.summary.summarise``, each left out where absent: ``protocol``, ``k_curve`` (see
-``metrics.curve``), ``slices`` (``metrics.slices``), ``reported`` (``report.reported``), and those of ``report.notes``.
+``metrics.curve``), ``amortised`` (``report.amortised``), ``slices`` (``metrics.slices``), ``reported``
+(``report.reported``), and those of ``report.notes``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from metarec.metrics import METRICS
 from metarec.metrics.differences import subject
+from metarec.report import amortised
 from metarec.report.cells import heading
 from metarec.report.labels import brief, ends, groups, labels_of, p_text, short
 from metarec.report.measured import CLASSES, accuracy, classification, metrics_of
@@ -29,7 +31,10 @@ _LEARNED = (
     "head_only",
     "scratch",
     "zeroshot",
+    "inner_loop",
+    "generated",
     "fewshot",
+    "refined",
 )  # may close a gap
 Json = Mapping[str, Any]
 
@@ -75,11 +80,16 @@ def headings_of(document: Json) -> dict[str, str]:
 
 
 def sheets(document: Json, *, title: str = "", headline: Sequence[str] | None = None) -> list[Sheet]:
-    """Methods, then where there are any: differences, slices, curves over the support size."""
+    """Methods, then where there are any: differences, closeness to teachers, slices, curves over the support size."""
     shown = headline_of(document, headline)
     found = [_results(document, title, shown)]
     if document["differences"] and shown:
         found.append(_differences(document, shown))
+    if columns := amortised.columns(document):
+        body = tuple(
+            Row(name, tuple(map(Cell, cells)), strong=name == "all modules") for name, cells in amortised.rows(document)
+        )
+        found.append(Sheet(amortised.TITLE, "module", columns, (body,)))
     found += [_slices(document, name, part, shown) for name, part in document.get("slices", {}).items() if part]
     if document.get("k_curve"):
         found += [_curve(document["k_curve"], metric) for metric in shown]

@@ -51,6 +51,15 @@ def linear(values: Sequence[float], label: str, *, count: int = 5, tight: bool =
     return Axis(low, high, ticks, label) if tight else Axis(places[0], places[-1], ticks, label)
 
 
+def decades(values: Sequence[float], label: str) -> Axis:
+    """A logarithmic axis over values > 0, whole powers of ten: what stands on it is the log10 of a value."""
+    low, high = (math.log10(value) for value in (min(values), max(values)))
+    first, last = math.floor(low + 1e-9), math.ceil(high - 1e-9)
+    last = max(last, first + 1)
+    every = -(-(last - first) // 6)
+    return Axis(first, last, [(n, f"{10.0**n:g}") for n in range(first, last + 1, every)], label)
+
+
 def places(labels: Sequence[str], label: str) -> Axis:
     """An axis of equally spaced names, at 0, 1, 2, ..."""
     return Axis(-0.3, len(labels) - 0.7, list(enumerate(labels)), label)
@@ -106,6 +115,14 @@ def rule(x: Axis, y: Axis, value: float, label: str) -> Markup:
     beside, anchor = (at + 4, "start") if right else (at - 4, "end")
     text = el("text", label, x=_n(beside), y=TOP + 11, class_="note", text_anchor=anchor) if label else None
     return el("g", el("line", x1=_n(at), x2=_n(at), y1=TOP, y2=_n(_y(y, y.low)), class_="rule"), text)
+
+
+def level(x: Axis, y: Axis, value: float, label: str) -> Markup:
+    """A horizontal line with its label above it at the right end, or below where the top is too near."""
+    at = _y(y, value)
+    beside = at - 5 if at > TOP + 14 else at + 13
+    text = el("text", label, x=WIDTH - RIGHT, y=_n(beside), class_="note", text_anchor="end")
+    return el("g", el("line", x1=LEFT, x2=_n(_x(x, x.high)), y1=_n(at), y2=_n(at), class_="rule"), text)
 
 
 def marker(x: float, y: float, style: int) -> Markup:

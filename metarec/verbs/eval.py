@@ -24,6 +24,7 @@ from metarec.runs.signals import stop_on_signals
 from metarec.verbs import measure as m
 from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.panel import check_panel, panel
+from metarec.verbs.references import reference_of
 from metarec.verbs.warm_start import check_vocabulary
 
 
@@ -45,8 +46,9 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
         source = {} if trained.phi is None else state["warm_start"]
         rows = panel(as_asked, bench, trained.base, source, run_dir, stop)
         document, columns = m.measure(
-            bench, trained, control, rows, episodes, config.split, seed=trained_as.seed, lr=config.lr, steps=steps
-        )
+            bench, trained, control, rows, episodes, config.split, seed=trained_as.seed, lr=config.lr, steps=steps,
+            reference=reference_of(as_asked, bench, trained, episodes, config.split),
+        )  # fmt: skip
         more = extras(
             bench, trained, control, rows, config.split, seed=trained_as.seed, steps=steps, mode=as_asked.logger.console
         )

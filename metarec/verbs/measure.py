@@ -28,6 +28,7 @@ from metarec.report.tables import results_table
 from metarec.residual import Residual
 from metarec.residual.off import NoResidual
 from metarec.runs import atomic
+from metarec.verbs import amortised
 from metarec.verbs.anchoring import Anchoring
 from metarec.verbs.showing import Showing
 from metarec.verbs.weighting import UNIFORM, Weighting, weighting_of
@@ -47,19 +48,26 @@ class Trained:
     anchor: KLAnchor = field(default_factory=KLAnchor)
 
 
-def adapted(bench: AnyBench, trained: Trained, *, lr: float | None = None, steps: int | None = None) -> Method:
-    """Few-shot: the meta-learned start, adapted on the support as in training unless told otherwise."""
+def adapted(
+    bench: AnyBench, trained: Trained, *, lr: float | None = None, steps: int | None = None, generated: bool = True
+) -> Method:
+    """Few-shot: the meta-learned start, adapted on the support as in training unless told otherwise.
+
+    Not `generated`: by the inner loop alone, of an algorithm that generates.
+    """
     tasks = bench.tasks(trained.residual)
     algorithm, phi = trained.algorithm, trained.phi
     assert algorithm is not None
     assert phi is not None
     anchoring = Anchoring.of(trained.anchor, bench, trained.residual, algorithm.inner)
     showing = Showing.of(bench, trained.residual, algorithm)
+    adapt = algorithm.adapt if generated else algorithm.by_inner_loop  # type: ignore[attr-defined]
 
     def weights(batch: EpisodeBatch) -> Weights:
         anchor = anchoring.support(phi, batch.support)
         support = tasks.loss(batch.support, None, trained.weighting.weights(batch), anchor=anchor)
-        return algorithm.adapt(phi, showing.support(batch, support), batch.n_tasks, lr=lr, steps=steps)
+        found: Weights = adapt(phi, showing.support(batch, support), batch.n_tasks, lr=lr, steps=steps)
+        return found
 
     return weights
 
@@ -100,19 +108,35 @@ def scorers(
     over = bench.tasks(trained.residual)
     out["zeroshot"] = scored(over, _fixed(start(trained.phi, trained.algorithm.inner)), support=False)
     out["fewshot"] = scored(over, adapted(bench, trained, lr=lr, steps=steps))
+    if amortised.generates(trained.algorithm, bench.evaluation):
+        out["inner_loop"] = scored(over, adapted(bench, trained, generated=False))
+        taken = trained.algorithm.refine_steps if steps is None else steps  # type: ignore[attr-defined]
+        name, other = ("generated", 0) if taken else ("refined", amortised.REFINED)
+        out[name] = scored(over, adapted(bench, trained, lr=lr, steps=other))
     return out
 
 
 def measure(
     bench: AnyBench, trained: Trained, control: Control, panel: Panel, episodes: AnyEpisodes, split: str, *, seed: int,
-    lr: float | None = None, steps: int | None = None,
+    lr: float | None = None, steps: int | None = None, reference: amortised.Reference | str = amortised.NOT_ASKED,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """The document of metrics.json (without run, config and times) and the columns of per_user.parquet."""
+    """The document of metrics.json (without run, config and times) and the columns of per_user.parquet.
+
+    `reference`: how the teachers of the users under test are found, where adapters are generated; or why they are not.
+    """
     rows_of = {name: row.scorer for name, row in panel.rows.items()}
     found, tops = {}, {}
     own = scorers(bench, trained, control, lr=lr, steps=steps)
     for name, scorer in {**rows_of, **own}.items():
         found[name], tops[name] = ranks(episodes, scorer, bench.evaluation.ties, bench.seen())
+    more = amortised.Found()
+    if amortised.generates(trained.algorithm, bench.evaluation):
+        assert trained.phi is not None
+        adapting: Any = adapted(bench, trained, lr=lr, steps=steps)
+        more = amortised.rows(
+            bench, trained.base, trained.phi, trained.residual, trained.algorithm, adapting, episodes, reference
+        )
+        found, tops = found | more.ranks, tops | more.tops
     found |= bench.optimum(episodes, split)
     rows = records(episodes, found, bench.n_items, bench.repeats(episodes), bench.about(episodes))
     document = summarise(
@@ -124,7 +148,13 @@ def measure(
     document["tuning"]["control"] = control_tuning(control, bench)
     if bench.evaluation.divergence:
         document["divergence"] = divergences(episodes, scored(bench.tasks(), _fixed(trained.base)), own)
-    document["left_out"] = panel.left_out
+    document["left_out"] = panel.left_out | more.left_out
+    if more.document:
+        evaluation = bench.evaluation
+        share = amortised.recovered(
+            rows, evaluation.monitor, n_resamples=evaluation.bootstrap, confidence=evaluation.confidence, seed=seed
+        )
+        document["amortised"] = {"recovered": share, **more.document}
     document["protocol"] = {
         "split": split,
         "n_support": episodes.n_support,

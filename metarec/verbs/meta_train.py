@@ -29,8 +29,10 @@ from metarec.runs.signals import Stop
 from metarec.train import Plan, Progress, Store, Timer, fit, restore
 from metarec.verbs import adapter, memory
 from metarec.verbs import measure as m
+from metarec.verbs.amortised import coverage
 from metarec.verbs.anchoring import Anchoring
 from metarec.verbs.showing import Showing, Teachers
+from metarec.verbs.teachers import teachers_for
 from metarec.verbs.user_cost import user_cost
 from metarec.verbs.warm_start import tuned_control, warm_start
 from metarec.verbs.weighting import Weighting, weighting_of
@@ -112,7 +114,7 @@ def meta_train(
     say(f"{need.line()} (peak so far {peak.bytes / 2**20:,.0f})")
     over = build.residual(config.residual, bench.model, base)
     tasks, section = bench.tasks(over), config.train
-    teachers: Teachers | None = None
+    teachers, taught = taught_by(config, bench, base, over, say)
     weighting = weighting_of(options)
 
     def start(steps: int) -> tuple[Algorithm, Params]:
@@ -130,7 +132,7 @@ def meta_train(
     def losses_at(algorithm: Algorithm, phi: Params, step: int) -> Iterator[Tensor]:
         if statistics and (step < STATISTICS_FIRST or step % STATISTICS_EVERY == 0):
             _keep_statistics(config, bench, over, algorithm, phi, weighting, set(statistics), step)
-        yield from _losses(config, bench, over, algorithm, phi, weighting, step, teachers)
+        yield from _losses(config, taught, over, algorithm, phi, weighting, step, teachers)
 
     steps = int(stored.get("outer_steps", section.steps))
     if section.minutes is not None and not found:
@@ -147,6 +149,8 @@ def meta_train(
     cost.adapted_numbers, cost.adapted_bytes = user.numbers, user.bytes
     if user.numbers:
         say(user.line)
+    if line := coverage(algorithm, phi):
+        say(line)
     if line := remembered(config, bench):
         say(line)
     optimizer = build.optimizer(
@@ -198,6 +202,21 @@ def meta_train(
     say(compared(need, peak.growth, peak.bytes))
     cost.loss = sum(recent[-10:]) / len(recent[-10:]) if recent else None
     return at
+
+
+def taught_by(
+    config: TrainConfig, bench: AnyBench, base: Params, over: Residual, say: Callable[[str], None]
+) -> tuple[Teachers | None, AnyBench]:
+    """The teachers that the algorithm's losses ask for, and the bench that draws from their users alone; mostly none.
+
+    Raises CheckpointError for teachers that do not fit, ConfigError for data without users.
+    """
+    loss = getattr(config.algorithm, "loss", None)
+    if not getattr(loss, "taught", False):
+        return None, bench
+    found = teachers_for(config, bench, base, over, say)
+    assert isinstance(bench, SequenceBench)  # others have no teachers
+    return found, replace(bench, taught=found.users.numpy())
 
 
 def remembered(config: TrainConfig, bench: AnyBench) -> str | None:

@@ -147,7 +147,7 @@ def plan_of(config: TrainConfig, bench: AnyBench, base: Params, over: Residual) 
 
     Raises ConfigError for images and text, which have no history.
     """
-    chosen = _tuned(config, bench, base, over)
+    chosen = tune_teacher(config, bench, base, over)
     terms, phi, past = _terms(config, bench, base, over, chosen)
     loop = InnerLoop(terms.lr, terms.steps, adapted=frozenset(terms.names))
     tuning = asdict(chosen) if chosen.tried else None
@@ -210,7 +210,7 @@ def _terms(
     return terms.tidy(), phi, past
 
 
-def _tuned(config: TrainConfig, bench: AnyBench, base: Params, over: Residual) -> Control:
+def tune_teacher(config: TrainConfig, bench: AnyBench, base: Params, over: Residual) -> Control:
     """Step size and steps, as given or by `evaluation.monitor` over validation users with all their earlier pairs."""
     asked, bench = _asked(config), _of_users(bench)
     if asked.lr is not None and asked.steps is not None:

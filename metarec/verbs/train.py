@@ -32,6 +32,7 @@ from metarec.verbs import measure as m
 from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
 from metarec.verbs.panel import check_panel, panel
+from metarec.verbs.references import reference_of
 from metarec.verbs.tracking import backend_of, group_of
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
 
@@ -114,9 +115,11 @@ def _told(
     )
     source = {} if trained.phi is None else state["warm_start"]
     rows = panel(config, bench, trained.base, source, run_dir, stop)
+    split = config.evaluation.split
+    episodes = bench.episodes(split)
     document, columns = m.measure(
-        bench, trained, control, rows, bench.episodes(config.evaluation.split), config.evaluation.split, seed=config.seed,
-        steps=config.evaluation.test_steps,
+        bench, trained, control, rows, episodes, split, seed=config.seed, steps=config.evaluation.test_steps,
+        reference=reference_of(config, bench, trained, episodes, split),
     )  # fmt: skip
     more = extras(
         bench, trained, control, rows, config.evaluation.split, seed=config.seed, steps=config.evaluation.test_steps,
@@ -147,6 +150,7 @@ def _told(
         drawn = plot_curves(
             read_history(lines), run_dir, metric=config.evaluation.monitor,
             title=f"{prepared.name}, {config.algorithm.name}, residual {config.residual.name}", best_step=at.best_step,
+            clip_norm=(config.pretrain if isinstance(config.algorithm, SupervisedConfig) else config.optimizer).clip_norm,
         )  # fmt: skip
         if isinstance(drawn, str):
             say(drawn)

@@ -35,7 +35,7 @@ ON: dict[str, Any] = {
     "lora": parts.options("residual", "lora")(rank=RANK, alpha=3.0, targets=["gru.*weight*", "fc.weight"]),  # type: ignore[misc]
     "context": parts.default("residual", "context"),
 }
-SMALL: dict[str, Any] = {"width": 8, "hidden": 9, "queries": 2}
+SMALL: dict[str, Any] = {"width": 8, "hidden": 9, "queries": 2, "drop_pairs": 0.0, "drop_evidence": 0.0}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def case(residual: str = "lora", moved: bool = True, **options: Any) -> Case:
     drawn = torch.Generator().manual_seed(1)
     base = {n: v + 0.4 * normal(*v.shape, seed=i) for i, (n, v) in enumerate(MODEL.init(drawn, torch.float64).items())}
     on = ON[residual]
-    config = parts.options("algorithm", "generator")(**SMALL, **options)  # type: ignore[misc]
+    config = parts.options("algorithm", "generator")(**{**SMALL, **options})  # type: ignore[misc]
     control = Control(0.2, 2, 0.0, [])
     made = build.algorithm(config, on, MODEL, control, outer_steps=10, support_share=0.4, context_lr=0.2, seed=3)
     assert isinstance(made, Generator)
@@ -338,6 +338,12 @@ def test_pairs_are_left_out_by_chance_and_the_same_in_every_run() -> None:
     assert torch.equal(it.made.thinned(support, 3).there, kept[3])
     assert not torch.equal(kept[3], kept[4])
     assert torch.equal(case().made.thinned(support, 3).there, support.there)
+    numbers_left = case(drop_evidence=0.25)
+    seen = [numbers_left.made.thinned(support, step).pairs for step in range(20)]
+    ratio = torch.stack(seen) / support.pairs
+    assert 0.7 < float((ratio[ratio.isfinite()] != 0).double().mean()) < 0.8
+    kept_numbers = ratio[ratio.isfinite() & (ratio != 0)]
+    close(kept_numbers, torch.full_like(kept_numbers, 4 / 3), 1e-9)
     whole = it.made.adapt(it.phi, support, 40)  # at test nothing is left out
     again = case().made.adapt(it.phi, support, 40)
     assert all(torch.equal(whole[n].dense(), w.dense()) for n, w in again.items())
@@ -352,7 +358,9 @@ def test_eight_teachers_can_be_learned_by_heart() -> None:
     log = small_log(5, n_users=8, n_pairs=10, n_items=40, unknown=0.0)
     base = model.init(torch.Generator().manual_seed(1))
     on = parts.options("residual", "lora")(rank=4, alpha=8.0, targets=["gru.weight_ih_l0", "fc.weight"])  # type: ignore[misc]
-    config = parts.options("algorithm", "generator")(loss=Losses(task=0.0, delta_w=1.0))  # type: ignore[misc]
+    config = parts.options("algorithm", "generator")(  # type: ignore[misc]
+        loss=Losses(task=0.0, delta_w=1.0), drop_pairs=0.0, drop_evidence=0.0
+    )
     made = build.algorithm(config, on, model, Control(0.2, 2, 0.0, []), outer_steps=400, support_share=0.4, seed=3)
     assert isinstance(made, Generator)
     over = build.residual(on, model, base)

@@ -24,7 +24,7 @@ SHIPPED = {
     "algorithm": 10,
     "dataset": 28,
     "evaluation": 3,
-    "experiment": 22,
+    "experiment": 23,
     "guard": 2,
     "hardware": 4,
     "logger": 4,

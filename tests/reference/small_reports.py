@@ -82,7 +82,9 @@ def write_run(
     columns = {"user_id": np.array([f"{user} {row}" for row in columns.pop("user")]), **columns}
     pq.write_table(pa.table(columns), path / "per_user.parquet")
     _write(path / "metrics.json", document)
-    lines = [{"step": s, "kind": "train", "loss": 4 - s / 50} for s in range(10, 50, 10)]
+    lines = [
+        {"step": s, "kind": "train", "loss": 4 - s / 50, "grad_norm": s / 10, "lr": 0.01} for s in range(10, 50, 10)
+    ]
     lines += [
         {"step": s, "kind": "val", **{m: {"ndcg@10": 0.2 + s / 400 + n / 50} for n, m in enumerate(METHODS)}}
         for s in range(0, 50, 10)

@@ -31,17 +31,43 @@ def test_pictures_are_written_whole(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
     made = plot_curves(RECORDS, tmp_path, metric="ndcg@10", title="test", best_step=50)
-    assert made == [tmp_path / "loss.png", tmp_path / "validation.png"]
-    for path in made:
+    assert made == [tmp_path / "loss.png", tmp_path / "validation.png", tmp_path / "training.png"]
+    for path, height in zip(made, (630, 630, 840), strict=True):  # of training: loss and step size, no gradient
         with image.open(path) as picture:
-            assert picture.size == (1080, 630)
-    assert len(list(tmp_path.iterdir())) == 2
+            assert picture.size == (1080, height)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_picture_without_series_is_left_out(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert plot_curves([], tmp_path, metric="ndcg@10") == []
-    assert plot_curves(RECORDS[:100], tmp_path, metric="ndcg@10") == [tmp_path / "loss.png"]
+    assert plot_curves(RECORDS[:100], tmp_path, metric="ndcg@10") == [tmp_path / "loss.png", tmp_path / "training.png"]
+
+
+NORMED = [{"step": s, "kind": "train", "loss": 5.0, "grad_norm": s / 10, "lr": 1e-3 * s} for s in range(4)]
+
+
+def test_the_course_of_training_has_three_panels_and_the_clip_dashed() -> None:
+    """Norms 0.1, 0.2, 0.3 and a clip of 2, read from the figure's own lines; a norm of 0 has no logarithm."""
+    pytest.importorskip("matplotlib")
+    found = plots.course(series(NORMED))
+    assert list(found) == ["train.loss", "train.grad_norm", "train.lr"]
+    assert found["train.grad_norm"] == ([1, 2, 3], [0.1, 0.2, 0.3])
+    loss, norm, rate = plots._draw_course(found, "t", 2.0).axes
+    assert [axes.get_ylabel() for axes in (loss, norm, rate)] == ["loss", "gradient norm", "step size"]
+    assert [axes.get_yscale() for axes in (loss, norm, rate)] == ["linear", "log", "linear"]
+    curve, clip = norm.get_lines()
+    assert list(curve.get_ydata()) == [0.1, 0.2, 0.3]
+    assert (set(clip.get_ydata()), clip.get_linestyle(), clip.get_label()) == ({2.0}, "--", "clip 2")
+    assert norm.get_ylim()[1] > 2
+    assert list(rate.get_lines()[0].get_ydata()) == [0, 1e-3, 2e-3, 3e-3]
+
+
+def test_without_a_clip_no_line_is_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    _, norm, _ = plots._draw_course(plots.course(series(NORMED)), "t", 0.0).axes
+    assert len(norm.get_lines()) == 1
+    assert norm.get_legend() is None
 
 
 def test_running_mean_never_looks_ahead() -> None:

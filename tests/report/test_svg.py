@@ -169,6 +169,28 @@ def test_a_long_curve_is_thinned_to_means() -> None:
     assert len(picture.svg) < 20_000
 
 
+def test_gradients_stand_on_a_logarithmic_axis_beside_their_clip() -> None:
+    """Norms 0.1, 1, 10 and a clip of 100: three decades between bottom and top, so a decade is a third of the height."""
+    history = [
+        {"step": s, "kind": "train", "loss": 1.0, "grad_norm": v, "lr": 0.1} for s, v in enumerate((0.1, 1.0, 10.0))
+    ]
+    _, norms, rates = figures.learning_curves(history, "mrr", "training", None, 100.0)
+    root = parsed(norms.svg)
+    (drawn,) = root.iter(f"{NS}polyline")
+    bottom, top = svg.HEIGHT - svg.BOTTOM, svg.TOP
+    decade = (bottom - top) / 3
+    assert [y for _, y in points(drawn)] == pytest.approx([bottom, bottom - decade, bottom - 2 * decade], abs=0.06)
+    (rule,) = (one for one in root.iter(f"{NS}line") if one.attrib["class"] == "rule")
+    assert {float(rule.attrib[key]) for key in ("y1", "y2")} == {float(top)}
+    assert {"0.1", "1", "10", "100", "clip 100"} <= {text.text for text in root.iter(f"{NS}text")}
+    assert "clipped at 100 in 0 of 3 records" in norms.caption
+    assert rates.caption == "training: step size"
+    _, free, _ = figures.learning_curves(history, "mrr", "training", None, 0.0)
+    assert 'class="rule"' not in free.svg
+    _, above, _ = figures.learning_curves(history, "mrr", "training", None, 0.5)
+    assert "clipped at 0.5 in 2 of 3 records" in above.caption
+
+
 def test_gains_count_every_user_once() -> None:
     of, against = np.array([0.5, 0.5, 0.2, 0.4, 0.0]), np.array([0.1, 0.5, 0.5, 0.1, 1.0])
     picture = figures.gains(of, against, ("fewshot", "control"), "mrr")

@@ -192,12 +192,18 @@ def test_funnel() -> None:
     assert max(map(len, text.splitlines())) <= WIDTH
 
 
+GENERATED = ("mean_teacher", "other_support", "inner_loop", "generated", "refined", "teacher")  # of algorithm=generator
+
+
 def test_labels_and_groups() -> None:
     assert [method for group in groups(PANEL) for method in group] == list(PANEL)
     assert len(groups(PANEL)) == 5
     assert groups(("fewshot", "control", "own")) == [["own", "control", "fewshot"]]
     assert groups(()) == []
     assert labels_of(("my_method", "zeroshot")) == {"my_method": "my method", "zeroshot": "zero-shot"}
-    assert set(PANEL) == {*LABELS, *NAMES}
-    assert len(LABELS) + len(NAMES) == len(PANEL)  # no row takes the name of a method that is no baseline
-    assert max(len(label(method)) for method in PANEL) <= 22
+    assert {*PANEL, *GENERATED} == {*LABELS, *NAMES}
+    assert groups(GENERATED) == [list(GENERATED)]
+    assert len(LABELS) + len(NAMES) == len(PANEL) + len(
+        GENERATED
+    )  # no row takes the name of a method that is no baseline
+    assert max(len(label(method)) for method in (*PANEL, *GENERATED)) <= 22

@@ -101,7 +101,7 @@ def test_without_to_they_are_in_the_commands_own_directory_and_steps_are_tuned(w
 
 def test_tuning_judges_validation_users_on_all_their_earlier_pairs(work: Work) -> None:
     config, bench, base, over = bench_of(work, *TINY)
-    chosen = verb._tuned(config, bench, base, over)
+    chosen = verb.tune_teacher(config, bench, base, over)
     moving, phi = verb._start(config, bench, over)
     past = bench.past("val", bench.tuning_rows(), 64)
     tasks = bench.tasks(over)

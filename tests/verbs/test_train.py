@@ -19,7 +19,7 @@ from metarec.runs.rundir import verify
 from metarec.verbs.panel import QUICK
 
 FILES = """config.yaml overrides.json environment.json funnel.json history.jsonl pretrain_history.jsonl metrics.json
-per_user.parquet manifest.json loss.png validation.png checkpoints/best.json checkpoints/last.json""".split()
+per_user.parquet manifest.json loss.png validation.png training.png checkpoints/best.json checkpoints/last.json""".split()
 
 
 def test_a_run_leaves_every_file_and_a_manifest_that_verifies(finished: Path) -> None:

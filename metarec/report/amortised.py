@@ -1,0 +1,76 @@
+"""How near generated adapters come to teachers, as rows of text for every kind of table, and what is said beneath.
+
+Read from ``amortised`` of metrics.json (`metarec.verbs.amortised`), left out where absent:
+    recovered  {metric, value, low, high, why}      teacher    {lr, steps, pairs, tuning}
+    closeness  {users, without_teacher, all, modules: {name: {generated: {relative_error, cosine}, mean_teacher: ...}}, kl}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from metarec.metrics import heading
+from metarec.report.labels import short
+
+Json = Mapping[str, Any]
+TITLE = "adapters beside the teachers of these users"
+NOTHING = ("1", "0")  # what generating nothing comes to: relative error, cosine
+
+
+def columns(document: Json) -> tuple[str, ...]:
+    """Headings: relative error and cosine of each prediction; none where there is no closeness."""
+    found = document.get("amortised", {}).get("closeness")
+    if not found:
+        return ()
+    more = ("mean teacher",) if "mean_teacher" in found["all"] else ()
+    names = ("generated", *more, "nothing")
+    return (*(f"error, {name}" for name in names), *(f"cosine, {name}" for name in names))
+
+
+def rows(document: Json) -> list[tuple[str, tuple[str, ...]]]:
+    """(module, its cells under `columns`), and of all modules together where there are several."""
+    found = document["amortised"]["closeness"]
+    every = {**found["modules"], **({"all modules": found["all"]} if len(found["modules"]) > 1 else {})}
+    out = []
+    for name, said in every.items():
+        parts = [
+            (*(short(one[key], 3) for one in said.values()), nothing)
+            for key, nothing in zip(("relative_error", "cosine"), NOTHING, strict=True)
+        ]
+        out.append((name, parts[0] + parts[1]))
+    return out
+
+
+def lines(document: Json) -> list[str]:
+    """What was recovered, how the teachers were found, what the numbers are, and the divergences of scores."""
+    found = document.get("amortised")
+    if not found:
+        return []
+    return [*_recovered(found["recovered"]), *_teacher(found["teacher"]), *_closeness(found["closeness"])]
+
+
+def _recovered(found: Json) -> list[str]:
+    name = heading(found["metric"])
+    if found["value"] is None:
+        return [f"share of the teachers' gain in {name} that is generated: none, {found['why']}"]
+    both = f" [{100 * found['low']:.0f},{100 * found['high']:.0f}]" if found["low"] is not None else ""
+    why = f" ({found['why']})" if "why" in found else ""
+    return [f"share of the teachers' gain in {name} that is generated: {100 * found['value']:.0f} %{both}{why}"]
+
+
+def _teacher(found: Json) -> list[str]:
+    pairs = f" on at most {found['pairs']:,} pairs" if found["pairs"] is not None else ""
+    tuned = ", tuned on validation" if found.get("tuning") else ""
+    return [f"teachers of the users under test: {found['steps']} steps of {found['lr']:g}{pairs}{tuned}"]
+
+
+def _closeness(found: Json) -> list[str]:
+    kl = found["kl"]
+    idle = f"; {found['without_teacher']:,} whose teacher did nothing are left out" if found["without_teacher"] else ""
+    return [
+        f"error: |dW - dW of the teacher|^2 / |dW of the teacher|^2, cosine of the two; means over {found['users']:,} "
+        f"episodes{idle}",
+        f"KL in nats a query pair: pretrained || generated {kl['generated_from_pretrained']:.4f}, pretrained || teacher "
+        f"{kl['teacher_from_pretrained']:.4f}, teacher || generated {kl['generated_from_teacher']:.4f}",
+    ]
