@@ -145,14 +145,14 @@ class Teachers:
 
     @cached_property
     def sizes(self) -> dict[str, float]:
-        """Mean over users of |s B A|^2 of each product, by its weight, and of |number - start|^2 of every other number."""
+        """Mean over users of |s B A|^2 of each product, by its weight, and of |number - start|^2 of every number."""
         found: dict[str, float] = {}
         for weight, (a, b, scale) in self.terms.products.items():
             total = sum(
                 float(squared_norm(Product(own[a], own[b], scale)).sum()) for own in self._blocks((a, b))
             )  # fmt: skip
             found[weight] = total / len(self)
-        for name in self._alone:
+        for name in self.terms.names:
             begin = self.start[name].double()
             total = sum(float((own[name] - begin).square().sum()) for own in self._blocks((name,)))
             found[name] = total / len(self)

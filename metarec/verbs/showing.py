@@ -30,7 +30,7 @@ class Teachers(Protocol):
 
     @property
     def sizes(self) -> Mapping[str, float]:
-        """Of a product's weight or a name: mean squared norm over teachers of what it adds."""
+        """Of a product's weight, and of every name: mean squared norm over teachers of what it adds."""
 
     @property
     def scales(self) -> Mapping[str, float]:

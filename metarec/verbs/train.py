@@ -33,6 +33,7 @@ from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
 from metarec.verbs.panel import check_panel, panel
 from metarec.verbs.references import reference_of
+from metarec.verbs.teachers import check_path
 from metarec.verbs.tracking import backend_of, group_of
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
 
@@ -88,6 +89,7 @@ def _told(
     atomic.write_json(run_dir / "funnel.json", {"steps": prepared.funnel, "counts": prepared.counts})
     bench = build.bench(config, config.evaluation, prepared, on)
     check_panel(config, bench)
+    check_path(config)
     check_curves(config.evaluation, bench, config.evaluation.split)
     say(f"run directory {run_dir}; {on.line}")
 
