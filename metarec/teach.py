@@ -25,6 +25,14 @@ from metarec.tasks import Tasks
 MORE_LRS = (3.0, 10.0)  # beside those of the control: factors from B = 0 on take larger steps than whole weights
 STEPS = (5, 10, 20)
 
+# scores that a batch holds at once, pairs times items: beyond it arrays leave a CPU's cache and are mapped anew each step
+SCORES, SCORES_GPU = 2**21, 2**28
+
+
+def most_pairs(n_items: int, device: torch.device) -> int:
+    """Pairs, filled up, of a batch of users (`Past.most`)."""
+    return max((SCORES if device.type == "cpu" else SCORES_GPU) // n_items, 1)
+
 
 def found(tasks: Tasks, phi: Params, past: Past, loop: InnerLoop) -> Iterator[Params]:
     """What adapts of each user, name -> [T, *S], a batch at a time in the order of `past`.

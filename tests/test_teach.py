@@ -98,3 +98,10 @@ def test_a_teacher_that_diverges_is_told_with_a_way_out() -> None:
     wild = InnerLoop(float("inf"), STEPS, adapted=loop.adapted)
     with pytest.raises(DivergedError, match=r"one of the users in rows 0 to 2 -- lower algorithm\.teacher\.lr"):
         list(teach.found(tasks, phi, PAST, wild))
+
+
+def test_a_batch_has_room_for_some_pairs_of_any_catalogue() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert teach.most_pairs(3416, cpu) == 613  # 2^21 scores
+    assert teach.most_pairs(3416, gpu) == 78581
+    assert teach.most_pairs(10**9, cpu) == 1

@@ -14,6 +14,7 @@ from metarec.config import rules_compare as of_compare
 from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
 from metarec.config import rules_export as of_export
+from metarec.config import rules_generator as of_generators
 from metarec.config import rules_guard as of_guard
 from metarec.config import rules_lm as of_lm
 from metarec.config import rules_pretrain as of_pretraining
@@ -328,6 +329,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     *of_rows.RULES,
     *of_pretraining.RULES,
     *of_teachers.RULES,
+    *of_generators.RULES,
     of_data.dataset_path_missing,
     of_data.dataset_path_unused,
     of_data.data_dir_missing,

@@ -39,6 +39,7 @@ class Past:
     n_query: int
     chunk: int
     device: torch.device
+    most: int | None = None  # pairs of a batch, filled up, but one user at least; None: as many as `chunk` users have
 
     def __len__(self) -> int:
         return len(self.user)
@@ -59,9 +60,15 @@ class Past:
         return self.of(np.argsort(self.pairs, kind="stable"))
 
     def batches(self) -> Iterator[EpisodeBatch]:
-        """`chunk` users at a time, in order; support [T, N] with target 0 where a user has no pair, query [T, Q]."""
-        for begin in range(0, len(self), self.chunk):
-            yield self.batch(np.arange(begin, min(begin + self.chunk, len(self))))
+        """`chunk` users at a time, or `most` pairs, in order; support [T, N] with target 0 where a user has no pair,
+        query [T, Q]."""
+        begin = 0
+        while begin < len(self):
+            width = np.maximum.accumulate(self.pairs[begin : begin + self.chunk])
+            fits = len(width) if self.most is None else int((width * np.arange(1, len(width) + 1) <= self.most).sum())
+            end = begin + max(fits, 1)
+            yield self.batch(np.arange(begin, end))
+            begin = end
 
     def batch(self, rows: Ints) -> EpisodeBatch:
         """Users rows int64 [T] together, on `device`."""

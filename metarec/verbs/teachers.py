@@ -14,7 +14,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,16 @@ def run_teachers(config: TeachersConfig, run_dir: Path, overrides: Sequence[str]
     return {"run_dir": str(target), "headline": _headline(document)}
 
 
+def check_path(config: TrainConfig) -> None:
+    """CheckpointError for an `algorithm.teacher.path` that is no finished directory of teachers, before anything is trained.
+
+    Whether they fit can be told once the frozen weights are there, by `teachers_for`.
+    """
+    path = getattr(getattr(config.algorithm, "teacher", None), "path", None)
+    if path is not None:
+        Teachers.open(Path(path).expanduser())
+
+
 def teachers_for(config: TrainConfig, bench: AnyBench, base: Params, over: Residual, say: Say = _say) -> Teachers:
     """The teachers that `algorithm.teacher` asks for, of any shape: those in its `path`, else from the cache.
 
@@ -176,7 +186,8 @@ def _terms(
     users = bench.past("train", most=asked.pairs)
     if asked.users is not None:
         users = users.of(spread(len(users), asked.users))
-    past = users.by_length().of(np.arange(len(users)), asked.chunk)
+    most = teach.most_pairs(bench.n_items, bench.hardware.device)
+    past = replace(users.by_length(), chunk=asked.chunk, most=most)
     names = {name: list(phi[name].shape) for name in phi if name in moving}
     number = sum(phi[name].numel() * phi[name].element_size() for name in names)
     products = build.products(config.residual, bench.model).items()
@@ -190,7 +201,8 @@ def _terms(
         steps=chosen.steps, lr=chosen.lr, pairs=asked.pairs, n_query=past.n_query, n_users=len(past),
         shard_users=batches * asked.chunk,
         others={
-            "seed": config.seed, "chunk": asked.chunk, "users_sha256": _digest(past), "model": asdict(config.model),
+            "seed": config.seed, "chunk": asked.chunk, "most_pairs": most, "users_sha256": _digest(past),
+            "model": asdict(config.model),
             "objective": build.unanchored(config), "precision": [str(on.dtype), *on.changes],
             "hardware": [on.device.type, torch.get_num_threads()], "versions": [metarec_version(), torch.__version__],
         },
@@ -218,7 +230,9 @@ def tune_teacher(config: TrainConfig, bench: AnyBench, base: Params, over: Resid
 
     nominal, _, _ = _terms(config, bench, base, over, Control(1.0, 1, 0.0, []))
     rest = {name: value for name, value in asdict(nominal).items() if name not in ("n_users", "shard_users", "others")}
-    others = {name: value for name, value in nominal.others.items() if name not in ("chunk", "users_sha256")}
+    others = {
+        name: value for name, value in nominal.others.items() if name not in ("chunk", "most_pairs", "users_sha256")
+    }
     by = [judge.monitor, judge.ties, judge.candidates, judge.task_chunk, lrs, steps, grid.users, _digest(past)]
     return Control(**tuned(config, "teacher", [rest, others, by], choose))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from reference.generator_rule_cases import CASES as OF_GENERATORS
 from reference.prompt_cases import CASES as OF_TEXT
 from reference.residual_rule_cases import CASES as OF_RESIDUALS
 from reference.rule_cases import CASES as MOST
@@ -19,6 +20,7 @@ CASES = [
     *OF_TEXT,
     *OF_RESIDUALS,
     *OF_TEACHERS,
+    *OF_GENERATORS,
     (
         "images_unused",
         "dataset=omniglot data_dir=d pretrain.epochs=2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,13 @@ def test_pairs_have_their_own_targets_and_what_is_filled_up_has_none(chunk: int)
             assert batch.query.target[task].tolist() == asked
             done += 1
     assert done == len(past(chunk)) == 6
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1] * 6), (8, [2, 1, 1, 1, 1]), (14, [3, 2, 1]), (42, [6])])
+def test_a_batch_has_at_most_so_many_pairs_but_one_user_at_least(most: int, sizes: list[int]) -> None:
+    batches = list(replace(past(6).by_length(), most=most).batches())  # of 1, 2, 4, 5, 7, 7 pairs
+    assert [batch.n_tasks for batch in batches] == sizes
+    assert torch.cat([batch.user for batch in batches]).tolist() == [1, 4, 2, 5, 0, 3]
 
 
 def test_filling_up_adds_no_sequence_and_no_event() -> None:

@@ -263,6 +263,19 @@ def test_a_directory_that_fits_is_taken_as_it_is(shared: Path, work: Work) -> No
     }  # fmt: skip
 
 
+def test_a_path_is_looked_at_before_anything_is_trained(shared: Path, work: Work) -> None:
+    own = [word for word in TINY if not word.startswith("algorithm.teacher")]
+    config, *_ = bench_of(work, *own, f"algorithm.teacher.path={shared}")
+    verb.check_path(config)
+    config.algorithm.teacher.path = str(work.root)
+    with pytest.raises(
+        CheckpointError, match=r"no manifest\.json: no directory of teachers -- make it by `metarec teach"
+    ):
+        verb.check_path(config)
+    config.algorithm.teacher.path = None
+    verb.check_path(config)
+
+
 def test_contexts_have_teachers_too(work: Work) -> None:
     words = [word for word in TINY if not word.startswith("residual.")]
     made = Teachers.open(work._run("teachers", *words, *GIVEN, "residual=context", f"to={work.root / 'made'}"))
