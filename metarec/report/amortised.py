@@ -62,8 +62,8 @@ def _closeness(found: Json) -> list[str]:
     kl = found["kl"]
     idle = f"; {found['without_teacher']:,} whose teacher did nothing are left out" if found["without_teacher"] else ""
     return [
-        f"error of an adapter: |dW - dW of the teacher|^2 / |dW of the teacher|^2, cosine of the two; means over {found['users']:,} "
-        f"episodes{idle}; generating nothing has error 1 and cosine 0"
+        f"error of an adapter: |dW - dW of the teacher|^2 / |dW of the teacher|^2, cosine of the two; means over "
+        f"{found['users']:,} episodes{idle}; generating nothing has error 1 and cosine 0"
         + (
             "; of mean: everybody with the mean of the training users' teachers"
             if "mean_teacher" in found["all"]
