@@ -15,31 +15,24 @@ from metarec.report.labels import short
 
 Json = Mapping[str, Any]
 TITLE = "adapters beside the teachers of these users"
-NOTHING = ("1", "0")  # what generating nothing comes to: relative error, cosine
 
 
 def columns(document: Json) -> tuple[str, ...]:
-    """Headings: relative error and cosine of each prediction; none where there is no closeness."""
+    """Headings: error and cosine of what is generated, and of the mean of teachers; none where there is no closeness."""
     found = document.get("amortised", {}).get("closeness")
     if not found:
         return ()
-    more = ("mean teacher",) if "mean_teacher" in found["all"] else ()
-    names = ("generated", *more, "nothing")
-    return (*(f"error, {name}" for name in names), *(f"cosine, {name}" for name in names))
+    return ("error", "cosine", *(("error of mean", "cosine of mean") if "mean_teacher" in found["all"] else ()))
 
 
 def rows(document: Json) -> list[tuple[str, tuple[str, ...]]]:
     """(module, its cells under `columns`), and of all modules together where there are several."""
     found = document["amortised"]["closeness"]
     every = {**found["modules"], **({"all modules": found["all"]} if len(found["modules"]) > 1 else {})}
-    out = []
-    for name, said in every.items():
-        parts = [
-            (*(short(one[key], 3) for one in said.values()), nothing)
-            for key, nothing in zip(("relative_error", "cosine"), NOTHING, strict=True)
-        ]
-        out.append((name, parts[0] + parts[1]))
-    return out
+    return [
+        (name, tuple(short(one[key], 3) for one in said.values() for key in ("relative_error", "cosine")))
+        for name, said in every.items()
+    ]
 
 
 def lines(document: Json) -> list[str]:
@@ -69,8 +62,13 @@ def _closeness(found: Json) -> list[str]:
     kl = found["kl"]
     idle = f"; {found['without_teacher']:,} whose teacher did nothing are left out" if found["without_teacher"] else ""
     return [
-        f"error: |dW - dW of the teacher|^2 / |dW of the teacher|^2, cosine of the two; means over {found['users']:,} "
-        f"episodes{idle}",
+        f"error of an adapter: |dW - dW of the teacher|^2 / |dW of the teacher|^2, cosine of the two; means over "
+        f"{found['users']:,} episodes{idle}; generating nothing has error 1 and cosine 0"
+        + (
+            "; of mean: everybody with the mean of the training users' teachers"
+            if "mean_teacher" in found["all"]
+            else ""
+        ),
         f"KL in nats a query pair: pretrained || generated {kl['generated_from_pretrained']:.4f}, pretrained || teacher "
         f"{kl['teacher_from_pretrained']:.4f}, teacher || generated {kl['generated_from_teacher']:.4f}",
     ]

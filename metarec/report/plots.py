@@ -86,6 +86,7 @@ def course(found: Series) -> Series:
 
 def _draw_course(found: Series, title: str, clip_norm: float) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(7.2, 2.5 * len(found) + 0.6), dpi=150, layout="constrained")
     panels = figure.subplots(len(found), sharex=True, squeeze=False)[:, 0]
@@ -97,6 +98,9 @@ def _draw_course(found: Series, title: str, clip_norm: float) -> Figure:
             axes.plot(steps, values, color=_COLOURS["train"], linewidth=1.6)
         if name == NORM:
             axes.set_yscale("log")
+            shown = [*values, *([clip_norm] if clip_norm > 0 else [])]
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}" if max(shown) < 10 * min(shown) else NullFormatter())
             if clip_norm > 0:
                 axes.axhline(clip_norm, color=_SPARE[-1], linewidth=1.2, linestyle="--", label=f"clip {clip_norm:g}")
                 axes.legend(frameon=False, fontsize=9)
