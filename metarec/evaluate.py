@@ -11,7 +11,7 @@ Shapes: T episodes, K support and Q query pairs, V items, n = T * Q targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -216,11 +216,13 @@ class Control:
 def tune_control(
     tasks: Tasks, phi: Params, episodes: Judged, lrs: Sequence[float], steps: Sequence[int], monitor: str, ties: str,
     on_lr: Callable[[float], None] = lambda lr: None, *, adapted: frozenset[str] | None = None, seen: Seen | None = None,
+    paths: Callable[[EpisodeBatch, InnerLoop], Iterable[Weights]] | None = None,
 ) -> Control:  # fmt: skip
     """Choose step size and steps of plain fine-tuning by the mean of `monitor` over the episodes (validation users).
 
     Every step count of one step size comes from one path. Ties go to the smaller step size, then fewer steps. A step
-    size that diverges on any user is out. `adapted`: names of what is fine-tuned, None = all.
+    size that diverges on any user is out. `adapted`: names of what is fine-tuned, None = all. `paths`: what gives the
+    weights of a batch after 0, 1, ... steps of a loop, in place of plain fine-tuning of `phi`.
     """
     wanted, tried = sorted(set(steps)), []
     for lr in sorted(set(lrs)):
@@ -229,7 +231,10 @@ def tune_control(
         try:
             for batch in episodes.batches():
                 loop = InnerLoop(lr, wanted[-1], adapted=adapted)
-                path = inner.path(tasks.loss(batch.support), phi, batch.n_tasks, loop)
+                if paths is not None:
+                    path: Iterable[Weights] = paths(batch, loop)
+                else:
+                    path = inner.path(tasks.loss(batch.support), phi, batch.n_tasks, loop)
                 for count, weights in enumerate(path):
                     if count in found:
                         with torch.no_grad():

@@ -25,6 +25,7 @@ from metarec.verbs import measure as m
 from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.panel import check_panel, panel
 from metarec.verbs.references import reference_of
+from metarec.verbs.row_steps import with_row_steps
 from metarec.verbs.warm_start import check_vocabulary
 
 
@@ -45,6 +46,7 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
         steps = trained_as.evaluation.test_steps if config.steps is None else config.steps
         source = {} if trained.phi is None else state["warm_start"]
         rows = panel(as_asked, bench, trained.base, source, run_dir, stop)
+        trained = with_row_steps(as_asked.algorithm, bench, trained, as_asked.logger.console)
         document, columns = m.measure(
             bench, trained, control, rows, episodes, config.split, seed=trained_as.seed, lr=config.lr, steps=steps,
             reference=reference_of(as_asked, bench, trained, episodes, config.split),

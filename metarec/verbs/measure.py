@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.console import RenderableType
 
 from metarec import build
 from metarec.algorithms import Algorithm
-from metarec.algorithms.inner import InnerLoop, start
+from metarec.algorithms.inner import InnerLoop, TaskLoss, start
 from metarec.algorithms.maml import MAML
 from metarec.benches import AnyBench, AnyEpisodes, ImageBench
 from metarec.config.schema import MetaConfig, SupervisedConfig, TrainConfig
@@ -46,6 +46,7 @@ class Trained:
     algorithm: Algorithm | None
     weighting: Weighting = UNIFORM  # of the support pairs
     anchor: KLAnchor = field(default_factory=KLAnchor)
+    row_steps: Mapping[str, Control] = field(default_factory=dict)  # row -> its tuned steps (`verbs.row_steps`)
 
 
 def adapted(
@@ -55,21 +56,31 @@ def adapted(
 
     Not `generated`: by the inner loop alone, of an algorithm that generates.
     """
-    tasks = bench.tasks(trained.residual)
-    algorithm, phi = trained.algorithm, trained.phi
+    algorithm, phi, losses = trained.algorithm, trained.phi, support_losses(bench, trained)
+    assert algorithm is not None
+    assert phi is not None
+    adapt = algorithm.adapt if generated else algorithm.by_inner_loop  # type: ignore[attr-defined]
+
+    def weights(batch: EpisodeBatch) -> Weights:
+        found: Weights = adapt(phi, losses(batch), batch.n_tasks, lr=lr, steps=steps)
+        return found
+
+    return weights
+
+
+def support_losses(bench: AnyBench, trained: Trained) -> Callable[[EpisodeBatch], TaskLoss]:
+    """What a batch is adapted on: the loss of its support [T], weighted, anchored and shown as in training."""
+    tasks, algorithm, phi = bench.tasks(trained.residual), trained.algorithm, trained.phi
     assert algorithm is not None
     assert phi is not None
     anchoring = Anchoring.of(trained.anchor, bench, trained.residual, algorithm.inner)
     showing = Showing.of(bench, trained.residual, algorithm)
-    adapt = algorithm.adapt if generated else algorithm.by_inner_loop  # type: ignore[attr-defined]
 
-    def weights(batch: EpisodeBatch) -> Weights:
+    def loss(batch: EpisodeBatch) -> TaskLoss:
         anchor = anchoring.support(phi, batch.support)
-        support = tasks.loss(batch.support, None, trained.weighting.weights(batch), anchor=anchor)
-        found: Weights = adapt(phi, showing.support(batch, support), batch.n_tasks, lr=lr, steps=steps)
-        return found
+        return showing.support(batch, tasks.loss(batch.support, None, trained.weighting.weights(batch), anchor=anchor))
 
-    return weights
+    return loss
 
 
 def fine_tuned(bench: AnyBench, base: Params, lr: float, steps: int) -> Method:
@@ -109,10 +120,14 @@ def scorers(
     out["zeroshot"] = scored(over, _fixed(start(trained.phi, trained.algorithm.inner)), support=False)
     out["fewshot"] = scored(over, adapted(bench, trained, lr=lr, steps=steps))
     if amortised.generates(trained.algorithm, bench.evaluation):
-        out["inner_loop"] = scored(over, adapted(bench, trained, generated=False))
-        taken = trained.algorithm.refine_steps if steps is None else steps  # type: ignore[attr-defined]
-        name, other = ("generated", 0) if taken else ("refined", amortised.REFINED)
-        out[name] = scored(over, adapted(bench, trained, lr=lr, steps=other))
+        chosen = {row: (one.lr, one.steps) for row, one in trained.row_steps.items()}
+        own_lr, own_steps = chosen.get("inner_loop", (None, None))
+        out["inner_loop"] = scored(over, adapted(bench, trained, lr=own_lr, steps=own_steps, generated=False))
+        if trained.algorithm.refine_steps if steps is None else steps:  # type: ignore[attr-defined]
+            out["generated"] = scored(over, adapted(bench, trained, steps=0))
+        else:
+            own_lr, own_steps = chosen.get("refined", (None, amortised.REFINED))
+            out["refined"] = scored(over, adapted(bench, trained, lr=own_lr if lr is None else lr, steps=own_steps))
     return out
 
 
@@ -145,7 +160,9 @@ def measure(
     document["beyond"] = bench.beyond(episodes, tops)
     document["control"] = {k: v for k, v in asdict(control).items() if k != "tried"}
     document["tuning"] = {name: row.tuning for name, row in panel.rows.items() if row.tuning is not None}
-    document["tuning"]["control"] = control_tuning(control, bench)
+    for name, one in {"control": control, **trained.row_steps}.items():
+        if name in own and (name == "control" or one.tried):
+            document["tuning"][name] = control_tuning(one, bench)
     if bench.evaluation.divergence:
         document["divergence"] = divergences(episodes, scored(bench.tasks(), _fixed(trained.base)), own)
     document["left_out"] = panel.left_out | more.left_out

@@ -33,6 +33,7 @@ from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
 from metarec.verbs.panel import check_panel, panel
 from metarec.verbs.references import reference_of
+from metarec.verbs.row_steps import with_row_steps
 from metarec.verbs.teachers import check_path
 from metarec.verbs.tracking import backend_of, group_of
 from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
@@ -117,6 +118,7 @@ def _told(
     )
     source = {} if trained.phi is None else state["warm_start"]
     rows = panel(config, bench, trained.base, source, run_dir, stop)
+    trained = with_row_steps(config.algorithm, bench, trained, config.logger.console)
     split = config.evaluation.split
     episodes = bench.episodes(split)
     document, columns = m.measure(
