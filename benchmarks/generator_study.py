@@ -1,11 +1,13 @@
 """What a generator of adapters reaches: every row with intervals, what a teacher is worth, and which loss is.
 
-    python benchmarks/generator_study.py main       the worlds, ml1m and mooccubex, three seeds
-    python benchmarks/generator_study.py losses     each loss and a mix, in the worlds and on ml1m, three seeds
-    python benchmarks/generator_study.py top        the generator on top of a model that reads whole histories
-    python benchmarks/generator_study.py main --tables-only      of the runs that are there
+    python benchmarks/generator_study.py worlds     contexts and low rank, and a model trained on whole histories
+    python benchmarks/generator_study.py logs       contexts and low rank on ml1m and mooccubex
+    python benchmarks/generator_study.py losses     each loss and a mix, in the worlds
+    python benchmarks/generator_study.py top        the generator on top of the model that reads whole histories
+    python benchmarks/generator_study.py worlds --tables-only      of the runs that are there
 
-Every cell is a run of `metarec train` in a directory of its own below --out; a finished one is not run again, one that was
+
+Three seeds each. Every cell is a run of `metarec train` in a directory of its own below --out; a finished one is not run again, one that was
 killed is resumed. Two run at a time (--parallel). Intervals: of the mean over three seeds, whose test users are the same,
 users are drawn with all their targets under all seeds. The figure that a world is known by: HR@5 in preference, HR@1 in
 transition; else NDCG@10.
@@ -34,17 +36,19 @@ WORLDS = {
     "preference": ["dataset=synthetic"],
     "transition": ["dataset=synthetic", "dataset.world.kind=transition"],
 }
-LOGS = {
-    "ml1m": ["dataset=ml1m", "train.steps=1000", "train.eval_every=250", "pretrain.epochs=8"],
-    "mooccubex": ["dataset=mooccubex", "train.steps=1000", "train.eval_every=250", "pretrain.epochs=8"],
-}
+SHORT = [
+    "train.steps=600", "train.eval_every=200", "pretrain.epochs=5", "evaluation.control.users=128",
+    "algorithm.teacher.pairs=16",
+]  # fmt: skip  # on two cores
+LOGS = {name: [f"dataset={name}", *SHORT] for name in ("ml1m", "mooccubex")}
 METRIC = {"preference": "hr@5", "transition": "hr@1"}
 TARGETS = 'residual.targets=["gru.weight_ih_l0","fc.weight"]'
 LORA = ["residual=lora", TARGETS]
 TAUGHT = "algorithm.loss."
 VARIANTS: dict[str, list[str]] = {
     "context": ["residual=context"],
-    "lora": [*LORA, f"{TAUGHT}delta_w=1"],
+    "lora": [*LORA, f"{TAUGHT}task=0", f"{TAUGHT}delta_w=1", "algorithm.fine_tune=0.7"],
+    "histories": ["algorithm=supervised", "dataset.history=user"],
     "task": LORA,
     "delta_w": [*LORA, f"{TAUGHT}task=0", f"{TAUGHT}delta_w=1"],
     "ab": [*LORA, f"{TAUGHT}task=0", f"{TAUGHT}ab=1"],
@@ -52,9 +56,14 @@ VARIANTS: dict[str, list[str]] = {
     "mix": [*LORA, f"{TAUGHT}delta_w=1", f"{TAUGHT}functional=1"],
     "delta_w, then task": [*LORA, f"{TAUGHT}task=0", f"{TAUGHT}delta_w=1", "algorithm.fine_tune=0.5"],
 }
+HALF = ["train.steps=1000", "train.eval_every=250"]
 STUDIES: dict[str, tuple[dict[str, list[str]], list[str]]] = {
-    "main": (WORLDS | LOGS, ["context", "lora"]),
-    "losses": (WORLDS | {"ml1m": LOGS["ml1m"]}, ["task", "delta_w", "ab", "functional", "mix", "delta_w, then task"]),
+    "worlds": (WORLDS, ["context", "lora", "histories"]),
+    "logs": (LOGS, ["context", "lora"]),
+    "losses": (
+        {name: [*words, *HALF] for name, words in WORLDS.items()},
+        ["task", "delta_w", "ab", "functional", "mix", "delta_w, then task"],
+    ),
     "top": ({name: [*words, "dataset.history=user"] for name, words in WORLDS.items()}, ["context"]),
 }
 DIFFERENCES = (
@@ -75,7 +84,8 @@ def cell(root: Path, words: list[str]) -> Path:
     for done in sorted(root.glob("train/*/manifest.json")):
         return done.parent
     begun = sorted(root.glob("train/*/checkpoints"))
-    asked = [f"resume={begun[-1].parent}"] if begun else ["experiment=generator", *words, f"output_dir={root}"]
+    recipe = [] if "algorithm=supervised" in words else ["experiment=generator"]
+    asked = [f"resume={begun[-1].parent}"] if begun else [*recipe, *words, f"output_dir={root}"]
     with open(root / "log.txt", "a") as log:
         subprocess.run([sys.executable, "-m", "metarec", "train", *asked], check=True, stdout=log, stderr=log,
                        env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
@@ -175,7 +185,7 @@ def tables(dataset: str, found: dict[str, list[Path]]) -> None:
 
 
 def _of(document: Json, key: str) -> float:
-    return float(document["seconds"]["total"] if key == "seconds" else document["cost"][key] or 0)
+    return float(document["seconds"]["total"] if key == "seconds" else document["cost"].get(key) or 0)
 
 
 def main() -> None:
@@ -194,8 +204,7 @@ def main() -> None:
     for seed in options.seeds:
         for dataset, of_data in datasets.items():
             for variant in variants:
-                name = "-".join((dataset, variant.replace(",", "").replace(" ", "_"), str(seed)))
-                folder = f"top_{name}" if options.study == "top" else name
+                folder = "-".join((options.study, dataset, variant.replace(",", "").replace(" ", "_"), str(seed)))
                 root = options.out / folder
                 root.mkdir(parents=True, exist_ok=True)
                 asked[dataset, variant, seed] = (root, [*of_data, *VARIANTS[variant], f"seed={seed}", "hardware.threads=1",
