@@ -7,10 +7,10 @@
     python benchmarks/generator_study.py worlds --tables-only      of the runs that are there
 
 
-Three seeds each. Every cell is a run of `metarec train` in a directory of its own below --out; a finished one is not run again, one that was
-killed is resumed. Two run at a time (--parallel). Intervals: of the mean over three seeds, whose test users are the same,
-users are drawn with all their targets under all seeds. The figure that a world is known by: HR@5 in preference, HR@1 in
-transition; else NDCG@10.
+Three seeds each. Every cell is a run of `metarec train` in a directory of its own below --out; a finished one is not run
+again, one that was killed is resumed. Two run at a time (--parallel). Intervals: of the mean over three seeds, whose test
+users are the same, users are drawn with all their targets under all seeds. The figure that a world is known by: HR@5 in
+preference, HR@1 in transition; else NDCG@10.
 """
 
 from __future__ import annotations
