@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarec import parts, schedules
+from metarec import optimizers, parts, schedules
 from metarec.algorithms import Algorithm, Given
 from metarec.algorithms.inner import RATE, InnerLoop
 from metarec.benches import AnyBench, ImageBench, SequenceBench, item_counts
 from metarec.config.schema import (
-    AdamWConfig,
     AlgorithmConfig,
     AnyGuardConfig,
     Config,
@@ -27,7 +26,6 @@ from metarec.config.schema import (
     NoGuardConfig,
     OptimizerConfig,
     Part,
-    SgdConfig,
     SupervisedConfig,
     TrainConfig,
 )
@@ -260,10 +258,10 @@ def kind_of(config: TrainConfig) -> str:
 
 def optimizer(
     config: OptimizerConfig, params: Params, kind: str, rates_lr: float | None = None,
-    apart: Mapping[str, float] = MappingProxyType({}),
+    apart: Mapping[str, float] = MappingProxyType({}), model: Model | None = None,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """Learned inner step sizes have an outer step size of their own and no weight decay, and so has what a residual takes
-    apart (`outer_lrs`)."""
+    apart (`outer_lrs`). The `model` is asked which of its weights are slow. ConfigError for what cannot be had of them."""
     lr = config.lr if config.lr is not None else OUTER_LR[kind]
     others = (RATE, *apart)
     own = [value for name, value in params.items() if value.requires_grad and not name.startswith(others)]
@@ -274,11 +272,10 @@ def optimizer(
     for beginning, its_lr in apart.items():
         found = [value for name, value in params.items() if name.startswith(beginning)]
         leaves.append({"params": found, "lr": its_lr, "weight_decay": 0.0})
-    if isinstance(config, SgdConfig):
-        return torch.optim.SGD(leaves, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    adam = torch.optim.AdamW if isinstance(config, AdamWConfig) else torch.optim.Adam
-    beta1, beta2 = config.betas
-    return adam(leaves, lr=lr, betas=(beta1, beta2), eps=config.eps, weight_decay=config.weight_decay)
+    trained = {name: value for name, value in params.items() if value.requires_grad}
+    given = optimizers.Given(leaves, OUTER_LR[kind], trained, tuple(getattr(model, "slower", ())))
+    made: torch.optim.Optimizer = parts.load("optimizer", config.name).build(config, given)
+    return made
 
 
 COSINE_END = 0.01  # of the outer step size, where MAML++ anneals it

@@ -21,7 +21,7 @@ REPORTED = ("mars", "s3rec_beauty", "s3rec_sports", "s3rec_yelp", "s3rec_lastfm"
 SEED_MAX = 2**32 - 1  # the largest that every generator in use takes
 
 
-# parts: models, algorithms, residuals and objectives hold their options themselves (`metarec.parts`)
+# parts: models, algorithms, residuals, objectives and optimizers hold their options themselves (`metarec.parts`)
 
 
 class Part(Protocol):
@@ -41,6 +41,13 @@ class MetaConfig(Part, Protocol):
     inner: Inner
 
 
+class OptimizerConfig(Part, Protocol):
+    lr: float | None
+    clip_norm: float
+    slots: int  # numbers kept for every number trained
+    adaptive: bool  # the size of a step does not follow that of the gradient
+
+
 @dataclass
 class SupervisedConfig:
     name: str = "supervised"
@@ -56,40 +63,6 @@ class HardwareConfig:
     threads: int = ranged(0, min=0)
     deterministic: bool = True
     compile: bool = False
-
-
-# optimizer (of the outer loop)
-
-
-@dataclass
-class AdamConfig:
-    name: str = "adam"
-    lr: float | None = ranged(
-        None, min=0, exclusive=["min"]
-    )  # None = 5e-4 for contexts, 1e-3 for images, 3e-4 for weights
-    betas: list[float] = ranged([0.9, 0.999], min=0, max=1, exclusive=["max"], length=2)
-    eps: float = ranged(1e-8, min=0, exclusive=["min"])
-    weight_decay: float = ranged(0.0, min=0)
-    clip_norm: float = ranged(10.0, min=0)
-
-
-@dataclass
-class AdamWConfig:
-    name: str = "adamw"
-    lr: float | None = ranged(None, min=0, exclusive=["min"])  # None = 5e-4 with contexts, else 3e-4
-    betas: list[float] = ranged([0.9, 0.999], min=0, max=1, exclusive=["max"], length=2)
-    eps: float = ranged(1e-8, min=0, exclusive=["min"])
-    weight_decay: float = ranged(0.01, min=0)
-    clip_norm: float = ranged(10.0, min=0)
-
-
-@dataclass
-class SgdConfig:
-    name: str = "sgd"
-    lr: float = ranged(0.1, min=0, exclusive=["min"])
-    momentum: float = ranged(0.0, min=0, max=1, exclusive=["max"])
-    weight_decay: float = ranged(0.0, min=0)
-    clip_norm: float = ranged(10.0, min=0)
 
 
 # schedule (of the outer step size)
@@ -229,7 +202,6 @@ class PretrainSection:
 
 
 AlgorithmConfig = MetaConfig | SupervisedConfig
-OptimizerConfig = AdamConfig | AdamWConfig | SgdConfig
 ScheduleConfig = ConstantConfig | CosineConfig | LinearConfig
 AnyGuardConfig = GuardConfig | NoGuardConfig
 LoggerConfig = FilesConfig | TensorBoardConfig | MlflowConfig | WandbConfig
@@ -254,7 +226,7 @@ class TrainConfig:
     residual: Part = field(default_factory=partial(parts.default, "residual", "context"))
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     objective: Part = field(default_factory=partial(parts.default, "objective", "cross_entropy"))
-    optimizer: OptimizerConfig = field(default_factory=AdamConfig)
+    optimizer: OptimizerConfig = field(default_factory=partial(parts.default, "optimizer", "adam"))
     schedule: ScheduleConfig = field(default_factory=ConstantConfig)
     guard: AnyGuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -353,7 +325,7 @@ class CompareConfig:
     residual: Part = field(default_factory=partial(parts.default, "residual", "off"))
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     objective: Part = field(default_factory=partial(parts.default, "objective", "cross_entropy"))
-    optimizer: OptimizerConfig = field(default_factory=AdamConfig)
+    optimizer: OptimizerConfig = field(default_factory=partial(parts.default, "optimizer", "adam"))
     schedule: ScheduleConfig = field(default_factory=ConstantConfig)
     guard: AnyGuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -377,9 +349,6 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("dataset", None): DatasetSpec,
     ("algorithm", "supervised"): SupervisedConfig,
     ("hardware", None): HardwareConfig,
-    ("optimizer", "adam"): AdamConfig,
-    ("optimizer", "adamw"): AdamWConfig,
-    ("optimizer", "sgd"): SgdConfig,
     ("schedule", "constant"): ConstantConfig,
     ("schedule", "cosine"): CosineConfig,
     ("schedule", "linear"): LinearConfig,
