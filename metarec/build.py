@@ -278,6 +278,27 @@ def optimizer(
     return made
 
 
+def pretrain_options(config: TrainConfig) -> OptimizerConfig | None:
+    """What pretraining steps by: the run's optimizer with step size and clip of `pretrain`; None for Adam of its own.
+
+    A step size that is written for Adam's steps (the model's own) is none for steps as large as the gradient.
+    """
+    if config.pretrain.optimizer == "adam":
+        return None
+    own: Any = config.optimizer
+    lr = pretrain_lr(config) if own.adaptive or config.pretrain.lr is not None else own.lr
+    found: OptimizerConfig = replace(own, lr=lr, clip_norm=config.pretrain.clip_norm)
+    return found
+
+
+def pretrain_optimizer(config: TrainConfig, params: Params, model: Model) -> torch.optim.Optimizer:
+    """The one of pretraining over all weights `params` of the model [*S each]."""
+    own = pretrain_options(config)
+    if own is None:
+        return torch.optim.Adam(params.values(), lr=pretrain_lr(config), weight_decay=config.pretrain.weight_decay)
+    return optimizer(own, params, "weights", model=model)
+
+
 COSINE_END = 0.01  # of the outer step size, where MAML++ anneals it
 
 

@@ -40,7 +40,8 @@ class Model(Protocol):
     `score` read them where `params` holds them. `head`: names of the weights that `score` reads (contexts among them).
 
     A model may have `scale_shapes` as well: what `residual=ia3` adapts, in the same way. And `item_rows`, what
-    `residual=rows` adapts: name of each weight that has a row for every item -> item's number less that of its row.
+    `residual=rows` adapts: name of each weight that has a row for every item -> item's number less that of its row. And
+    `slower`, for `optimizer=cms`: patterns of names of its second, third, ... level.
     """
 
     @property

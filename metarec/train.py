@@ -231,6 +231,9 @@ def fit(
                 if plan.clip_norm > 0:
                     torch.nn.utils.clip_grads_with_norm_(leaves, plan.clip_norm, length)
                 optimizer.step()
+            if at.step + 1 == plan.steps and hasattr(optimizer, "finish"):  # also where a guard left this step out
+                optimizer.finish()
+            if good:
                 good = guard is None or guard.lets_stand(at.step)
             if timer is not None:
                 timer.add(time.perf_counter() - began, first=at.step == began_at)

@@ -193,6 +193,7 @@ class PretrainSection:
     epochs: int = ranged(15, min=1)
     min_steps: int = ranged(2500, min=0)  # a small log is read more often than `epochs`
     batch_size: int = ranged(1024, min=1)
+    optimizer: str = ranged("adam", choices=["adam", "run"])
     lr: float | None = ranged(None, min=0, exclusive=["min"])  # None = the model's own
     weight_decay: float = ranged(0.0, min=0)
     clip_norm: float = ranged(5.0, min=0)

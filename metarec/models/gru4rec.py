@@ -110,6 +110,11 @@ class GRU4Rec:
         return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1}) | {"fc.bias": 1}
 
     @property
+    def slower(self) -> tuple[tuple[str, ...], ...]:
+        """Patterns of what moves on a slower timescale than recurrence and embedding, level by level: the output layer."""
+        return (("fc.*",),)
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads; tied, the embedding is both body and head."""
         return ("embedding.weight" if self.tie else "fc.weight", "fc.bias", "context.shift", "scale.state")

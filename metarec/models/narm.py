@@ -86,6 +86,12 @@ class NARM:
         return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1, "fc.bias": 1})
 
     @property
+    def slower(self) -> tuple[tuple[str, ...], ...]:
+        """Patterns of what moves on a slower timescale than recurrence and embedding, level by level: attention, then the
+        decoder or output layer."""
+        return (("attention.*",), ("decoder.*", "fc.*"))
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads; tied, the embedding is both body and head."""
         table = ("embedding.weight", "decoder.weight") if self.tie else ("fc.weight", "fc.bias")

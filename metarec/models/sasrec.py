@@ -118,6 +118,14 @@ class SASRec:
         return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1, "fc.bias": 1})
 
     @property
+    def slower(self) -> tuple[tuple[str, ...], ...]:
+        """Patterns of what moves on a slower timescale than attention and embeddings, level by level: the feed-forward
+        layers of the lower half of the blocks, then those of the upper half."""
+        half = -(-self.n_layers // 2)
+        blocks = range(half), range(half, self.n_layers)
+        return tuple(tuple(f"layers.{i}.ffn*" for i in own) for own in blocks)
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads, the last norm not among it; tied, the embedding is both body and head."""
         return (*(("embedding.weight",) if self.tie else ("fc.weight", "fc.bias")), "context.shift", "scale.state")

@@ -149,7 +149,7 @@ def meta_train(
         say(line)
     optimizer = build.optimizer(
         config.optimizer, phi, build.kind_of(config), getattr(options.inner, "rates_lr", None),
-        build.outer_lrs(config.residual),
+        build.outer_lrs(config.residual), bench.model,
     )  # fmt: skip
     guard = build.guard(config.guard, phi, optimizer, run_dir / FILE, lambda line: bar.note(f"meta-train: {line}"))
     at = None
