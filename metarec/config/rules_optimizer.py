@@ -27,6 +27,20 @@ def chunks_of_one(seen: Seen) -> Iterator[Refusal]:
             yield key, "does nothing: every chunk is one step", "drop it, or give larger optimizer.chunks"
 
 
+def delta_unused(seen: Seen) -> Iterator[Refusal]:
+    """How to forget where nothing is forgotten, and what to do where the proximal form would grow, which it never does."""
+    decay = seen.get("optimizer.decay")
+    if decay is None:
+        return
+    if decay == 0:
+        for name in ("form", "unstable"):
+            for key in seen.asked(f"optimizer.{name}"):
+                yield key, "does nothing: with optimizer.decay=0 nothing forgets", "drop it, or raise optimizer.decay"
+    elif seen.get("optimizer.form") == "proximal":
+        for key in seen.asked("optimizer.unstable"):
+            yield key, "does nothing: the proximal form is stable for every decay", "drop it, or use form=explicit"
+
+
 def pretrain_by_the_run(seen: Seen) -> Iterator[Refusal]:
     """What has a key of its own in pretraining, or loses it there, where pretraining steps as the run does."""
     if seen.get("pretrain.optimizer") != "run":
@@ -40,4 +54,4 @@ def pretrain_by_the_run(seen: Seen) -> Iterator[Refusal]:
                 yield key, f"does nothing: pretraining has pretrain.{name}", f"set pretrain.{name}"
 
 
-RULES = (base_unused, chunks_of_one, pretrain_by_the_run)
+RULES = (base_unused, chunks_of_one, delta_unused, pretrain_by_the_run)

@@ -237,7 +237,7 @@ def _losses(
             dropping = over.dropping(of_factors)  # type: ignore[attr-defined]
             query_tasks = replace(query_tasks, compose=dropping, compose_on=None)  # which a query has no use for
         drawn = generator(config.seed, "query items", step, device)
-        query = query_tasks.loss(batch.query, dropped, None, drawn, outside)
+        query = query_tasks.loss(batch.query, dropped, None, drawn, outside, recorded=True)
         losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
         yield losses.sum() / config.train.meta_batch_size
 
