@@ -1,13 +1,13 @@
 """The delta rule: beside its gradient step, a matrix forgets along the inputs that it reads.
 
     M = mean over positions of x x^T,  f = share of look-ups of each row       of the losses of this step (`core.inputs`)
-    explicit    W <- W (I - a M) - d                            of a table  E <- (I - a diag f) E - d;  of both, both
-    proximal    W <- (W - d) (I + a M)^-1                       of a table  row i / (1 + a f_i)
+    explicit    W <- W - a W M - d                              of a table - a diag(f) W; of what is both, both are taken off
+    proximal    W <- V,  V + a V M = W - d                      of a table + a diag(f) V
 
-d is the step of SGD (lr * g) or Adam. Forgetting is W x -> (1 - a |x|^2) W x along an input: the explicit form contracts
-where a times the largest eigenvalue of M (and f) is below 2, and W grows where it is not: `unstable` says whether that
-stops the run or a is cut for this step, to where the largest eigenvalue is taken to 0. The proximal form is stable for
-every a.
+d is the step of SGD (lr * g) or Adam, W the weight before it. Forgetting is W x -> (1 - a |x|^2) W x along an input: the
+explicit form contracts where a times the largest eigenvalue (of M, of f, of both their sum) is below 2, and W grows where
+it is not: `unstable` says whether that stops the run, or a is cut for this step to where the largest eigenvalue is taken
+to 0. The proximal form is stable for every a.
 
 **The proximal form** is the minimiser over V of <d, V> + |V - W|^2 / 2 + a / 2 * mean |V x|^2, so V (I + a M) = W - d: an
 implicit step. Of one position, with d = - a u x^T (u = -dL/dy, step size a), the inverse is that of Sherman and Morrison
