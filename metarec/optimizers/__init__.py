@@ -8,6 +8,9 @@ so it is in every checkpoint, and what the guard rolls back to. It may bring, be
     finish()      called behind the last step of a training, before its last validation
     shown()       name -> number for the lines of history.jsonl
 
+With `asks_names` among its class attributes a run builds it once of shapes alone, before anything is pretrained, so that
+what it cannot make of the names is refused then.
+
 Shapes: parameters are of any shape [*S].
 """
 

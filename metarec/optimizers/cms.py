@@ -57,7 +57,7 @@ class Config:
     weight_decay: float = ranged(0.0, min=0)
     clip_norm: float = ranged(10.0, min=0)
 
-    in_chunks: ClassVar[bool] = True
+    asks_names: ClassVar[bool] = True
 
     @property
     def adaptive(self) -> bool:

@@ -31,6 +31,7 @@ class Config:
     clip_norm: float = ranged(10.0, min=0)
 
     slots: ClassVar[int] = 2
+    asks_names: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
 
 

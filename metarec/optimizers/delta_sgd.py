@@ -28,6 +28,7 @@ class Config:
     unstable: str = ranged("stop", choices=["stop", "clip"])
     clip_norm: float = ranged(10.0, min=0)
 
+    asks_names: ClassVar[bool] = True
     adaptive: ClassVar[bool] = False
 
     @property

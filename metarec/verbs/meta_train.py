@@ -90,6 +90,8 @@ def meta_train(
     # what the model cannot have is refused before anything is pretrained; its step size comes from the control later
     nominal = m.algorithm_of(bench, config, options, Control(1.0, UNTUNED_STEPS, 0.0, []))
     statistics = build.statistics(nominal, bench.model)
+    if getattr(config.optimizer, "asks_names", False):
+        _ask_optimizer(config, options, bench, nominal)
     memory.expected(config, bench, nominal, say, weights_are_there=False)
     stored: dict[str, Any] = {}
     if found:
@@ -147,10 +149,7 @@ def meta_train(
         say(user.line)
     if line := remembered(config, bench):
         say(line)
-    optimizer = build.optimizer(
-        config.optimizer, phi, build.kind_of(config), getattr(options.inner, "rates_lr", None),
-        build.outer_lrs(config.residual), bench.model,
-    )  # fmt: skip
+    optimizer = _optimizer(config, options, bench, phi)
     guard = build.guard(config.guard, phi, optimizer, run_dir / FILE, lambda line: bar.note(f"meta-train: {line}"))
     at = None
     if found:
@@ -196,6 +195,27 @@ def meta_train(
     say(compared(need, peak.growth, peak.bytes))
     cost.loss = sum(recent[-10:]) / len(recent[-10:]) if recent else None
     return at
+
+
+def _ask_optimizer(config: TrainConfig, options: MetaConfig, bench: AnyBench, algorithm: Algorithm) -> None:
+    """ConfigError for what the outer optimizer cannot make of what will be trained, of which names and shapes are known."""
+    with torch.device("meta"):
+        over = build.residual(
+            config.residual, bench.model, {n: torch.empty(s) for n, s in bench.model.shapes().items()}
+        )
+        learned = {name: torch.empty(shape) for name, shape in memory.learned_shapes(config, bench.model).items()}
+        phi = build.trainable(algorithm.learned(learned))
+    for name in getattr(over, "fixed", ()):
+        phi[name].requires_grad_(False)
+    _optimizer(config, options, bench, phi)
+
+
+def _optimizer(config: TrainConfig, options: MetaConfig, bench: AnyBench, phi: Params) -> torch.optim.Optimizer:
+    """The outer one, over what of phi [*S each] is trained."""
+    return build.optimizer(
+        config.optimizer, phi, build.kind_of(config), getattr(options.inner, "rates_lr", None),
+        build.outer_lrs(config.residual), bench.model,
+    )  # fmt: skip
 
 
 def remembered(config: TrainConfig, bench: AnyBench) -> str | None:
