@@ -199,12 +199,9 @@ def meta_train(
 
 def _ask_optimizer(config: TrainConfig, options: MetaConfig, bench: AnyBench, algorithm: Algorithm) -> None:
     """ConfigError for what the outer optimizer cannot make of what will be trained, of which names and shapes are known."""
-    with torch.device("meta"):
-        over = build.residual(
-            config.residual, bench.model, {n: torch.empty(s) for n, s in bench.model.shapes().items()}
-        )
-        learned = {name: torch.empty(shape) for name, shape in memory.learned_shapes(config, bench.model).items()}
-        phi = build.trainable(algorithm.learned(learned))
+    base = {name: torch.empty(shape, device="meta") for name, shape in bench.model.shapes().items()}  # no numbers
+    over = build.residual(config.residual, bench.model, base)
+    phi = build.trainable(algorithm.learned(over.init(generator(config.seed, "residual"))))
     for name in getattr(over, "fixed", ()):
         phi[name].requires_grad_(False)
     _optimizer(config, options, bench, phi)
