@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from reference.optimizer_rule_cases import CASES as OF_OPTIMIZERS
 from reference.prompt_cases import CASES as OF_TEXT
 from reference.residual_rule_cases import CASES as OF_RESIDUALS
 from reference.rule_cases import CASES as MOST
@@ -17,6 +18,7 @@ CASES = [
     *MOST,
     *OF_TEXT,
     *OF_RESIDUALS,
+    *OF_OPTIMIZERS,
     (
         "images_unused",
         "dataset=omniglot data_dir=d pretrain.epochs=2",
