@@ -57,7 +57,8 @@ def supervised_outer(seen: Seen) -> Iterator[Refusal]:
             ("train", "schedule") if seen.get("pretrain.optimizer") == "run" else ("train", "optimizer", "schedule")
         )
         for key in [k for section in sections for k in seen.asked(section)]:
-            yield key, "does nothing: algorithm=supervised has no outer loop", "drop it, or set pretrain.*"
+            run = ", or add pretrain.optimizer=run" if key.startswith("optimizer") else ""
+            yield key, "does nothing: algorithm=supervised has no outer loop", f"drop it, or set pretrain.*{run}"
 
 
 def supervised_test_steps(seen: Seen) -> Iterator[Refusal]:

@@ -61,7 +61,7 @@ CASES = [
     (
         "supervised_outer",
         "algorithm=supervised optimizer=cms",
-        "does nothing: algorithm=supervised has no outer loop -- drop it, or set pretrain.*",
+        "does nothing: algorithm=supervised has no outer loop -- drop it, or set pretrain.*, or add pretrain.optimizer=run",
         f"{RUN} optimizer=cms",
     ),
 ]
