@@ -214,6 +214,19 @@ def test_who_looks_changes_nothing_and_nobody_looks_unasked() -> None:
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(ours, theirs, plain, strict=True))
 
 
+@pytest.mark.parametrize("name", ["gru4rec", "sasrec"])
+def test_products_in_bfloat16_leave_moments_in_the_weights_own_precision(name: str) -> None:
+    model, pairs = MODELS[name], LOG.episodes(3, 5).query
+    params = {weight: value.float() for weight, value in start(model).items()}
+    found = {mixed: inputs.Moments(matrices(params)) for mixed in (False, True)}
+    for mixed, into in found.items():
+        with inputs.recorded(into):
+            Tasks(model, cross_entropy, lambda phi: phi, mixed=mixed).loss(pairs, recorded=True)(params)
+    for weight, (total, count) in found[True].inputs.items():
+        assert (total.dtype, count) == (torch.float32, found[False].inputs[weight][1])
+        torch.testing.assert_close(total, found[False].inputs[weight][0], rtol=0.03, atol=0.03)
+
+
 def test_a_failure_inside_leaves_nobody_looking() -> None:
     found = inputs.Moments(["w"])
     with pytest.raises(ZeroDivisionError), inputs.recorded(found), inputs.reading(True, {"w": torch.ones(2, 2)}):

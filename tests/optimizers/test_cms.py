@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metarec import build, parts
+from metarec.config.overrides import check_words
 from metarec.errors import ConfigError
 from metarec.models.gru4rec import GRU4Rec
 from metarec.models.narm import NARM
@@ -208,6 +209,11 @@ def test_a_parameter_that_a_loss_does_not_use_stays() -> None:
 def test_levels_are_a_partition(levels: list[list[str]], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         made(start(), levels=levels)
+
+
+def test_levels_of_another_form_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.levels: 3: wrong type -- give a list, each a list, each text"):
+        check_words("train", ["optimizer=cms", "optimizer.levels=3"])
 
 
 def test_an_orphan_is_named() -> None:
