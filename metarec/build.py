@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
-from metarec import parts, schedules
+from metarec import parts
 from metarec.algorithms import Algorithm, Given
-from metarec.algorithms.inner import RATE, InnerLoop
+from metarec.algorithms.inner import InnerLoop
 from metarec.benches import AnyBench, ImageBench, SequenceBench, item_counts
+from metarec.build_steps import COSINE_END as COSINE_END
+from metarec.build_steps import OUTER_LR as OUTER_LR
+from metarec.build_steps import guard as guard
+from metarec.build_steps import kind_of as kind_of
+from metarec.build_steps import optimizer as optimizer
+from metarec.build_steps import outer_lr as outer_lr
+from metarec.build_steps import pretrain_lr as pretrain_lr
+from metarec.build_steps import pretrain_optimizer as pretrain_optimizer
+from metarec.build_steps import pretrain_options as pretrain_options
+from metarec.build_steps import schedule as schedule
 from metarec.config.schema import (
-    AdamWConfig,
-    AlgorithmConfig,
-    AnyGuardConfig,
     Config,
     EvaluationConfig,
     MetaConfig,
     ModelConfig,
-    NoGuardConfig,
-    OptimizerConfig,
     Part,
-    SgdConfig,
     SupervisedConfig,
     TrainConfig,
 )
@@ -49,8 +51,6 @@ from metarec.models import Catalogue
 from metarec.objectives import Items
 from metarec.options import KLAnchor, Several, matching
 from metarec.residual import Residual, several
-from metarec.runs.guard import Guard, Rules
-from metarec.runs.guarded import Guarded
 from metarec.tasks import Model, Objective, evidence_width
 from metarec.text_bench import TextBench
 from metarec.workbench import Hardware, tell
@@ -106,14 +106,6 @@ def anchor(config: TrainConfig) -> KLAnchor:
     return found
 
 
-def pretrain_lr(config: TrainConfig) -> float:
-    """The step size of pretraining: `pretrain.lr`, or where that is null the model's own."""
-    if config.pretrain.lr is not None:
-        return config.pretrain.lr
-    return float(getattr(config.model, "pretrain_lr", PRETRAIN_LR))
-
-
-PRETRAIN_LR = 3e-3  # of a model that does not say its own
 CONTEXT_DROPOUT = 0.3
 
 
@@ -211,7 +203,7 @@ def algorithm(
 ) -> Algorithm:
     """The inner loop takes what the configuration leaves open (null) from the tuned fine-tune control, where it moves
     whole weights as the control does. Raises ConfigError for options that this model cannot have."""
-    section, beside = config.inner, _beside(on)
+    section, beside = config.inner, bool(getattr(on, "beside", False))
     names, whose, moving = learnable(on, model), weight_of(on), adapted(config, on, model)
     steps = (CONTEXT_STEPS if beside else control.steps) if section.steps is None else section.steps
     loop = InnerLoop(
@@ -265,73 +257,6 @@ def statistics(made: Algorithm, model: Model) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the batch-norm statistics that a run keeps for each inner step (MAML++); mostly none."""
     shapes: dict[str, tuple[int, ...]] = getattr(model, "statistics_shapes", {})
     return {name: shape for name, shape in shapes.items() if name in made.inner.kept}
-
-
-def _beside(on: Part) -> bool:
-    """Whether what adapts are few numbers beside the model's weights."""
-    return bool(getattr(on, "beside", False))
-
-
-OUTER_LR = {"contexts": 5e-4, "weights": 3e-4, "images": 1e-3}  # what `optimizer.lr: null` stands for
-
-
-def outer_lr(config: TrainConfig) -> float:
-    """The outer step size that `optimizer.lr: null` stands for: the algorithm's own, or that of what is trained."""
-    return float(getattr(config.algorithm, "outer_lr", OUTER_LR[kind_of(config)]))
-
-
-def kind_of(config: TrainConfig) -> str:
-    """What an outer step trains, by which defaults differ."""
-    if config.dataset.source == "omniglot":
-        return "images"
-    return "contexts" if _beside(config.residual) else "weights"
-
-
-def optimizer(
-    config: OptimizerConfig, params: Params, null_lr: float, rates_lr: float | None = None,
-    apart: Mapping[str, float] = MappingProxyType({}),
-) -> torch.optim.Optimizer:  # fmt: skip
-    """Learned inner step sizes have an outer step size of their own and no weight decay, and so has what a residual takes
-    apart (`outer_lrs`)."""
-    lr = config.lr if config.lr is not None else null_lr
-    others = (RATE, *apart)
-    own = [value for name, value in params.items() if value.requires_grad and not name.startswith(others)]
-    rates = [value for name, value in params.items() if name.startswith(RATE)]
-    leaves: list[dict[str, Any]] = [{"params": own}] if own else []
-    if rates:
-        leaves.append({"params": rates, "lr": rates_lr or lr, "weight_decay": 0.0})
-    for beginning, its_lr in apart.items():
-        found = [value for name, value in params.items() if name.startswith(beginning)]
-        leaves.append({"params": found, "lr": its_lr, "weight_decay": 0.0})
-    if isinstance(config, SgdConfig):
-        return torch.optim.SGD(leaves, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    adam = torch.optim.AdamW if isinstance(config, AdamWConfig) else torch.optim.Adam
-    beta1, beta2 = config.betas
-    return adam(leaves, lr=lr, betas=(beta1, beta2), eps=config.eps, weight_decay=config.weight_decay)
-
-
-COSINE_END = 0.01  # of the outer step size, where MAML++ anneals it
-
-
-def schedule(config: Any, steps: int, algorithm: AlgorithmConfig | None = None) -> Any:
-    """outer step -> factor of the step size over `steps`; MAML++'s cosine stands in for the configured one (`ca`)."""
-    if getattr(algorithm, "ca", False):
-        return partial(schedules.factor, steps=steps, name="cosine", warmup_steps=0, final_factor=COSINE_END)
-    return partial(schedules.factor, steps=steps, **asdict(config))
-
-
-def guard(
-    config: AnyGuardConfig,
-    params: Params,
-    optimizer: torch.optim.Optimizer,
-    path: Path,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Guarded | None:
-    """The guard of one loop over `params` (of any shape), whose events go to `path`; None where it is off."""
-    if isinstance(config, NoGuardConfig):
-        return None
-    options = {name: value for name, value in asdict(config).items() if name != "name"}
-    return Guarded(Guard(Rules(**options), path, tell), params, optimizer)
 
 
 def trainable(params: Params) -> Params:

@@ -5,6 +5,7 @@
     algorithm    algorithms   Config, build(config, given)              `algorithms.Given`
     residual     residual     Config, build(config, base, model), learnable(config, model)
     objective    objectives   Config, build(config, items)              `objectives.Items`
+    optimizer    optimizers   Config, build(config, given)              `optimizers.Given`
 
 `Config` is a dataclass of the part's options with their defaults and ranges (`metarec.options`); its `name` is that of the
 file. **It is read without running the rest of the file**: help, completion and refusals name options and their ranges in a
@@ -38,6 +39,7 @@ ROOMS = {
     "algorithm": "algorithms",
     "residual": "residual",
     "objective": "objectives",
+    "optimizer": "optimizers",
 }
 LISTED, JOINED = "residual", "+"  # the group of which several may be chosen, and what joins their names
 MAY_IMPORT = ("__future__", "dataclasses", "typing", "collections.abc", "metarec.options")

@@ -72,7 +72,7 @@ def loss_of_step(
     def loss(step: int) -> Tensor:
         now = pieces.at(step)
         pairs = batcher.pieces(pieces.first[now], pieces.last[now], pieces.start[now]).to(device)
-        return tasks.loss(pairs, generator(pieces.seed, "dropout", step, device))(phi)[0]
+        return tasks.loss(pairs, generator(pieces.seed, "dropout", step, device), recorded=True)(phi)[0]
 
     return loss
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarec.core import inputs
 from metarec.core.batch import ImageBatch, PairBatch
 from metarec.core.weights import Params, Weights
 from metarec.objectives.kl_anchor import Anchor
@@ -43,6 +44,7 @@ class Model(Protocol):
     A model may have `scale_shapes` as well: what `residual=ia3` adapts, in the same way. And `item_rows`, what
     `residual=rows` adapts: name of each weight that has a row for every item -> item's number less that of its row. And
     `output`: the one of these whose rows score a state by their products with it, and nothing else but a bias.
+    `slower`, for `optimizer=cms`: patterns of names of its second, third, ... level.
     """
 
     @property
@@ -119,6 +121,7 @@ class Tasks:
         weights: Tensor | None = None,
         items: torch.Generator | None = None,
         anchor: Anchor | None = None,
+        recorded: bool = False,
     ) -> Callable[[Weights], Tensor]:
         """phi -> the loss of every task [T]: sum(w * each) / sum(w) over the pairs that count, 0 where none does.
 
@@ -128,7 +131,7 @@ class Tasks:
         recomputed, and compared with a difference; and the generators given are left as they were, so another loss needs
         others (`core.seeding`). What is drawn depends on no shape, so pieces of a batch that are given equal `items` are
         judged against the same ones. `weights` float [N] or [T, N], >= 0: what a pair counts, 1 without. `anchor` is
-        part of what a pair costs.
+        part of what a pair costs. `recorded`: what weights read is shown to an optimizer that looks (`core.inputs`).
         """
         kept = None if generator is None else generator.clone_state()
         draw = items.clone_state() if items is not None else None if kept is None else _apart(kept)
@@ -137,12 +140,14 @@ class Tasks:
 
         def loss(phi: Weights) -> Tensor:
             theta, dropping = compose(phi), None if kept is None else kept.clone_state()
-            states = model.encode(theta, pairs.inputs, dropping)
-            scores = Scores.of_model(model, theta, pairs.gather(states), dropping)
-            if self.mix is not None:
-                scores = scores.through(self._mixed(phi, theta, pairs, states))
-            scores = scores if anchor is None else scores.kept()
-            each = self.objective(scores, target, None if draw is None else draw.clone_state())
+            with inputs.reading(recorded, phi, theta):
+                states = model.encode(theta, pairs.inputs, dropping)
+                scores = Scores.of_model(model, theta, pairs.gather(states), dropping)
+                with inputs.only(lambda: counts):
+                    if self.mix is not None:
+                        scores = scores.through(self._mixed(phi, theta, pairs, states))
+                    scores = scores if anchor is None else scores.kept()
+                    each = self.objective(scores, target, None if draw is None else draw.clone_state())
             each = each if anchor is None else each + anchor(scores, target)
             if weights is None:
                 return each.sum(1) / counts.sum(1).clamp(min=1)

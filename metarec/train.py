@@ -175,6 +175,7 @@ def fit(
     """
     at = at or Progress()
     leaves, began_at = list(params.values()), at.step
+    recording = getattr(optimizer, "recording", nullcontext)  # what it must see of the losses (`metarec.optimizers`)
     base_lr = [group["lr"] for group in optimizer.param_groups]
     best = {name: value.detach().clone() for name, value in params.items()} if store is None else {}
 
@@ -219,7 +220,8 @@ def fit(
             if guard is not None:
                 guard.before_step()
             try:
-                total, length = _differentiate(loss_at(at.step), leaves)
+                with recording():
+                    total, length = _differentiate(loss_at(at.step), leaves)
             except DivergedError:  # of an inner loop, which has no loss to give any more
                 if guard is None or guard.judge.rules.on_nonfinite == "stop":
                     raise
@@ -231,13 +233,18 @@ def fit(
                 if plan.clip_norm > 0:
                     torch.nn.utils.clip_grads_with_norm_(leaves, plan.clip_norm, length)
                 optimizer.step()
+            if at.step + 1 == plan.steps and hasattr(optimizer, "finish"):  # also where a guard left this step out
+                optimizer.finish()
+            if good:
                 good = guard is None or guard.lets_stand(at.step)
             if timer is not None:
                 timer.add(time.perf_counter() - began, first=at.step == began_at)
             at.step += 1
             shown = {"loss": total, "grad_norm": norm} if good else {}  # of a step left out there is nothing to tell
             if good and history is not None and (at.step % plan.log_every == 0 or at.step == plan.steps):
-                history.append({"step": at.step, "kind": "train", **shown, "lr": optimizer.param_groups[0]["lr"]})
+                told = optimizer.shown() if hasattr(optimizer, "shown") else {}
+                lr = optimizer.param_groups[0]["lr"]
+                history.append({"step": at.step, "kind": "train", **shown, "lr": lr, **told})
             on_step(at.step, shown)
             if at.step % plan.eval_every == 0 or at.step == plan.steps:
                 value = validation()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 from metarec import schedules
 from metarec.errors import CheckpointError, DivergedError, Stopped
 from metarec.runs import checkpoint
+from metarec.runs.guard import Guard, Rules
+from metarec.runs.guarded import Guarded
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.signals import Stop
 from metarec.train import Plan, Progress, Store, fit, restore
@@ -203,3 +207,68 @@ def test_a_checkpoint_of_other_sizes_is_refused(tmp_path: Path) -> None:
         restore(checkpoint.resolve(tmp_path), {"w": torch.zeros(3)}, None)
     with pytest.raises(CheckpointError, match="phi/v missing"):
         restore(checkpoint.resolve(tmp_path), {"v": torch.zeros(3)}, None)
+
+
+class Told(torch.optim.SGD):
+    """SGD that writes down what `fit` asks of it."""
+
+    calls: list[str]
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        self.calls.append("(")
+        yield
+        self.calls.append(")")
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.calls.append("step")
+        super().step()
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+    def shown(self) -> dict[str, float]:
+        return {"own": float(len(self.calls))}
+
+
+@pytest.mark.parametrize("skipped", [None, 2])
+def test_an_optimizer_sees_losses_alone_and_ends_ahead_of_the_last_validation(
+    skipped: int | None, tmp_path: Path
+) -> None:
+    params = start()
+    optimizer = Told(params.values(), lr=0.1)
+    calls = optimizer.calls = []
+    guard = Guarded(Guard(Rules(on_nonfinite="skip"), tmp_path / "events.jsonl"), params, optimizer)
+
+    def loss(step: int) -> Iterator[Tensor]:
+        calls.append("loss")
+        yield square(params)(step) * (math.nan if step == skipped else 1.0)
+
+    def validate() -> dict[str, float]:
+        calls.append("val")
+        return {"score": 0.0}
+
+    with History(tmp_path / "history.jsonl") as history:
+        fit(
+            params,
+            loss,
+            optimizer,
+            constant,
+            plan(steps=3, eval_every=2, log_every=1),
+            validate,
+            history=history,
+            guard=guard,
+        )
+    once = ["(", "loss", ")"]
+    last = ["step"] if skipped is None else []
+    assert calls == ["val", *once, "step", *once, "step", "val", *once, *last, "finish", "val"]
+    told = [line["own"] for line in read_history(tmp_path / "history.jsonl") if line["kind"] == "train"]
+    assert told == [5, 9, 15][: 3 if skipped is None else 2]
+
+
+def test_patience_ends_without_finish() -> None:
+    params = start()
+    optimizer = Told(params.values(), lr=0.1)
+    optimizer.calls = []
+    fit(params, square(params), optimizer, constant, plan(patience=1), lambda: {"score": 0.0})
+    assert "finish" not in optimizer.calls

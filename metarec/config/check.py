@@ -145,7 +145,8 @@ def convert(hint: Any, raw: object) -> object:
 
 
 def _several(hint: Any) -> str:
-    inside = EXPECTED[typing.get_args(hint)[-1]]
+    below = typing.get_args(hint)[-1]
+    inside = EXPECTED.get(below) or _several(below)
     return f"a list, each {inside}" if typing.get_origin(hint) is list else f"names with a value each: {inside}"
 
 

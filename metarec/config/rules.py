@@ -17,6 +17,7 @@ from metarec.config import rules_export as of_export
 from metarec.config import rules_generator as of_generators
 from metarec.config import rules_guard as of_guard
 from metarec.config import rules_lm as of_lm
+from metarec.config import rules_optimizer as of_optimizer
 from metarec.config import rules_pretrain as of_pretraining
 from metarec.config import rules_prompts as of_text
 from metarec.config import rules_residual as of_residual
@@ -52,10 +53,14 @@ def supervised_from_nothing(seen: Seen) -> Iterator[Refusal]:
 
 
 def supervised_outer(seen: Seen) -> Iterator[Refusal]:
-    """Options of the outer loop, which a supervised run never enters."""
+    """Options of the outer loop, which a supervised run never enters (its pretraining may step by `optimizer`)."""
     if seen.supervised:
-        for key in [k for section in ("train", "optimizer", "schedule") for k in seen.asked(section)]:
-            yield key, "does nothing: algorithm=supervised has no outer loop", "drop it, or set pretrain.*"
+        sections = (
+            ("train", "schedule") if seen.get("pretrain.optimizer") == "run" else ("train", "optimizer", "schedule")
+        )
+        for key in [k for section in sections for k in seen.asked(section)]:
+            run = ", or add pretrain.optimizer=run" if key.startswith("optimizer") else ""
+            yield key, "does nothing: algorithm=supervised has no outer loop", f"drop it, or set pretrain.*{run}"
 
 
 def supervised_test_steps(seen: Seen) -> Iterator[Refusal]:
@@ -327,6 +332,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_lm.lm_items_frozen,
     *of_anchor.RULES,
     *of_rows.RULES,
+    *of_optimizer.RULES,
     *of_pretraining.RULES,
     *of_teachers.RULES,
     *of_generators.RULES,

@@ -26,7 +26,7 @@ REPORTED = ("mars", "s3rec_beauty", "s3rec_sports", "s3rec_yelp", "s3rec_lastfm"
 SEED_MAX = 2**32 - 1  # the largest that every generator in use takes
 
 
-# parts: models, algorithms, residuals and objectives hold their options themselves (`metarec.parts`)
+# parts: models, algorithms, residuals, objectives and optimizers hold their options themselves (`metarec.parts`)
 
 
 class Part(Protocol):
@@ -46,6 +46,13 @@ class MetaConfig(Part, Protocol):
     inner: Inner
 
 
+class OptimizerConfig(Part, Protocol):
+    lr: float | None
+    clip_norm: float
+    slots: int  # numbers kept for every number trained
+    adaptive: bool  # the size of a step does not follow that of the gradient
+
+
 @dataclass
 class SupervisedConfig:
     name: str = "supervised"
@@ -61,40 +68,6 @@ class HardwareConfig:
     threads: int = ranged(0, min=0)
     deterministic: bool = True
     compile: bool = False
-
-
-# optimizer (of the outer loop)
-
-
-@dataclass
-class AdamConfig:
-    name: str = "adam"
-    lr: float | None = ranged(
-        None, min=0, exclusive=["min"]
-    )  # None = 5e-4 for contexts, 1e-3 for images, 3e-4 for weights
-    betas: list[float] = ranged([0.9, 0.999], min=0, max=1, exclusive=["max"], length=2)
-    eps: float = ranged(1e-8, min=0, exclusive=["min"])
-    weight_decay: float = ranged(0.0, min=0)
-    clip_norm: float = ranged(10.0, min=0)
-
-
-@dataclass
-class AdamWConfig:
-    name: str = "adamw"
-    lr: float | None = ranged(None, min=0, exclusive=["min"])  # None = 5e-4 with contexts, else 3e-4
-    betas: list[float] = ranged([0.9, 0.999], min=0, max=1, exclusive=["max"], length=2)
-    eps: float = ranged(1e-8, min=0, exclusive=["min"])
-    weight_decay: float = ranged(0.01, min=0)
-    clip_norm: float = ranged(10.0, min=0)
-
-
-@dataclass
-class SgdConfig:
-    name: str = "sgd"
-    lr: float = ranged(0.1, min=0, exclusive=["min"])
-    momentum: float = ranged(0.0, min=0, max=1, exclusive=["max"])
-    weight_decay: float = ranged(0.0, min=0)
-    clip_norm: float = ranged(10.0, min=0)
 
 
 # guard (of both loops)
@@ -173,6 +146,7 @@ class PretrainSection:
     epochs: int = ranged(15, min=1)
     min_steps: int = ranged(2500, min=0)  # a small log is read more often than `epochs`
     batch_size: int = ranged(1024, min=1)
+    optimizer: str = ranged("adam", choices=["adam", "run"])
     lr: float | None = ranged(None, min=0, exclusive=["min"])  # None = the model's own
     weight_decay: float = ranged(0.0, min=0)
     clip_norm: float = ranged(5.0, min=0)
@@ -182,7 +156,6 @@ class PretrainSection:
 
 
 AlgorithmConfig = MetaConfig | SupervisedConfig
-OptimizerConfig = AdamConfig | AdamWConfig | SgdConfig
 ScheduleConfig = ConstantConfig | CosineConfig | WarmCosineConfig | LinearConfig
 AnyGuardConfig = GuardConfig | NoGuardConfig
 LoggerConfig = FilesConfig | TensorBoardConfig | MlflowConfig | WandbConfig
@@ -207,7 +180,7 @@ class TrainConfig:
     residual: Part = field(default_factory=partial(parts.default, "residual", "context"))
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     objective: Part = field(default_factory=partial(parts.default, "objective", "cross_entropy"))
-    optimizer: OptimizerConfig = field(default_factory=AdamConfig)
+    optimizer: OptimizerConfig = field(default_factory=partial(parts.default, "optimizer", "adam"))
     schedule: ScheduleConfig = field(default_factory=ConstantConfig)
     guard: AnyGuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -315,7 +288,7 @@ class CompareConfig:
     residual: Part = field(default_factory=partial(parts.default, "residual", "off"))
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     objective: Part = field(default_factory=partial(parts.default, "objective", "cross_entropy"))
-    optimizer: OptimizerConfig = field(default_factory=AdamConfig)
+    optimizer: OptimizerConfig = field(default_factory=partial(parts.default, "optimizer", "adam"))
     schedule: ScheduleConfig = field(default_factory=ConstantConfig)
     guard: AnyGuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -340,9 +313,6 @@ SCHEMAS: dict[tuple[str, str | None], type] = {
     ("dataset", None): DatasetSpec,
     ("algorithm", "supervised"): SupervisedConfig,
     ("hardware", None): HardwareConfig,
-    ("optimizer", "adam"): AdamConfig,
-    ("optimizer", "adamw"): AdamWConfig,
-    ("optimizer", "sgd"): SgdConfig,
     ("schedule", "constant"): ConstantConfig,
     ("schedule", "cosine"): CosineConfig,
     ("schedule", "warm_cosine"): WarmCosineConfig,

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarec.core import inputs
 from metarec.core.batch import Sequences
 from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, rebuilt, tensors
 from metarec.core.ops import linear
@@ -61,6 +62,11 @@ class Layout:
     def of(sequences: Sequences) -> Layout:
         """Made once for a batch, used by every layer and every inner step."""
         return sequences.once(_layout)
+
+    def real(self) -> Tensor:
+        """Which tokens are states, bool [C, N]."""
+        found = torch.zeros(len(self.event), dtype=torch.bool, device=self.event.device)
+        return found.index_fill(0, self.state, True).view(-1, self.width)
 
     def gather(self, events: Tensor) -> Tensor:
         """events [T, M, d] -> tokens [C, N, d]."""
@@ -219,7 +225,8 @@ class Attention:
         y = self._within_sequences(qkv, layout, fused=not twice)
         if prefix is not None:
             # no bias: one that is added to every key does not change a softmax, and a zero value is to stay zero
-            both = layout.spread_values(linear(torch.cat([prefix.keys, prefix.values], 1), self.in_weight))
+            with inputs.only(_every):
+                both = layout.spread_values(linear(torch.cat([prefix.keys, prefix.values], 1), self.in_weight))
             k, v = both[:, : prefix.keys.shape[1], d : 2 * d], both[:, prefix.keys.shape[1] :, 2 * d :]
             q, k, v = (part.reshape(*part.shape[:2], heads, d // heads) for part in (qkv[..., :d], k, v))
             mass = torch.einsum("tnhc,tphc->tnhp", q * q.shape[-1] ** -0.5, k).softmax(-1)
@@ -239,6 +246,10 @@ class Attention:
             q, k, v = part.view(number, length, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 1, 4)
             found.append(kernel(q, k, v).transpose(1, 2).reshape(number * length, d))
         return torch.cat(found).index_select(0, layout.place).view(*qkv.shape[:2], d)
+
+
+def _every() -> None:
+    """Every position is real (`core.inputs.only`)."""
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -113,6 +113,11 @@ class Sequences:
         """The event that each state is behind, int64 [S], in [0, T*M)."""
         return self.task * self.items.shape[1] + self.starts.flatten()[self.row] + self.step
 
+    def events(self) -> Tensor:
+        """Which events some sequence reads, bool [T, M]."""
+        found = torch.zeros(self.items.numel(), dtype=torch.bool, device=self.items.device)
+        return found.index_fill(0, self.event, True).view_as(self.items)
+
     @cached_property
     def _found(self) -> dict[Callable[[Sequences], Any], Any]:
         return {}

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from metarec.core import fused
+from metarec.core import fused, inputs
 from metarec.core.batch import Block, Sequences
 from metarec.core.offsets import Dense
 from metarec.core.own_gradients import OwnWeight, bias_gradient, through_own, weight_gradient
@@ -353,6 +353,8 @@ def gru(x: Tensor, sequences: Sequences, weight: Weight, bias: Weight, start: Te
         start,
         sequences,
     )
+    if inputs.active is not None and inputs.active.name(w.shared) is not None:
+        inputs.active.seen(w.shared, _before(states.detach(), sequences, start)[plan.entry], every=True)
     if leaf is not None and w.tap is not None:
         seen = w.tap.keep(states)
         begin = x.new_zeros(sequences.n_tasks, states.shape[1]) if start is None else w.tap.keep(start)
@@ -366,3 +368,11 @@ def gru(x: Tensor, sequences: Sequences, weight: Weight, bias: Weight, start: Te
     if leaf is not None and b.tap is not None:
         b.tap.add(leaf, lambda grad: Dense(bias_gradient(sequences, grad)))
     return states
+
+
+def _before(states: Tensor, sequences: Sequences, start: Tensor | None) -> Tensor:
+    """The state that each entry of the plan was made from: states [S, H], start [T, H] or None = zero -> [L, H]."""
+    plan, hidden = sequences.plan, states.shape[1]
+    made = states.new_zeros(len(plan.read), hidden).index_copy(0, plan.entry, states)
+    begin = states.new_zeros(sequences.n_tasks, hidden) if start is None else start.detach()
+    return torch.cat([made, begin]).index_select(0, plan.origin)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarec.core import inputs
 from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, rows_at, tensors
 from metarec.core.weights import Factored, Weight, fast
 
@@ -31,6 +32,8 @@ def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
     if isinstance(weight, Factored):
         return linear(x, weight.base, bias) + through_factors(x, weight)
     w, b = fast(weight), None if bias is None else fast(bias)
+    if inputs.active is not None:
+        inputs.active.seen(w.shared, x)
     own_bias = None if b is None or b.offset is None else b.dense()[:, None, :]
     if w.offset is None:
         y = F.linear(x, w.shared, None if b is None or own_bias is not None else b.shared)
@@ -119,6 +122,8 @@ def embed(ids: Tensor, table: Weight) -> Tensor:
         more = torch.bmm(embed(ids, table.b), table.a.own(ids.shape[0]))
         return F.embedding(ids, table.base) + table.scale * more
     e = fast(table)
+    if inputs.active is not None:
+        inputs.active.looked_up(e.shared, ids)
     y = F.embedding(ids, e.shared)
     if e.offset is not None:
         y = y + rows_at(e.offset, ids)
@@ -159,6 +164,8 @@ def linear_rows(
         more = linear_rows(linear(_dropped(x, weight), weight.a), weight.b, None, rows)
         return linear_rows(x, weight.base, bias, rows, bias_rows) + weight.scale * more
     w = fast(weight)
+    if inputs.active is not None:
+        inputs.active.seen(w.shared, x)
     if rows.dim() == 1:
         if rows.numel() > 1 and not bool((rows.diff() > 0).all()):
             raise ValueError("linear_rows: rows must rise without a repeat")
@@ -169,7 +176,8 @@ def linear_rows(
             ids = rows.expand(x.shape[0], -1).contiguous()
             w.tap.add(y, lambda grad: Rows(ids, torch.bmm(grad.transpose(1, 2), seen), n_rows))
     else:
-        y = (x * embed(rows, weight)).sum(-1)
+        with inputs.apart():  # rows to multiply by, not inputs
+            y = (x * embed(rows, weight)).sum(-1)
     return y if bias is None else _plus_bias(y, bias, rows if bias_rows is None else bias_rows)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metarec.core import inputs
 from metarec.core.attention import Layout
 from metarec.core.batch import Sequences
 from metarec.core.ops import linear, linear_rows, through_factors
@@ -22,7 +23,8 @@ def linear_states(states: Tensor, sequences: Sequences, weight: Weight, bias: We
     layout = Layout.of(sequences)
     tokens = states.new_zeros(len(layout.event), states.shape[1]).index_copy(0, layout.state, states)
     tokens = tokens.view(-1, layout.width, states.shape[1])
-    y = linear(tokens, layout.spread(weight), None if bias is None else layout.spread(bias))
+    with inputs.only(layout.real):
+        y = linear(tokens, layout.spread(weight), None if bias is None else layout.spread(bias))
     return y.flatten(0, 1).index_select(0, layout.state)
 
 

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarec.core import inputs
 from metarec.core.attention import differentiated_twice
 from metarec.core.batch import Sequences
 from metarec.core.ops import embed
@@ -261,12 +262,14 @@ class CausalLM:
         if rows.longest > self.max_len:
             raise ValueError(f"CausalLM: a sequence of {rows.longest} events, but max_len={self.max_len} positions")
         ids = (sequences.items - 1).clamp(min=0) if self._by_tokens else sequences.items
-        x = dropout(embed(ids, params[self.tables[0]]), self.dropout, generator)
+        with inputs.only(sequences.events):
+            x = dropout(embed(ids, params[self.tables[0]]), self.dropout, generator)
         if not rows.longest:
             return x.new_zeros(n_tasks, self.net.width)
         x = x.flatten(0, 1).index_select(0, rows.event).view(-1, rows.longest, self.net.width)
         twice = differentiated_twice(params.values())
-        h = self.net(x, Bound(params, n_tasks, eager=twice, whole=x.dtype == torch.float64))
+        with inputs.only(lambda: rows.real(n_tasks)):
+            h = self.net(x, Bound(params, n_tasks, eager=twice, whole=x.dtype == torch.float64))
         return torch.cat([h.new_zeros(n_tasks, self.net.width), h.flatten(0, 1).index_select(0, rows.state)])
 
     def score(
@@ -349,6 +352,11 @@ class _Rows:
     longest: int  # L
     event: Tensor  # int64 [T * R * L], in [0, T * M); any event of the task behind the last one
     state: Tensor  # int64 [S], in [0, T * R * L)
+
+    def real(self, n_tasks: int) -> Tensor:
+        """Which tokens are states, bool [T, R * L]."""
+        found = torch.zeros(len(self.event), dtype=torch.bool, device=self.event.device)
+        return found.index_fill(0, self.state, True).view(n_tasks, -1)
 
 
 def _rows(sequences: Sequences) -> _Rows:

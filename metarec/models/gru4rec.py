@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from metarec.core import inputs
 from metarec.core.batch import Sequences
 from metarec.core.gru import gru
 from metarec.core.ops import embed, linear
@@ -115,6 +116,11 @@ class GRU4Rec:
         return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1}) | {"fc.bias": 1}
 
     @property
+    def slower(self) -> tuple[tuple[str, ...], ...]:
+        """Patterns of what moves on a slower timescale than recurrence and embedding, level by level: the output layer."""
+        return (("fc.*",),)
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads; tied, the embedding is both body and head."""
         return ("embedding.weight" if self.tie else "fc.weight", "fc.bias", "context.shift", "scale.state")
@@ -139,14 +145,16 @@ class GRU4Rec:
 
         A generator switches dropout on.
         """
-        x = dropout(embed(sequences.items, params["embedding.weight"]), self.embedding_dropout, generator)
+        with inputs.only(sequences.events):
+            x = dropout(embed(sequences.items, params["embedding.weight"]), self.embedding_dropout, generator)
         at, states, start = sequences, x, None
         for i in range(self.n_layers):
             if i:
                 at = sequences.once(_as_events)
                 x = dropout(states, self.dropout, generator)
                 x = x.new_zeros(at.items.numel(), self.hidden_dim).index_copy(0, at.event, x).view(*at.items.shape, -1)
-            x = linear(x, params[f"gru.weight_ih_l{i}"], params[f"gru.bias_ih_l{i}"])
+            with inputs.only(at.events):
+                x = linear(x, params[f"gru.weight_ih_l{i}"], params[f"gru.bias_ih_l{i}"])
             if f"scale.input_l{i}" in params:
                 x = rescaled(x, own(params[f"scale.input_l{i}"], sequences.n_tasks))
             start = own(params[_start(i)], sequences.n_tasks) if _start(i) in params else None

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from metarec.core import inputs
 from metarec.core.batch import Sequences
 from metarec.core.gru import gru
 from metarec.core.ops import embed, linear
@@ -91,6 +92,12 @@ class NARM:
         return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1, "fc.bias": 1})
 
     @property
+    def slower(self) -> tuple[tuple[str, ...], ...]:
+        """Patterns of what moves on a slower timescale than recurrence and embedding, level by level: attention, then the
+        decoder or output layer."""
+        return (("attention.*",), ("decoder.*", "fc.*"))
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads; tied, the embedding is both body and head."""
         table = ("embedding.weight", "decoder.weight") if self.tie else ("fc.weight", "fc.bias")
@@ -115,8 +122,9 @@ class NARM:
         Before any event there is nothing to look back at. A generator switches dropout on.
         """
         n_tasks = sequences.n_tasks
-        x = dropout(embed(sequences.items, params["embedding.weight"]), self.embedding_dropout, generator)
-        x = linear(x, params["gru.weight_ih_l0"], params["gru.bias_ih_l0"])
+        with inputs.only(sequences.events):
+            x = dropout(embed(sequences.items, params["embedding.weight"]), self.embedding_dropout, generator)
+            x = linear(x, params["gru.weight_ih_l0"], params["gru.bias_ih_l0"])
         if "scale.input_l0" in params:
             x = rescaled(x, own(params["scale.input_l0"], n_tasks))
         start = own(params["context.state"], n_tasks) if "context.state" in params else None

@@ -23,11 +23,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from metarec.core import inputs
 from metarec.core.attention import Attention, Layout, Prefix, differentiated_twice
 from metarec.core.batch import Sequences
 from metarec.core.ops import embed, layer_norm, linear
 from metarec.core.states import dropout, score_items
-from metarec.core.weights import Params, Weights, own, rescaled
+from metarec.core.weights import Factored, Params, Weights, fast, own, rescaled
 from metarec.models.personal import personal
 from metarec.options import Refusal, ranged
 
@@ -123,6 +124,14 @@ class SASRec:
         return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1, "fc.bias": 1})
 
     @property
+    def slower(self) -> tuple[tuple[str, ...], ...]:
+        """Patterns of what moves on a slower timescale than attention and embeddings, level by level: the feed-forward
+        layers of the lower half of the blocks, then those of the upper half."""
+        half = -(-self.n_layers // 2)
+        blocks = range(half), range(half, self.n_layers)
+        return tuple(tuple(f"layers.{i}.ffn*" for i in own) for own in blocks)
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads, the last norm not among it; tied, the embedding is both body and head."""
         return (*(("embedding.weight",) if self.tie else ("fc.weight", "fc.bias")), "context.shift", "scale.state")
@@ -157,11 +166,17 @@ class SASRec:
         twice = differentiated_twice(params.values())
 
         def positions(count: int) -> Tensor:  # [T, count, d]
-            return embed(
-                torch.arange(count, device=sequences.items.device).repeat(n_tasks, 1), params["position.weight"]
-            )
+            with inputs.apart():  # once for all tokens; which token reads which row is said below
+                return embed(
+                    torch.arange(count, device=sequences.items.device).repeat(n_tasks, 1), params["position.weight"]
+                )
 
-        h = layout.gather(embed(sequences.items, params["embedding.weight"]))
+        with inputs.only(sequences.events):
+            h = layout.gather(embed(sequences.items, params["embedding.weight"]))
+        if inputs.active is not None:
+            places = params["position.weight"]
+            table = fast(places.b if isinstance(places, Factored) else places)
+            inputs.active.looked_up(table.shared, sequences.step, every=True)
         h = h + layout.gather_positions(positions(layout.longest))
         h = dropout(h, self.dropout, generator)
         prefix = placed = None
@@ -178,13 +193,17 @@ class SASRec:
                 seen = Prefix(layer_norm(placed, layer["norm1.weight"], layer["norm1.bias"]), prefix)
             x = layer_norm(h, of_chunks["norm1.weight"], of_chunks["norm1.bias"])
             scale = _keys_and_values(params, i, n_tasks, h.new_zeros(n_tasks, self.dim))
-            attended = attention(x, layout, twice=twice, prefix=seen, scale=scale)
+            with inputs.only(layout.real):
+                attended = attention(x, layout, twice=twice, prefix=seen, scale=scale)
             h = h + dropout(attended, self.dropout, generator)
             x = layer_norm(h, of_chunks["norm2.weight"], of_chunks["norm2.bias"])
-            x = linear(x, of_chunks["ffn1.weight"], of_chunks["ffn1.bias"]).relu()
+            with inputs.only(layout.real):
+                x = linear(x, of_chunks["ffn1.weight"], of_chunks["ffn1.bias"]).relu()
             if f"scale.l{i}.ffn" in params:
                 x = rescaled(x, layout.spread_values(own(params[f"scale.l{i}.ffn"], n_tasks)))
-            h = h + dropout(linear(x, of_chunks["ffn2.weight"], of_chunks["ffn2.bias"]), self.dropout, generator)
+            with inputs.only(layout.real):
+                x = linear(x, of_chunks["ffn2.weight"], of_chunks["ffn2.bias"])
+            h = h + dropout(x, self.dropout, generator)
         h = layer_norm(h, layout.spread(params["norm.weight"]), layout.spread(params["norm.bias"]))
         return torch.cat([h.new_zeros(n_tasks, self.dim), h.flatten(0, 1).index_select(0, layout.state)])
 

@@ -16,7 +16,7 @@ import torch
 from metarec import build
 from metarec.algorithms import Algorithm
 from metarec.benches import AnyBench
-from metarec.config.schema import NoGuardConfig, SgdConfig, TrainConfig
+from metarec.config.schema import NoGuardConfig, TrainConfig
 from metarec.core.batch import EpisodeBatch, Sequences
 from metarec.errors import EnvironmentFault
 from metarec.runs.memory_need import Batch, Loop, Need, available, estimate, refuse, state_numbers
@@ -61,7 +61,7 @@ def need_of(config: TrainConfig, bench: AnyBench, made: Algorithm) -> Need:
         frozenset(name for name in learned if weight_of(name) in model.head),
         per_state=_per_state(model, batch),
         itemsize=torch.empty((), dtype=bench.hardware.dtype).element_size(),
-        slots=int(optimizer.momentum > 0) if isinstance(optimizer, SgdConfig) else 2,
+        slots=optimizer.slots,
         keeps=not isinstance(guard, NoGuardConfig) and "rollback" in (guard.on_nonfinite, guard.on_spike),
         trained=sum(math.prod(shape) for name, shape in learned.items() if begins or not loop.moves(name)),
         on_cpu=bench.hardware.device.type == "cpu",

@@ -93,6 +93,8 @@ def meta_train(
     # what the model cannot have is refused before anything is pretrained; its step size comes from the control later
     nominal = m.algorithm_of(bench, config, options, Control(1.0, UNTUNED_STEPS, 0.0, []))
     statistics = build.statistics(nominal, bench.model)
+    if getattr(config.optimizer, "asks_names", False):
+        _ask_optimizer(config, options, bench, nominal)
     memory.expected(config, bench, nominal, say, weights_are_there=False)
     stored: dict[str, Any] = {}
     if found:
@@ -153,10 +155,7 @@ def meta_train(
         say(line)
     if line := remembered(config, bench):
         say(line)
-    optimizer = build.optimizer(
-        config.optimizer, phi, build.outer_lr(config), getattr(options.inner, "rates_lr", None),
-        build.outer_lrs(config.residual),
-    )  # fmt: skip
+    optimizer = _optimizer(config, options, bench, phi)
     guard = build.guard(config.guard, phi, optimizer, run_dir / FILE, lambda line: bar.note(f"meta-train: {line}"))
     at = None
     if found:
@@ -219,6 +218,24 @@ def taught_by(
     return found, replace(bench, taught=found.users.numpy())
 
 
+def _ask_optimizer(config: TrainConfig, options: MetaConfig, bench: AnyBench, algorithm: Algorithm) -> None:
+    """ConfigError for what the outer optimizer cannot make of what will be trained, of which names and shapes are known."""
+    base = {name: torch.empty(shape, device="meta") for name, shape in bench.model.shapes().items()}  # no numbers
+    over = build.residual(config.residual, bench.model, base)
+    phi = build.trainable(algorithm.learned(over.init(generator(config.seed, "residual"))))
+    for name in getattr(over, "fixed", ()):
+        phi[name].requires_grad_(False)
+    _optimizer(config, options, bench, phi)
+
+
+def _optimizer(config: TrainConfig, options: MetaConfig, bench: AnyBench, phi: Params) -> torch.optim.Optimizer:
+    """The outer one, over what of phi [*S each] is trained."""
+    return build.optimizer(
+        config.optimizer, phi, build.outer_lr(config), getattr(options.inner, "rates_lr", None),
+        build.outer_lrs(config.residual), bench.model,
+    )  # fmt: skip
+
+
 def remembered(config: TrainConfig, bench: AnyBench) -> str | None:
     """What a memory keeps of a user, for the reader; None where there is none."""
     if not getattr(config.residual, "reads_memory", False) or not isinstance(bench, SequenceBench):
@@ -260,7 +277,7 @@ def _losses(
             dropping = over.dropping(of_factors)  # type: ignore[attr-defined]
             query_tasks = replace(query_tasks, compose=dropping, compose_on=None)  # which a query has no use for
         drawn = generator(config.seed, "query items", step, device)
-        query = query_tasks.loss(batch.query, dropped, None, drawn, outside)
+        query = query_tasks.loss(batch.query, dropped, None, drawn, outside, recorded=True)
         support, query = showing.support(batch, support), showing.query(batch, query)
         losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
         yield losses.sum() / config.train.meta_batch_size

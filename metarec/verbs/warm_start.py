@@ -107,12 +107,15 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
         "data": [bench.prepared.fingerprint, config.dataset.history],
         "model": asdict(config.model) | model_files(bench),
         "objective": build.unanchored(config),
-        "pretrain": asdict(config.pretrain) | {"lr": build.pretrain_lr(config)},
+        "pretrain": {key: value for key, value in asdict(config.pretrain).items() if key != "optimizer"}
+        | {"lr": build.pretrain_lr(config)},
         "monitor": [config.evaluation.monitor, config.evaluation.ties],
         "seed": config.seed,
         "hardware": [str(on.device), str(on.dtype), torch.get_num_threads(), *on.changes],
         "versions": [metarec_version(), torch.__version__],
     }
+    if (own := build.pretrain_options(config)) is not None:
+        parts["optimizer"] = asdict(own)
     # a guard that only watches ends with the same weights as none
     if getattr(config.guard, "on_nonfinite", "stop") != "stop" or _acts_on_spikes(config):
         parts["guard"] = asdict(config.guard)
@@ -154,7 +157,7 @@ def pretrain(
         monitor=config.evaluation.monitor,
         log_every=config.logger.every,
     )
-    optimizer = torch.optim.Adam(params.values(), lr=build.pretrain_lr(config), weight_decay=options.weight_decay)
+    optimizer = build.pretrain_optimizer(config, params, bench.model)
     tasks, device, ties = bench.tasks(), bench.hardware.device, config.evaluation.ties
     guard = build.guard(config.guard, params, optimizer, events, lambda line: bar.note(f"pretrain: {line}"))
     at = None

@@ -19,10 +19,10 @@ from metarec.algorithms import cavia as cavia_file
 from metarec.algorithms.cavia import CAVIA, cavia
 from metarec.algorithms.inner import RATE, InnerLoop
 from metarec.algorithms.maml import MAML
-from metarec.config import schema
 from metarec.core.weights import Params
 from metarec.errors import ConfigError
 from metarec.evaluate import Control
+from metarec.optimizers import adamw, sgd
 from metarec.options import LearnedInner
 from metarec.residual import context
 from metarec.residual.context import ContextResidual
@@ -162,7 +162,7 @@ def test_a_user_adapts_from_zero_and_weights_are_shared() -> None:
     assert torch.equal(tasks.logits(still, batch.query), tasks.logits(weights(), batch.query))
 
 
-@pytest.mark.parametrize("optimizer", [schema.AdamWConfig(weight_decay=0.1), schema.SgdConfig(lr=0.1, momentum=0.9)])
+@pytest.mark.parametrize("optimizer", [adamw.Config(weight_decay=0.1), sgd.Config(lr=0.1, momentum=0.9)])
 def test_an_outer_step_leaves_contexts_at_zero(optimizer: Any) -> None:
     """As a run is put together: from the configuration, with the outer optimizer."""
     residual, batch = ContextResidual(weights(), MODEL.context_shapes()), small_log(7).episodes(K, Q)

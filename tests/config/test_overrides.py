@@ -33,7 +33,7 @@ def config(*words: str, verb: str = "train", **options: Any) -> Any:
         ("train.lr=0.1", "did you mean algorithm.inner.lr or optimizer.lr or pretrain.lr?"),
         ("sampler=window", "sampler: window: unknown key -- did you mean train.sampler?"),
         ("optimzer=sgd", "optimzer: sgd: unknown key -- did you mean optimizer?"),
-        ("optimizer=sdg", "optimizer: sdg: no such alternative -- did you mean sgd? choose adam|adamw|sgd"),
+        ("optimizer=sdg", "optimizer: sdg: no such alternative -- did you mean sgd? choose adam|adamw|"),
         ("residual=maybe", f"residual: maybe: no such alternative -- choose {'|'.join(parts.names('residual'))}"),
         ("schedule.final_factor=0.5", "schedule=constant has no such key -- it belongs to schedule=cosine|linear"),
         ("+train.foo=1", "train.foo: 1: unknown key"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from reference.generator_rule_cases import CASES as OF_GENERATORS
+from reference.optimizer_rule_cases import CASES as OF_OPTIMIZERS
 from reference.prompt_cases import CASES as OF_TEXT
 from reference.residual_rule_cases import CASES as OF_RESIDUALS
 from reference.rule_cases import CASES as MOST
@@ -21,6 +22,7 @@ CASES = [
     *OF_RESIDUALS,
     *OF_TEACHERS,
     *OF_GENERATORS,
+    *OF_OPTIMIZERS,
     (
         "images_unused",
         "dataset=omniglot data_dir=d pretrain.epochs=2",

@@ -30,7 +30,7 @@ SHIPPED = {
     "logger": 4,
     "model": 5,
     "objective": 6,
-    "optimizer": 3,
+    "optimizer": 6,
     "residual": 9,
     "schedule": 4,
 }

@@ -14,10 +14,10 @@ from reference.meta_reference import Loop, maml, step_weights
 from torch import Tensor
 
 from metarec import build, parts
-from metarec.config.schema import AdamConfig
 from metarec.core.weights import Params
 from metarec.errors import ConfigError
 from metarec.evaluate import Control
+from metarec.optimizers import adam
 from metarec.residual import memory
 
 
@@ -123,7 +123,7 @@ def test_the_numbers_have_a_step_size_of_their_own_and_the_weights_stay() -> Non
     on = replace(parts.default("residual", "memory"), lr=0.5, train_weights=True)
     made = build.residual(on, MODEL, BASE)
     phi = build.trainable(made.init(torch.Generator()))
-    optimizer = build.optimizer(AdamConfig(), phi, build.OUTER_LR["weights"], None, build.outer_lrs(on))
+    optimizer = build.optimizer(adam.Config(), phi, build.OUTER_LR["weights"], None, build.outer_lrs(on))
     assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [(len(BASE), 3e-4), (5, 0.5)]
     assert optimizer.param_groups[1]["weight_decay"] == 0
     frozen = build.residual(replace(on, train_weights=False), MODEL, BASE)

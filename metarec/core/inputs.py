@@ -1,0 +1,155 @@
+"""Second moments of what weights read while losses are made, for optimizers that step by them (`optimizers.delta`).
+
+    of a matrix W [out, in]           M = mean over positions of x x^T       [in, in],  x what the operator multiplies by W
+    of a table E [rows, d]            f = how often a row is looked up       [rows], a share: E is the transpose of a matrix
+                                                                             whose inputs are unit vectors, and M = diag(f)
+
+Operators (`core.ops`, `core.gru`) are the readers of weights, and tell `active` what they read; there is one only inside of
+`recorded`, which an optimizer opens around the losses of a step, and there only inside of `reading`, which a loss opens that
+counts. Anything else costs them a comparison with None.
+
+A weight is known by where its numbers lie, so a detached one, or rows of it, are it as well; and by name, so that what is
+composed of a base and a residual counts for the residual. `only` says which positions of a packed batch are real: a mean is
+over these. Nothing here is differentiated.
+
+Shapes: T tasks, N positions a task, S states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from metarec.core.weights import FastWeight, Weights
+
+
+@dataclass
+class Moments:
+    """Sums over all passes since they were last taken, of the weights called `names`."""
+
+    names: Collection[str]
+    inputs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # sum of x x^T [in, in], number of x
+    rows: dict[str, Tensor] = field(default_factory=dict)  # look-ups of each row [rows]
+
+    def take(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+        """Name -> (M [in, in], f [rows]) of each weight that was read, None where it was not read that way; then empty."""
+        means = {name: total / count.clamp(min=1) for name, (total, count) in self.inputs.items()}
+        shares = {name: counts / counts.sum().clamp(min=1) for name, counts in self.rows.items()}
+        self.clear()
+        return {name: (means.get(name), shares.get(name)) for name in self.names if name in means or name in shares}
+
+    def clear(self) -> None:
+        """Forget what was read."""
+        self.inputs, self.rows = {}, {}
+
+
+class Reading:
+    """One pass: which numbers are which weight's, and which positions are real."""
+
+    def __init__(self, into: Moments, *of: Weights) -> None:
+        self.into, self.real = into, None
+        self.places: dict[int, list[tuple[int, int, str]]] = {}
+        for weights in of:
+            for name, weight in weights.items():
+                shared = weight.shared if isinstance(weight, FastWeight) else weight
+                if name in into.names and isinstance(shared, Tensor) and shared.numel():
+                    begin = shared.data_ptr()
+                    place = (begin, begin + shared.numel() * shared.element_size(), name)
+                    self.places.setdefault(shared.untyped_storage().data_ptr(), []).append(place)
+
+    real: Tensor | None  # bool [T, N]
+
+    def name(self, shared: Tensor) -> str | None:
+        """Of the weight [*S] that these numbers are; None for one that nobody asks for."""
+        at = shared.data_ptr()
+        near = self.places.get(shared.untyped_storage().data_ptr(), ())
+        return next((name for begin, end, name in near if begin <= at < end), None)
+
+    @torch.no_grad()
+    def seen(self, shared: Tensor, x: Tensor, every: bool = False) -> None:
+        """x [..., in] is multiplied by `shared` [out, in]; `every`: at real positions alone, whatever `only` says."""
+        name = self.name(shared)
+        if name is None:
+            return
+        with torch.autocast(x.device.type, enabled=False):
+            flat = x.detach().to(shared.dtype).reshape(-1, x.shape[-1])
+            if self.real is not None and not every:
+                flat = flat[self._real(x.shape[:-1])]
+            total, count = flat.T @ flat, flat.new_tensor(float(len(flat)))
+            if name in self.into.inputs:
+                before, number = self.into.inputs[name]
+                total, count = before + total, number + count
+            self.into.inputs[name] = (total, count)
+
+    @torch.no_grad()
+    def looked_up(self, shared: Tensor, ids: Tensor, every: bool = False) -> None:
+        """Rows ids int64 [...] of `shared` [rows, d] are read."""
+        name = self.name(shared)
+        if name is None:
+            return
+        flat = ids.reshape(-1)
+        if self.real is not None and not every:
+            flat = flat[self._real(ids.shape)]
+        counts = torch.bincount(flat, minlength=len(shared)).to(shared.dtype)
+        self.into.rows[name] = self.into.rows[name] + counts if name in self.into.rows else counts
+
+    def _real(self, shape: torch.Size) -> Tensor:
+        assert self.real is not None
+        if self.real.shape != shape:
+            raise ValueError(f"positions {list(shape)} are read, and which are real is said of {list(self.real.shape)}")
+        return self.real.reshape(-1)
+
+
+active: Reading | None = None  # of the pass that is being made
+_into: Moments | None = None  # of the optimizer whose step it is
+
+
+@contextmanager
+def recorded(into: Moments) -> Iterator[None]:
+    """Passes inside that count are added to `into`, which is emptied first. Contexts of this kind do not nest."""
+    global _into
+    assert _into is None
+    into.clear()
+    _into = into
+    try:
+        yield
+    finally:
+        _into = None
+
+
+def reading(counts: bool, *of: Weights) -> AbstractContextManager[None]:
+    """A pass over weights, given as often as they have other numbers under the same names; without `counts` it is none."""
+    return _now(Reading(_into, *of)) if counts and _into is not None else nullcontext()
+
+
+def apart() -> AbstractContextManager[None]:
+    """What is read inside is read for another reason than its result."""
+    return nullcontext() if active is None else _now(None)
+
+
+@contextmanager
+def _now(pass_: Reading | None) -> Iterator[None]:
+    global active
+    before, active = active, pass_
+    try:
+        yield
+    finally:
+        active = before
+
+
+def only(real: Callable[[], Tensor | None]) -> AbstractContextManager[None]:
+    """Of the positions read inside, those of real() bool [T, N] count; of None all. Not called where nobody looks."""
+    return nullcontext() if active is None else _masked(active, real())
+
+
+@contextmanager
+def _masked(pass_: Reading, real: Tensor | None) -> Iterator[None]:
+    before, pass_.real = pass_.real, real
+    try:
+        yield
+    finally:
+        pass_.real = before
