@@ -32,6 +32,7 @@ from metarec.config.schema import (
     TrainConfig,
 )
 from metarec.core.weights import Params
+from metarec.data import characters
 from metarec.data.batches import Batcher
 from metarec.data.episodes import held_out
 from metarec.data.history import Stream
@@ -334,6 +335,10 @@ def data(config: Config, spec: DatasetSpec, report: Any, export: Path | None = N
             raise ConfigError("export", export, "text tasks have no tables to export", "leave it out")
         path = None if spec.path is None else locate(spec, data_dir(config))
         return Prompts.load(spec.prompts, path, cache_dir(config), spec.name, report)
+    if spec.source == "characters":
+        if export is not None:
+            raise ConfigError("export", export, "running text has no tables to export", "leave it out")
+        return characters.load(spec.characters, locate(spec, data_dir(config)), spec.name)
     return prepare(spec, data_dir=data_dir(config), cache_dir=cache_dir(config), report=report, export_dir=export)
 
 

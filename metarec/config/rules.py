@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from metarec import parts
 from metarec.config import rules_anchor as of_anchor
+from metarec.config import rules_characters as of_characters
 from metarec.config import rules_compare as of_compare
 from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
@@ -351,6 +352,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     ev.history_of_images,
     ev.vocabulary_of_a_log,
     *of_text.RULES,
+    *of_characters.RULES,
 )
 
 

@@ -19,14 +19,14 @@ from metarec.config.schema import TrainConfig
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
 from metarec.errors import CheckpointError
-from metarec.evaluate import Control, pair_metrics
+from metarec.evaluate import LIKELIHOOD, Control, pair_metrics
 from metarec.models.convert import from_state_dict
 from metarec.pretrain import loss_of_step, training_pieces, validation_pairs
 from metarec.report.progress import progress
 from metarec.runs import atomic, checkpoint
 from metarec.runs.environment import metarec_version
 from metarec.runs.guard import PRETRAIN_FILE
-from metarec.runs.history import History
+from metarec.runs.history import History, read_history
 from metarec.runs.legacy import read_legacy
 from metarec.runs.signals import Stop
 from metarec.tasks import Model
@@ -75,7 +75,7 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
             path.unlink(missing_ok=True)
         with History(lines) as history:
             best, at = pretrain(config, bench, fresh, history, events, stop=stop)
-        summary = {"best_step": at.best_step, "steps": at.step, f"val_{config.evaluation.monitor}": at.best_value}
+        summary = {"best_step": at.best_step, "steps": at.step, **best_values(config, at, lines)}
         cpu = {name: value.detach().cpu() for name, value in best.items()}
         stored = {"summary": summary, "history": lines.read_text(encoding="utf-8")}
         stored["events"] = events.read_text(encoding="utf-8") if events.exists() else ""
@@ -98,6 +98,15 @@ def tuned_control(config: TrainConfig, bench: AnyBench, base: Params, source: di
             lambda: asdict(m.control_of(bench, base, config.logger.console)),
         )
     )
+
+
+def best_values(config: TrainConfig, at: Progress, lines: Path) -> dict[str, float]:
+    """The best validation of pretraining: the monitored figure, and with `pretrain.monitor=perplexity` both there."""
+    name = config.evaluation.monitor
+    if config.pretrain.monitor == "metric":
+        return {f"val_{name}": at.best_value}
+    best = next(row for row in read_history(lines) if row["kind"] == "val" and row["step"] == at.best_step)
+    return {f"val_{key}": best["zeroshot"][key] for key in (name, "perplexity")}
 
 
 def cache_key(config: TrainConfig, bench: AnyBench) -> str:
@@ -144,14 +153,14 @@ def pretrain(
             bench.prepared, config.model.max_len, options.batch_size, config.seed, bench.batcher.stream, bench.unread
         )
         pairs = validation_pairs(bench.prepared)
-    per_epoch = pieces.steps_per_epoch
+    per_epoch, by_perplexity = pieces.steps_per_epoch, options.monitor == "perplexity"
     plan = Plan(
         steps=max(options.epochs * per_epoch, options.min_steps),
         eval_every=max(options.eval_every_epochs * per_epoch, LEAST_BETWEEN_VALIDATIONS),
         patience=options.patience,
         checkpoint_every=max(config.train.checkpoint_every, per_epoch),
         clip_norm=options.clip_norm,
-        monitor=config.evaluation.monitor,
+        monitor=LIKELIHOOD if by_perplexity else config.evaluation.monitor,
         log_every=config.logger.every,
     )
     optimizer = torch.optim.Adam(params.values(), lr=build.pretrain_lr(config), weight_decay=options.weight_decay)
@@ -174,7 +183,7 @@ def pretrain(
 
         at, best = fit(
             params, loss_of_step(tasks, bench.batcher, pieces, params, device), optimizer, lambda step: 1.0, plan,
-            lambda: pair_metrics(tasks, bench.batcher, pairs, params, ties, device),
+            lambda: pair_metrics(tasks, bench.batcher, pairs, params, ties, device, likelihood=by_perplexity),
             at=at, store=store, history=history, on_step=on_step, stop=stop, guard=guard,
         )  # fmt: skip
     return best, at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from reference.character_cases import CASES as OF_CHARACTERS
 from reference.prompt_cases import CASES as OF_TEXT
 from reference.residual_rule_cases import CASES as OF_RESIDUALS
 from reference.rule_cases import CASES as MOST
@@ -16,6 +17,7 @@ ANCHOR = "objective.kl_anchor.weight=0.1"
 CASES = [
     *MOST,
     *OF_TEXT,
+    *OF_CHARACTERS,
     *OF_RESIDUALS,
     (
         "images_unused",

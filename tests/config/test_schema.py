@@ -22,7 +22,7 @@ from metarec.verbs.cells import cells
 YAMLS = sorted(conf_dir().glob("*/*.yaml"))
 SHIPPED = {
     "algorithm": 9,
-    "dataset": 28,
+    "dataset": 29,
     "evaluation": 3,
     "experiment": 22,
     "guard": 2,
