@@ -28,7 +28,7 @@ SHIPPED = {
     "guard": 2,
     "hardware": 4,
     "logger": 4,
-    "model": 5,
+    "model": 6,
     "objective": 6,
     "optimizer": 3,
     "residual": 9,
