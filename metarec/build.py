@@ -48,7 +48,8 @@ from metarec.errors import ConfigError
 from metarec.evaluate import Control
 from metarec.models import Catalogue
 from metarec.objectives import Items
-from metarec.options import KLAnchor, Several, matching
+from metarec.objectives.surprise import Surprise
+from metarec.options import KLAnchor, Several, SurpriseTerm, matching
 from metarec.residual import Residual, several
 from metarec.runs.guard import Guard, Rules
 from metarec.runs.guarded import Guarded
@@ -97,8 +98,18 @@ def objective(config: Part, prepared: AnyPrepared, seed: int, device: torch.devi
 
 
 def unanchored(config: TrainConfig) -> dict[str, Any]:
-    """The options of the objective that pretraining and fine-tuning see: all but its anchor."""
-    return {name: value for name, value in asdict(config.objective).items() if name != "kl_anchor"}
+    """The options of the objective that pretraining sees: all but its anchor, and surprise where it is part of it."""
+    seen = asdict(config.objective)
+    paid = seen.pop("surprise", {})
+    if Surprise.at(surprise(config), "pretrain", 0) is not None:
+        seen["surprise"] = {name: value for name, value in paid.items() if name != "where"}
+    return {name: value for name, value in seen.items() if name != "kl_anchor"}
+
+
+def surprise(config: TrainConfig) -> SurpriseTerm:
+    """`objective.surprise`; of an objective that has no such section, none."""
+    found: SurpriseTerm = getattr(config.objective, "surprise", SurpriseTerm())
+    return found
 
 
 def anchor(config: TrainConfig) -> KLAnchor:

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from metarec.core.batch import ImageBatch, PairBatch
+from metarec.core.states import Watch
 from metarec.core.weights import Params, Weights
 from metarec.objectives.kl_anchor import Anchor
 from metarec.objectives.scores import Scores
+from metarec.objectives.surprise import Surprise
 
 # phi, scores [T, N, V], pairs, all states, what gives those of other pairs -> scores in their place (`residual.memory`)
 Mix = Callable[[Weights, Tensor, PairBatch, Tensor, Callable[[PairBatch], Tensor]], Tensor]
@@ -41,6 +43,9 @@ class Model(Protocol):
 
     A model may have `scale_shapes` as well: what `residual=ia3` adapts, in the same way. And `item_rows`, what
     `residual=rows` adapts: name of each weight that has a row for every item -> item's number less that of its row.
+
+    And `levels`, names of parts of itself: then `encode` takes a `watch` (`core.states.Watch`), calls it with what each puts
+    out, [T + S, H], and goes on with what it gives back. Of any other model what `encode` gives is the level `fast`.
     """
 
     @property
@@ -77,14 +82,22 @@ class Mixed:
     device: str  # its type
 
     @property
+    def levels(self) -> tuple[str, ...]:
+        """The model's, where it names any."""
+        return tuple(getattr(self.model, "levels", ()))
+
+    @property
     def n_items(self) -> int:
         """V, the model's."""
         return self.model.n_items
 
-    def encode(self, params: Weights, inputs: Any, generator: torch.Generator | None = None) -> Tensor:
-        """As the model's, under autocast; the states are float32."""
+    def encode(
+        self, params: Weights, inputs: Any, generator: torch.Generator | None = None, watch: Watch | None = None
+    ) -> Tensor:
+        """As the model's, under autocast; the states are float32. `watch`: of a model that has levels."""
         with torch.autocast(self.device, torch.bfloat16):
-            return self.model.encode(params, inputs, generator).float()
+            more: dict[str, Any] = {} if watch is None else {"watch": watch}
+            return self.model.encode(params, inputs, generator, **more).float()
 
     def score(
         self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
@@ -117,6 +130,7 @@ class Tasks:
         weights: Tensor | None = None,
         items: torch.Generator | None = None,
         anchor: Anchor | None = None,
+        surprise: Surprise | None = None,
     ) -> Callable[[Weights], Tensor]:
         """phi -> the loss of every task [T]: sum(w * each) / sum(w) over the pairs that count, 0 where none does.
 
@@ -126,28 +140,34 @@ class Tasks:
         recomputed, and compared with a difference; and the generators given are left as they were, so another loss needs
         others (`core.seeding`). What is drawn depends on no shape, so pieces of a batch that are given equal `items` are
         judged against the same ones. `weights` float [N] or [T, N], >= 0: what a pair counts, 1 without. `anchor` is
-        part of what a pair costs.
+        part of what a pair costs, and `surprise`, which reads the gradient of all the rest.
         """
         kept = None if generator is None else generator.clone_state()
         draw = items.clone_state() if items is not None else None if kept is None else _apart(kept)
         target, counts, model = pairs.target, pairs.target > 0, self._on(pairs)
         compose = self.compose if self.compose_on is None else self.compose_on(pairs)
 
+        def mean(each: Tensor) -> Tensor:
+            if weights is None:
+                return each.sum(1) / counts.sum(1).clamp(min=1)
+            total = (weights * counts).sum(1)
+            return (weights * each).sum(1) / torch.where(total > 0, total, 1.0)
+
         def loss(phi: Weights) -> Tensor:
             theta, dropping = compose(phi), None if kept is None else kept.clone_state()
-            states = model.encode(theta, pairs.inputs, dropping)
+            levels: dict[str, Tensor] = {}
+            states = _encoded(model, theta, pairs, dropping, None if surprise is None else levels)
             scores = Scores.of_model(model, theta, pairs.gather(states), dropping)
             if self.mix is not None:
                 scores = scores.through(self._mixed(phi, theta, pairs, states))
             scores = scores if anchor is None else scores.kept()
             each = self.objective(scores, target, None if draw is None else draw.clone_state())
             each = each if anchor is None else each + anchor(scores, target)
-            if weights is None:
-                return each.sum(1) / counts.sum(1).clamp(min=1)
-            total = (weights * counts).sum(1)
-            return (weights * each).sum(1) / torch.where(total > 0, total, 1.0)
+            if surprise is not None:
+                each = each + surprise(mean(each), levels, pairs.gather, target)
+            return mean(each)
 
-        return loss
+        return loss if surprise is None else _with_gradient(loss)
 
     def _mixed(
         self, phi: Weights, theta: Weights, pairs: PairBatch | ImageBatch, states: Tensor
@@ -160,6 +180,37 @@ class Tasks:
 
     def _on(self, pairs: PairBatch | ImageBatch) -> Model | Mixed:
         return Mixed(self.model, pairs.target.device.type) if self.mixed else self.model
+
+
+def _encoded(
+    model: Model | Mixed, theta: Weights, pairs: PairBatch | ImageBatch, dropping: torch.Generator | None,
+    levels: dict[str, Tensor] | None,
+) -> Tensor:  # fmt: skip
+    """The states; with `levels`, what each level puts out is noted there, such that it can be differentiated by."""
+    if levels is None:
+        return model.encode(theta, pairs.inputs, dropping)
+
+    def watch(name: str, states: Tensor) -> Tensor:
+        levels[name] = states if states.requires_grad else states.requires_grad_()  # nothing below it is trained
+        return states
+
+    if getattr(model, "levels", ()):
+        watched: Any = model
+        found: Tensor = watched.encode(theta, pairs.inputs, dropping, watch=watch)
+        return found
+    return watch("fast", model.encode(theta, pairs.inputs, dropping))
+
+
+def _with_gradient(loss: Callable[[Weights], Tensor]) -> Callable[[Weights], Tensor]:
+    """The same loss where no gradient is wanted of it, though it takes one of its own."""
+
+    def value(phi: Weights) -> Tensor:
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():
+            found = loss(phi)
+        return found if wanted else found.detach()
+
+    return value
 
 
 def _apart(generator: torch.Generator) -> torch.Generator:

@@ -22,6 +22,7 @@ from metarec.config import rules_prompts as of_text
 from metarec.config import rules_residual as of_residual
 from metarec.config import rules_rows as of_rows
 from metarec.config import rules_run as of_run
+from metarec.config import rules_surprise as of_surprise
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
 from metarec.data.spec import WorldSpec
@@ -325,6 +326,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_lm.lm_unused,
     of_lm.lm_items_frozen,
     *of_anchor.RULES,
+    *of_surprise.RULES,
     *of_rows.RULES,
     *of_pretraining.RULES,
     of_data.dataset_path_missing,

@@ -29,7 +29,7 @@ from metarec.core.batch import Sequences
 from metarec.core.gru import gru
 from metarec.core.lstm import lstm
 from metarec.core.ops import embed, layer_norm, linear
-from metarec.core.states import dropout, score_items
+from metarec.core.states import Watch, dropout, score_items
 from metarec.core.weights import Params, Weights, own, rescaled
 from metarec.models.personal import personal
 from metarec.options import Refusal, ranged
@@ -49,6 +49,7 @@ class Config:
     max_len: int = ranged(50, min=1)
 
     has: ClassVar[tuple[str, ...]] = ("recurrence", "norm")
+    levels: ClassVar[tuple[str, ...]] = ("fast", "medium", "slow")  # what `objective.surprise` finds
     pretrain_lr: ClassVar[float] = 3e-3
 
     def refused(self) -> Iterator[Refusal]:
@@ -140,8 +141,22 @@ class Nested:
         params["embedding.weight"][0] = 0.0
         return params
 
-    def encode(self, params: Weights, sequences: Sequences, generator: torch.Generator | None = None) -> Tensor:
-        """States [T + S, d]: of each task before any event (zero), then behind every event. A generator drops."""
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """What `encode` shows to a watch, in this order."""
+        return ("fast", *BLOCKS)
+
+    def encode(
+        self,
+        params: Weights,
+        sequences: Sequences,
+        generator: torch.Generator | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """States [T + S, d]: of each task before any event (zero), then behind every event. A generator drops.
+
+        A watch is shown what each level puts out, in the same form.
+        """
         layout, n_tasks = Layout.of(sequences), sequences.n_tasks
         x = dropout(embed(sequences.items, params["embedding.weight"]), self.dropout, generator)
         gates = linear(x, params["fast.weight_ih"], params["fast.bias_ih"])
@@ -151,13 +166,17 @@ class Nested:
         recurrence = gru if self.cell == "gru" else lstm
         h = recurrence(gates, sequences, params["fast.weight_hh"], params["fast.bias_hh"], start)
         y = _norm(params, "fast", layout, layout.gather(x) + _tokens(h, layout))
+        y = y if watch is None else _tokens(watch("fast", _states(y, layout))[n_tasks:], layout)
         for level in BLOCKS:
             inner = F.gelu(_linear(params, f"{level}.up", layout, y))
             if f"scale.{level}" in params:
                 inner = rescaled(inner, layout.spread_values(own(params[f"scale.{level}"], n_tasks)))
             added = dropout(_linear(params, f"{level}.down", layout, inner), self.dropout, generator)
             y = _norm(params, level, layout, y + added)
-        return torch.cat([y.new_zeros(n_tasks, self.dim), y.flatten(0, 1).index_select(0, layout.state)])
+            if watch is not None and level != BLOCKS[-1]:
+                y = _tokens(watch(level, _states(y, layout))[n_tasks:], layout)
+        states = _states(y, layout)
+        return states if watch is None else watch(BLOCKS[-1], states)
 
     def score(
         self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
@@ -174,6 +193,13 @@ def _tokens(states: Tensor, layout: Layout) -> Tensor:
     """states [S, d] -> tokens [C, N, d], zero where there is none."""
     tokens = states.new_zeros(len(layout.event), states.shape[1]).index_copy(0, layout.state, states)
     return tokens.view(-1, layout.width, states.shape[1])
+
+
+def _states(tokens: Tensor, layout: Layout) -> Tensor:
+    """tokens [C, N, d] -> states [T + S, d], those before any event zero."""
+    return torch.cat([
+        tokens.new_zeros(layout.n_tasks, tokens.shape[2]), tokens.flatten(0, 1).index_select(0, layout.state)
+    ])  # fmt: skip
 
 
 def _linear(params: Weights, name: str, layout: Layout, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from metarec.core.weights import Params
 from metarec.errors import CheckpointError
 from metarec.evaluate import LIKELIHOOD, Control, pair_metrics
 from metarec.models.convert import from_state_dict
+from metarec.objectives.surprise import Surprise
 from metarec.pretrain import loss_of_step, training_pieces, validation_pairs
 from metarec.report.progress import progress
 from metarec.runs import atomic, checkpoint
@@ -116,7 +118,7 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
         "data": [bench.prepared.fingerprint, config.dataset.history],
         "model": asdict(config.model) | model_files(bench),
         "objective": build.unanchored(config),
-        "pretrain": asdict(config.pretrain) | {"lr": build.pretrain_lr(config)},
+        "pretrain": _of_pretraining(config),
         "monitor": [config.evaluation.monitor, config.evaluation.ties],
         "seed": config.seed,
         "hardware": [str(on.device), str(on.dtype), torch.get_num_threads(), *on.changes],
@@ -126,6 +128,12 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
     if getattr(config.guard, "on_nonfinite", "stop") != "stop" or _acts_on_spikes(config):
         parts["guard"] = asdict(config.guard)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _of_pretraining(config: TrainConfig) -> dict[str, Any]:
+    """The options of pretraining; what it is monitored by stands there only where it is not `evaluation.monitor`."""
+    options = asdict(config.pretrain) | {"lr": build.pretrain_lr(config)}
+    return {name: value for name, value in options.items() if (name, value) != ("monitor", "metric")}
 
 
 def model_files(bench: AnyBench) -> dict[str, str]:
@@ -164,6 +172,7 @@ def pretrain(
         log_every=config.logger.every,
     )
     optimizer = torch.optim.Adam(params.values(), lr=build.pretrain_lr(config), weight_decay=options.weight_decay)
+    surprise = partial(Surprise.at, build.surprise(config), "pretrain")
     tasks, device, ties = bench.tasks(), bench.hardware.device, config.evaluation.ties
     guard = build.guard(config.guard, params, optimizer, events, lambda line: bar.note(f"pretrain: {line}"))
     at = None
@@ -182,7 +191,7 @@ def pretrain(
                 bar.note(f"pretrain step {step}/{plan.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
         at, best = fit(
-            params, loss_of_step(tasks, bench.batcher, pieces, params, device), optimizer, lambda step: 1.0, plan,
+            params, loss_of_step(tasks, bench.batcher, pieces, params, device, surprise), optimizer, lambda step: 1.0, plan,
             lambda: pair_metrics(tasks, bench.batcher, pairs, params, ties, device, likelihood=by_perplexity),
             at=at, store=store, history=history, on_step=on_step, stop=stop, guard=guard,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from reference.character_cases import CASES as OF_CHARACTERS
 from reference.prompt_cases import CASES as OF_TEXT
 from reference.residual_rule_cases import CASES as OF_RESIDUALS
 from reference.rule_cases import CASES as MOST
+from reference.surprise_cases import CASES as OF_SURPRISE
 
 from metarec.config import rules
 from metarec.config.overrides import check_words
@@ -18,6 +19,7 @@ CASES = [
     *MOST,
     *OF_TEXT,
     *OF_CHARACTERS,
+    *OF_SURPRISE,
     *OF_RESIDUALS,
     (
         "images_unused",
