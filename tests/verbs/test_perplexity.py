@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from reference.small_text import corpus
-from reference.tiny_runs import Work, metrics
+from reference.tiny_runs import Work, assert_same_run, metrics
 
 from metarec import build
 from metarec.config.compose import config_from_dict
+from metarec.config.overrides import check_words
 from metarec.config.schema import TrainConfig
+from metarec.errors import Pruned
 from metarec.evaluate import LIKELIHOOD, pair_metrics
 from metarec.runs.checkpoint import load_checkpoint
+from metarec.runs.rundir import fresh_run_dir
 from metarec.text_bench import TextBench
+from metarec.verbs import run_verb
+from metarec.verbs.train import run_train
 
 WORDS = (
     "dataset=wikitext2", "dataset.in_data_dir=false", "dataset.characters.length=7", "dataset.characters.n_support=3",
@@ -100,6 +105,23 @@ def test_the_monitor_moves_no_weight_of_one_epoch(work: Work, text: str) -> None
         row.get("zeroshot", {}).pop("perplexity", None)
         row.get("zeroshot", {}).pop(LIKELIHOOD, None)
     assert rows[0] == rows[1]
+
+
+def test_resumed_ends_with_the_same_bits(work: Work, text: str) -> None:
+    """Supervised, monitored by perplexity, with surprise in every other step."""
+    words = (*WORDS, text, "algorithm=supervised", "pretrain.monitor=perplexity", "pretrain.patience=0",
+             "objective.surprise.fast=0.05", "objective.surprise.every=2", "pretrain.epochs=8")  # fmt: skip
+    whole = work._run("train", *(w for w in words if w != "pretrain.epochs=2"))
+    given = work.words("train", *(w for w in words if w != "pretrain.epochs=2"))[1:]
+    (job,) = check_words("train", given).jobs
+    rows = [json.loads(line) for line in (whole / "history.jsonl").read_text().splitlines()]
+    first = next(row["step"] for row in rows if row["kind"] == "val" and row["step"] > 0)
+    assert first < rows[-1]["step"]
+    run_dir = fresh_run_dir(work.root / "outputs", "train")
+    with pytest.raises(Pruned):
+        run_train(job.config, run_dir, False, given, should_stop=lambda step, value: step == first)
+    run_verb("train", job.config, run_dir, True, given)
+    assert_same_run(run_dir, whole)
 
 
 def test_likelihood_is_asked_for(work: Work, text: str) -> None:
