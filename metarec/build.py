@@ -34,6 +34,7 @@ from metarec.config.schema import (
     TrainConfig,
 )
 from metarec.core.weights import Params
+from metarec.data import characters
 from metarec.data.batches import Batcher
 from metarec.data.episodes import held_out
 from metarec.data.history import Stream
@@ -49,7 +50,8 @@ from metarec.errors import ConfigError
 from metarec.evaluate import Control
 from metarec.models import Catalogue
 from metarec.objectives import Items
-from metarec.options import KLAnchor, Several, matching
+from metarec.objectives.surprise import Surprise
+from metarec.options import KLAnchor, Several, SurpriseTerm, matching
 from metarec.residual import Residual, several
 from metarec.tasks import Model, Objective, evidence_width
 from metarec.text_bench import TextBench
@@ -96,8 +98,18 @@ def objective(config: Part, prepared: AnyPrepared, seed: int, device: torch.devi
 
 
 def unanchored(config: TrainConfig) -> dict[str, Any]:
-    """The options of the objective that pretraining and fine-tuning see: all but its anchor."""
-    return {name: value for name, value in asdict(config.objective).items() if name != "kl_anchor"}
+    """The options of the objective that pretraining sees: all but its anchor, and surprise where it is part of it."""
+    seen = asdict(config.objective)
+    paid = seen.pop("surprise", {})
+    if Surprise.at(surprise(config), "pretrain", 0) is not None:
+        seen["surprise"] = {name: value for name, value in paid.items() if name != "where"}
+    return {name: value for name, value in seen.items() if name != "kl_anchor"}
+
+
+def surprise(config: TrainConfig) -> SurpriseTerm:
+    """`objective.surprise`; of an objective that has no such section, none."""
+    found: SurpriseTerm = getattr(config.objective, "surprise", SurpriseTerm())
+    return found
 
 
 def anchor(config: TrainConfig) -> KLAnchor:
@@ -288,6 +300,10 @@ def data(config: Config, spec: DatasetSpec, report: Any, export: Path | None = N
             raise ConfigError("export", export, "text tasks have no tables to export", "leave it out")
         path = None if spec.path is None else locate(spec, data_dir(config))
         return Prompts.load(spec.prompts, path, cache_dir(config), spec.name, report)
+    if spec.source == "characters":
+        if export is not None:
+            raise ConfigError("export", export, "running text has no tables to export", "leave it out")
+        return characters.load(spec.characters, locate(spec, data_dir(config)), spec.name)
     return prepare(spec, data_dir=data_dir(config), cache_dir=cache_dir(config), report=report, export_dir=export)
 
 

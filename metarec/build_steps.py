@@ -1,4 +1,4 @@
-"""What steps the weights in both loops: step sizes, optimizer, schedule and guard, out of options. A part of `metarec.build`."""
+"""What steps weights in both loops: step sizes, optimizer, schedule, guard, out of options. A part of `metarec.build`."""
 
 from __future__ import annotations
 

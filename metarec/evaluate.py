@@ -23,13 +23,14 @@ from torch import Tensor
 
 from metarec.algorithms import inner
 from metarec.algorithms.inner import InnerLoop
-from metarec.core.batch import EpisodeBatch
+from metarec.core.batch import EpisodeBatch, PairBatch
 from metarec.core.weights import Params, Weights
 from metarec.data.batches import Batcher
 from metarec.data.episodes import EpisodeRanges
 from metarec.errors import DivergedError
 from metarec.metrics import METRICS
 from metarec.metrics.lists import Had
+from metarec.metrics.perplexity import exponential
 from metarec.metrics.ranks import UNKNOWN, rank_and_top, rank_of_target, refuse_non_finite
 from metarec.metrics.summary import TargetRecords
 from metarec.ragged import ranges
@@ -40,6 +41,7 @@ Method = Callable[[EpisodeBatch], Weights]  # weights of the T users of a batch,
 Scorer = Callable[[EpisodeBatch], Tensor]  # scores [T, Q, V]
 Seen = Callable[[EpisodeBatch], Tensor]  # places int64 [n] in scores.flatten() that are no candidates
 TOP = 10
+LIKELIHOOD = "log_likelihood"  # what stands for perplexity where larger must be better
 
 
 @dataclass(frozen=True)
@@ -193,14 +195,43 @@ def monitored(rank: Ints, n_items: int) -> dict[str, float]:
 
 
 def pair_metrics(tasks: Tasks, batcher: Batcher, pairs: Ints, phi: Params, ties: str, device: torch.device,
-                 chunk: int = 2048) -> dict[str, float]:  # fmt: skip
-    """Metrics of single pairs under shared weights: what pretraining is validated by; `pairs` rising."""
-    found = []
+                 chunk: int = 2048, *, likelihood: bool = False) -> dict[str, float]:  # fmt: skip
+    """Metrics of single pairs under shared weights: what pretraining is validated by; `pairs` rising.
+
+    With `likelihood` also LIKELIHOOD, the mean log-probability of the known targets in nats (larger is better), and their
+    perplexity, exp(-it).
+    """
+    found, costs = [], []
     with torch.no_grad():
         for begin in range(0, len(pairs), chunk):
             batch = batcher.pairs(pairs[None, begin : begin + chunk]).to(device)
-            found.append(rank_of_target(tasks.logits(phi, batch), batch.target, ties).cpu().numpy().reshape(-1))
-    return monitored(np.concatenate(found), tasks.model.n_items)
+            scores = tasks.logits(phi, batch)
+            found.append(rank_of_target(scores, batch.target, ties).cpu().numpy().reshape(-1))
+            if likelihood:
+                costs.append(target_costs(scores, batch.target).cpu().numpy())
+    values = monitored(np.concatenate(found), tasks.model.n_items)
+    if likelihood:
+        mean = float(np.concatenate(costs).mean())
+        values |= {LIKELIHOOD: -mean, "perplexity": exponential(mean)}
+    return values
+
+
+def target_costs(scores: Tensor, target: Tensor) -> Tensor:
+    """-log softmax(scores)[target] of the known targets, float64 [n]: scores [T, N, V], target int64 [T, N]."""
+    known = target > 0
+    log_p = scores[known].double().log_softmax(-1)
+    return -log_p.gather(1, target[known][:, None] - 1)[:, 0]
+
+
+def costs_of_targets(
+    tasks: Tasks, phi: Weights, batches: Iterable[PairBatch], device: torch.device
+) -> NDArray[np.float64]:
+    """Cross-entropy in nats of every known target of the batches, under shared weights, in their order: [n]."""
+    with torch.no_grad():
+        found = [
+            target_costs(tasks.logits(phi, own := batch.to(device)), own.target).cpu().numpy() for batch in batches
+        ]
+    return np.concatenate(found) if found else np.zeros(0)
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,27 @@ class KLAnchor:
 
 
 @dataclass
+class SurpriseTerm:
+    """A pull of what the levels of a model put out to where the loss would have it: the section `objective.surprise`."""
+
+    fast: float = ranged(0.0, min=0)
+    medium: float = ranged(0.0, min=0)
+    slow: float = ranged(0.0, min=0)
+    target: str = ranged("neg_grad", choices=["neg_grad", "grad", "zero"])
+    scale: str = ranged("per_token", choices=["per_token", "raw", "normalised"])
+    clip: float = ranged(10.0, min=0)
+    every: int = ranged(1, min=1)
+    second_order: bool = False
+    where: str = ranged("both", choices=["pretrain", "outer", "both"])
+
+
+@dataclass
 class Anchored:
-    """What every objective has (`metarec.objectives.kl_anchor`)."""
+    """What every objective has (`metarec.objectives.kl_anchor`, `metarec.objectives.surprise`)."""
 
     name: str = ""
     kl_anchor: KLAnchor = field(default_factory=KLAnchor)
+    surprise: SurpriseTerm = field(default_factory=SurpriseTerm)
 
 
 @dataclass

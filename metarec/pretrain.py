@@ -20,6 +20,7 @@ from metarec.core.weights import Params
 from metarec.data.batches import Batcher, cut_long
 from metarec.data.history import Stream
 from metarec.data.store import Prepared, train_sessions
+from metarec.objectives.surprise import Surprise
 from metarec.tasks import Tasks
 
 Ints = NDArray[np.int64]
@@ -62,17 +63,23 @@ class Pieces:
 
 
 def loss_of_step(
-    tasks: Tasks, batcher: Batcher, pieces: Pieces, phi: Params, device: torch.device
+    tasks: Tasks,
+    batcher: Batcher,
+    pieces: Pieces,
+    phi: Params,
+    device: torch.device,
+    surprise: Callable[[int], Surprise | None] = lambda step: None,
 ) -> Callable[[int], Tensor]:
     """step -> mean loss over all targets of the step, dropout on, items drawn anew: a function of (seed, step).
 
-    The loss is a scalar; what is dropped and drawn does not depend on phi.
+    The loss is a scalar; what is dropped and drawn does not depend on phi. `surprise`: what a step pays beside its targets.
     """
 
     def loss(step: int) -> Tensor:
         now = pieces.at(step)
         pairs = batcher.pieces(pieces.first[now], pieces.last[now], pieces.start[now]).to(device)
-        return tasks.loss(pairs, generator(pieces.seed, "dropout", step, device), recorded=True)(phi)[0]
+        dropping = generator(pieces.seed, "dropout", step, device)
+        return tasks.loss(pairs, dropping, surprise=surprise(step), recorded=True)(phi)[0]
 
     return loss
 

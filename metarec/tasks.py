@@ -23,9 +23,11 @@ from torch import Tensor
 
 from metarec.core import inputs
 from metarec.core.batch import ImageBatch, PairBatch
+from metarec.core.states import Watch
 from metarec.core.weights import Params, Weights
 from metarec.objectives.kl_anchor import Anchor
 from metarec.objectives.scores import Scores
+from metarec.objectives.surprise import Surprise
 
 # phi, scores [T, N, V], pairs, all states, what gives those of other pairs -> scores in their place (`residual.memory`)
 Mix = Callable[[Weights, Tensor, PairBatch, Tensor, Callable[[PairBatch], Tensor]], Tensor]
@@ -45,6 +47,9 @@ class Model(Protocol):
     `residual=rows` adapts: name of each weight that has a row for every item -> item's number less that of its row. And
     `output`: the one of these whose rows score a state by their products with it, and nothing else but a bias.
     `slower`, for `optimizer=cms`: patterns of names of its second, third, ... level.
+
+    And `levels`, names of parts of itself: then `encode` takes a `watch` (`core.states.Watch`), calls it with what each puts
+    out, [T + S, H], and goes on with what it gives back. Of any other model what `encode` gives is the level `fast`.
     """
 
     @property
@@ -81,14 +86,22 @@ class Mixed:
     device: str  # its type
 
     @property
+    def levels(self) -> tuple[str, ...]:
+        """The model's, where it names any."""
+        return tuple(getattr(self.model, "levels", ()))
+
+    @property
     def n_items(self) -> int:
         """V, the model's."""
         return self.model.n_items
 
-    def encode(self, params: Weights, inputs: Any, generator: torch.Generator | None = None) -> Tensor:
-        """As the model's, under autocast; the states are float32."""
+    def encode(
+        self, params: Weights, inputs: Any, generator: torch.Generator | None = None, watch: Watch | None = None
+    ) -> Tensor:
+        """As the model's, under autocast; the states are float32. `watch`: of a model that has levels."""
         with torch.autocast(self.device, torch.bfloat16):
-            return self.model.encode(params, inputs, generator).float()
+            more: dict[str, Any] = {} if watch is None else {"watch": watch}
+            return self.model.encode(params, inputs, generator, **more).float()
 
     def score(
         self, params: Weights, states: Tensor, generator: torch.Generator | None = None, items: Tensor | None = None
@@ -122,6 +135,7 @@ class Tasks:
         items: torch.Generator | None = None,
         anchor: Anchor | None = None,
         recorded: bool = False,
+        surprise: Surprise | None = None,
     ) -> Callable[[Weights], Tensor]:
         """phi -> the loss of every task [T]: sum(w * each) / sum(w) over the pairs that count, 0 where none does.
 
@@ -131,17 +145,25 @@ class Tasks:
         recomputed, and compared with a difference; and the generators given are left as they were, so another loss needs
         others (`core.seeding`). What is drawn depends on no shape, so pieces of a batch that are given equal `items` are
         judged against the same ones. `weights` float [N] or [T, N], >= 0: what a pair counts, 1 without. `anchor` is
-        part of what a pair costs. `recorded`: what weights read is shown to an optimizer that looks (`core.inputs`).
+        part of what a pair costs, and `surprise`, which reads the gradient of all the rest. `recorded`: what weights read is
+        shown to an optimizer that looks (`core.inputs`).
         """
         kept = None if generator is None else generator.clone_state()
         draw = items.clone_state() if items is not None else None if kept is None else _apart(kept)
         target, counts, model = pairs.target, pairs.target > 0, self._on(pairs)
         compose = self.compose if self.compose_on is None else self.compose_on(pairs)
 
+        def mean(each: Tensor) -> Tensor:
+            if weights is None:
+                return each.sum(1) / counts.sum(1).clamp(min=1)
+            total = (weights * counts).sum(1)
+            return (weights * each).sum(1) / torch.where(total > 0, total, 1.0)
+
         def loss(phi: Weights) -> Tensor:
             theta, dropping = compose(phi), None if kept is None else kept.clone_state()
+            levels: dict[str, Tensor] = {}
             with inputs.reading(recorded, phi, theta):
-                states = model.encode(theta, pairs.inputs, dropping)
+                states = _encoded(model, theta, pairs, dropping, None if surprise is None else levels)
                 scores = Scores.of_model(model, theta, pairs.gather(states), dropping)
                 with inputs.only(lambda: counts):
                     if self.mix is not None:
@@ -149,12 +171,11 @@ class Tasks:
                     scores = scores if anchor is None else scores.kept()
                     each = self.objective(scores, target, None if draw is None else draw.clone_state())
             each = each if anchor is None else each + anchor(scores, target)
-            if weights is None:
-                return each.sum(1) / counts.sum(1).clamp(min=1)
-            total = (weights * counts).sum(1)
-            return (weights * each).sum(1) / torch.where(total > 0, total, 1.0)
+            if surprise is not None:
+                each = each + surprise(mean(each), levels, pairs.gather, target)
+            return mean(each)
 
-        return loss
+        return loss if surprise is None else _with_gradient(loss)
 
     def evidence(self, theta: Params, pairs: PairBatch | ImageBatch) -> tuple[Tensor, Tensor]:
         """What each pair is, as the model of weights `theta` sees it: ([T, N, 3 H + 2], bool [T, N] which are there).
@@ -203,6 +224,37 @@ def _rising(score: Callable[[Tensor], Tensor], states: Tensor, column: Tensor) -
         sums = scores.gather(2, column[..., None]).sum(), scores.logsumexp(-1).sum()
         chosen, every = (torch.autograd.grad(part, h, retain_graph=True)[0] for part in sums)
     return chosen, every
+
+
+def _encoded(
+    model: Model | Mixed, theta: Weights, pairs: PairBatch | ImageBatch, dropping: torch.Generator | None,
+    levels: dict[str, Tensor] | None,
+) -> Tensor:  # fmt: skip
+    """The states; with `levels`, what each level puts out is noted there, such that it can be differentiated by."""
+    if levels is None:
+        return model.encode(theta, pairs.inputs, dropping)
+
+    def watch(name: str, states: Tensor) -> Tensor:
+        levels[name] = states if states.requires_grad else states.requires_grad_()  # nothing below it is trained
+        return states
+
+    if getattr(model, "levels", ()):
+        watched: Any = model
+        found: Tensor = watched.encode(theta, pairs.inputs, dropping, watch=watch)
+        return found
+    return watch("fast", model.encode(theta, pairs.inputs, dropping))
+
+
+def _with_gradient(loss: Callable[[Weights], Tensor]) -> Callable[[Weights], Tensor]:
+    """The same loss where no gradient is wanted of it, though it takes one of its own."""
+
+    def value(phi: Weights) -> Tensor:
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():
+            found = loss(phi)
+        return found if wanted else found.detach()
+
+    return value
 
 
 def _apart(generator: torch.Generator) -> torch.Generator:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarec.config.schema import EvaluationConfig, TrainSection
-from metarec.core.batch import EpisodeBatch
+from metarec.core.batch import EpisodeBatch, PairBatch
 from metarec.data.batches import Batcher
-from metarec.data.prompt_batches import TextEpisodes, episodes_batch
+from metarec.data.prompt_batches import TextEpisodes, episodes_batch, examples_batch
 from metarec.data.prompts import Prompts
 from metarec.evaluate import Seen
 from metarec.pretrain import VALIDATION_PAIRS, Pieces
@@ -24,6 +24,8 @@ from metarec.ragged import ranges
 from metarec.residual import Residual
 from metarec.tasks import Model, Objective, Tasks
 from metarec.workbench import Hardware, Ints, chunks, identity, spread, tasks_over
+
+HELD_OUT_TARGETS = 8_192  # of a batch of held-out text
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,17 @@ class TextBench:
         used = episodes.drawn.example[episodes.rows, : episodes.n_query + episodes.n_support]
         return int(np.diff(self.prepared.example_tokens)[used].max(initial=0)) - 1
 
+    def blocks(self, split: str) -> Ints:
+        """Numbers of the examples of a split, rising, int64 [n]: of running text, every character once."""
+        return self.prepared.examples_of(self.prepared.of(split))
+
+    def held_out(self, split: str) -> Iterator[PairBatch]:
+        """The blocks of a split, one task [1, N] of some thousand targets after another."""
+        own = self.blocks(split)
+        size = max(HELD_OUT_TARGETS // self.prepared.spec.max_tokens, 1)
+        for begin in range(0, len(own), size):
+            yield examples_batch(self.prepared, self.batcher, own[None, begin : begin + size])
+
     # pretraining
 
     def pieces(self, batch_size: int, seed: int) -> Pieces:
@@ -121,9 +134,14 @@ class TextBench:
         return Pieces(first, last, start, batch_size, seed)
 
     def validation_pairs(self) -> Ints:
-        """Numbers of the response tokens of the validation domains, rising, evenly thinned to 20,000; int64 [pairs]."""
+        """Numbers of the response tokens of the validation domains, rising, evenly thinned to 20,000; int64 [pairs].
+
+        Of running text whole blocks are left out, so that what is read for one target is read for its neighbours too.
+        """
         own = self.prepared.examples_of(self.prepared.of("val"))
         first = self.prepared.example_pairs
+        if self.prepared.running:
+            own = own[spread(len(own), max(VALIDATION_PAIRS // self.prepared.spec.max_tokens, 1))]
         pairs = ranges(first[own], np.diff(first)[own])
         if len(pairs) > VALIDATION_PAIRS:
             pairs = pairs[np.linspace(0, len(pairs) - 1, VALIDATION_PAIRS).astype(np.int64)]

@@ -22,7 +22,7 @@ from metarec.errors import ConfigError
 
 # Allowed values of the group `dataset`, whose dataclasses (metarec.data.spec) know nothing of configuration.
 DATASET_RANGES: dict[str, dict[str, Any]] = {
-    "dataset.source": {"choices": ("log", "synthetic", "episode_tables", "omniglot", "prompts")},
+    "dataset.source": {"choices": ("log", "synthetic", "episode_tables", "omniglot", "prompts", "characters")},
     "dataset.path": {"path": True},
     "dataset.format": {"choices": ("auto", *FORMATS)},
     "dataset.time_unit": {"choices": ("auto", "s", "ms", "us", "ns", "iso", "order")},
@@ -74,6 +74,12 @@ DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.prompts.n_letters": {"min": 2, "max": 26},
     "dataset.prompts.easy_length": {"min": 1, "length": 2},
     "dataset.prompts.hard_length": {"min": 1, "length": 2},
+    "dataset.characters.length": {"min": 1},
+    "dataset.characters.min_count": {"min": 1},
+    "dataset.characters.n_support": {"min": 1},
+    "dataset.characters.n_query": {"min": 1},
+    "dataset.characters.n_episodes": {"min": 1},
+    "dataset.characters.seed": {"min": 0, "max": SEED_MAX},
     "dataset.world.seed": {"min": 0, "max": SEED_MAX},
     **{f"dataset.columns.{f}": {"filled": True} for f in ("user", "item", "time", "session", "order", "split")},
 }

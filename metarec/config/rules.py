@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from metarec import parts
 from metarec.config import rules_anchor as of_anchor
+from metarec.config import rules_characters as of_characters
 from metarec.config import rules_compare as of_compare
 from metarec.config import rules_dataset as of_data
 from metarec.config import rules_evaluation as ev
@@ -23,6 +24,7 @@ from metarec.config import rules_prompts as of_text
 from metarec.config import rules_residual as of_residual
 from metarec.config import rules_rows as of_rows
 from metarec.config import rules_run as of_run
+from metarec.config import rules_surprise as of_surprise
 from metarec.config import rules_teachers as of_teachers
 from metarec.config.seen import Refusal, Seen
 from metarec.config.show import show
@@ -331,6 +333,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_lm.lm_unused,
     of_lm.lm_items_frozen,
     *of_anchor.RULES,
+    *of_surprise.RULES,
     *of_rows.RULES,
     *of_optimizer.RULES,
     *of_pretraining.RULES,
@@ -361,6 +364,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     ev.history_of_images,
     ev.vocabulary_of_a_log,
     *of_text.RULES,
+    *of_characters.RULES,
 )
 
 

@@ -16,6 +16,8 @@ def hold_out_unused(seen: Seen) -> Iterator[Refusal]:
     elif seen.get("dataset.source") == "prompts":
         what = "a data set of text has domains in place of users"
         yield "pretrain.hold_out", what, "drop it, or set dataset.prompts.pretrain=easy"
+    elif seen.get("dataset.source") == "characters":
+        yield "pretrain.hold_out", "running text has documents in place of users", "drop it"
 
 
 RULES = (hold_out_unused,)

@@ -22,6 +22,11 @@ def _text(seen: Seen) -> bool:
     return bool(seen.get("dataset.source") == "prompts")
 
 
+def _tokens(seen: Seen) -> bool:
+    """Text in either form: tasks of examples, or running text."""
+    return seen.get("dataset.source") in ("prompts", "characters")
+
+
 def prompts_unused(seen: Seen) -> Iterator[Refusal]:
     """Options of text tasks on a log or images, and options of a log on text tasks: they would do nothing."""
     spec: DatasetSpec | None = seen.get("dataset")
@@ -30,7 +35,8 @@ def prompts_unused(seen: Seen) -> Iterator[Refusal]:
     if not _text(seen):
         keys = seen.asked("dataset.prompts") or (["dataset.prompts"] if spec.prompts != PromptSpec() else [])
         for key in keys:
-            yield key, f"does nothing: dataset={spec.name} is no text", "drop it, or use dataset=prompts"
+            what = "has no prompts" if spec.source == "characters" else "is no text"
+            yield key, f"does nothing: dataset={spec.name} {what}", "drop it, or use dataset=prompts"
         return
     for name in (field.name for field in fields(DatasetSpec)):
         if name not in (*OF_EVERY_KIND, *ELSEWHERE, "history"):
@@ -100,7 +106,7 @@ def longer_than_the_model(seen: Seen) -> Iterator[Refusal]:
 def text_objective(seen: Seen) -> Iterator[Refusal]:
     """A loss that draws items or counts their events: tokens are scored all at once."""
     name = seen.get("objective.name")
-    if _text(seen) and name not in (None, *OBJECTIVES):
+    if _tokens(seen) and name not in (None, *OBJECTIVES):
         yield (
             "objective",
             "tokens are scored all at once: there is nothing to draw",
@@ -111,13 +117,13 @@ def text_objective(seen: Seen) -> Iterator[Refusal]:
 def text_support(seen: Seen) -> Iterator[Refusal]:
     """Support pairs that count by recency or reliability: the examples of a domain have no order and no sessions."""
     key = "algorithm.inner.support_weights"
-    if _text(seen) and seen.get(key, "uniform") != "uniform":
+    if _tokens(seen) and seen.get(key, "uniform") != "uniform":
         yield key, "the examples of a domain have no order and no sessions", "drop it"
 
 
 def text_reads_no_log(seen: Seen) -> Iterator[Refusal]:
     """History, unseen candidates and windows, which only a log has."""
-    if not _text(seen):
+    if not _tokens(seen):
         return
     if seen.get("dataset.history") == "user":
         yield "dataset.history", "text tasks have no history", "drop it"

@@ -20,6 +20,8 @@ def compile_unused(seen: Seen) -> Iterator[Refusal]:
     if seen.get("hardware.compile") and "recurrence" not in seen.get("model.has", ("recurrence",)):
         what = f"does nothing: what is compiled is the recurrence, and model={seen.get('model.name')} has none"
         yield "hardware.compile", what, "drop it, or use model=gru4rec"
+    if seen.get("hardware.compile") and seen.get("model.cell") == "lstm":
+        yield "hardware.compile", "does nothing: only the GRU is compiled", "drop it, or use model.cell=gru"
 
 
 def store_is_a_file(seen: Seen) -> Iterator[Refusal]:

@@ -153,6 +153,7 @@ class PretrainSection:
     patience: int = ranged(3, min=0)
     eval_every_epochs: int = ranged(1, min=1)
     hold_out: float = ranged(0.0, min=0, max=1, exclusive=["max"])
+    monitor: str = ranged("metric", choices=["metric", "perplexity"])
 
 
 AlgorithmConfig = MetaConfig | SupervisedConfig

@@ -8,6 +8,8 @@ Shapes: T tasks, N pairs a task, S states of the batch (`core.batch`), H hidden,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ from metarec.core.attention import Layout
 from metarec.core.batch import Sequences
 from metarec.core.ops import linear, linear_rows, through_factors
 from metarec.core.weights import Factored, FastWeight, Weight, own
+
+# (name of a level, what it puts out [T + S, d]) -> the same, to go on with: who watches a model sees it (`tasks`)
+Watch = Callable[[str, Tensor], Tensor]
 
 
 def linear_states(states: Tensor, sequences: Sequences, weight: Weight, bias: Weight | None = None) -> Tensor:

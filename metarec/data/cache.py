@@ -35,6 +35,7 @@ _NO_MATTER = (
     "memory_limit",
     "images",
     "prompts",
+    "characters",
     "history",
 )  # change no result of a preparation
 

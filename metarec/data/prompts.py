@@ -79,6 +79,7 @@ class Prompts:
     funnel: list[dict[str, Any]]
     root: Path
     name: str = "prompts"
+    running: bool = False  # examples are the blocks of running text (`data.characters`): each character a target once
 
     kind: ClassVar[str] = "tokens"  # what is scored (`models.Catalogue`)
 
@@ -223,6 +224,8 @@ class Prompts:
     def candidates(self, step: int, steps: int) -> Ints:
         """The training domains that a step draws from, rising [n]; the law is in this module's first lines."""
         own = self.of("train")
+        if self.running:  # a short document is learned from in pretraining, and has no episode
+            own = own[np.diff(self.domain_examples)[own] >= self.spec.n_query + self.spec.n_support]
         if self.spec.order == "random":
             return own
         of = np.array([self.difficulty[d] for d in own], dtype=np.float64)

@@ -111,9 +111,21 @@ class PromptSpec:
 
 
 @dataclass
+class CharacterSpec:
+    """Running text by characters (source=characters): documents cut into blocks, every character a target once."""
+
+    length: int = 50  # >= 1 characters of a block, at most model.max_len
+    min_count: int = 1  # >= 1; a character that training has less often is unknown, an id of its own
+    n_support: int = 4  # >= 1 blocks of a document that are adapted on
+    n_query: int = 4  # >= 1 blocks that are judged, others of the same document
+    n_episodes: int = 4  # >= 1 fixed episodes of every validation and test document
+    seed: int = 20260107  # of the fixed episodes
+
+
+@dataclass
 class DatasetSpec:
     name: str = "events"
-    source: str = "log"  # log | synthetic | episode_tables | omniglot | prompts
+    source: str = "log"  # log | synthetic | episode_tables | omniglot | prompts | characters
     path: str | None = None  # file or directory; relative paths of named datasets are looked up in data_dir
     in_data_dir: bool = False  # True for named datasets: `path` lies in data_dir
     format: str = "auto"  # auto, or a key of metarec.data.formats.FORMATS
@@ -131,6 +143,7 @@ class DatasetSpec:
     world: WorldSpec = field(default_factory=WorldSpec)  # read when source=synthetic
     images: ImageSpec = field(default_factory=ImageSpec)  # read when source=omniglot
     prompts: PromptSpec = field(default_factory=PromptSpec)  # read when source=prompts
+    characters: CharacterSpec = field(default_factory=CharacterSpec)  # read when source=characters
     memory_limit: str = "1500MB"  # of the preparation engine; beyond it, it works on disk
 
 

@@ -51,7 +51,8 @@ DATA_NO_MATTER = (
     "prompts.pretrain",
 )
 TOLD = {"split.by": "split_by", "episodes.n_support": "n_support", "episodes.n_query": "n_query",
-        "prompts.n_support": "n_support", "prompts.n_query": "n_query"}  # fmt: skip
+        "prompts.n_support": "n_support", "prompts.n_query": "n_query",
+        "characters.n_support": "n_support", "characters.n_query": "n_query"}  # fmt: skip
 FIX = "compare runs of one protocol"
 
 
@@ -111,6 +112,8 @@ def _options(run: Run) -> dict[str, Any]:
         spec.pop("images", None)
     if spec.get("source") != "prompts":
         spec.pop("prompts", None)
+    if spec.get("source") != "characters":
+        spec.pop("characters", None)
     return {key: value for key, value in flat(spec).items() if key not in DATA_NO_MATTER}
 
 

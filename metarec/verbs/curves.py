@@ -19,6 +19,7 @@ from metarec.panel import Panel
 from metarec.report.progress import progress
 from metarec.text_bench import TextBench
 from metarec.verbs import measure as m
+from metarec.verbs.perplexity import held_out
 
 TIMED_USERS = 64
 
@@ -154,7 +155,7 @@ def extras(
     bench: AnyBench, trained: m.Trained, control: Control, panel: Panel, split: str, *, seed: int, steps: int | None,
     mode: str,
 ) -> Mapping[str, Any]:  # fmt: skip
-    """What `evaluation.ks`, `grid` and `latency` ask for, by its key in metrics.json."""
+    """What `evaluation.ks`, `grid` and `latency` ask for, and of running text its perplexity, by its key in metrics.json."""
     asked, out = bench.evaluation, dict[str, Any]()
     if asked.ks is not None:
         out["k_curve"] = k_curve(bench, trained, control, panel, split, seed=seed, steps=steps)
@@ -163,4 +164,4 @@ def extras(
     if asked.latency:
         own = m.scorers(bench, trained, control, steps=steps)
         out["latency"] = latency(bench, own.get("fewshot", own["control"]), split)
-    return out
+    return out | held_out(bench, trained, split, seed)

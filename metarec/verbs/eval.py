@@ -22,6 +22,7 @@ from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.lock import hold
 from metarec.runs.signals import stop_on_signals
 from metarec.verbs import measure as m
+from metarec.verbs import perplexity
 from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.panel import check_panel, panel
 from metarec.verbs.references import reference_of
@@ -69,6 +70,8 @@ def run_eval(config: EvalConfig, run_dir: Path, overrides: Sequence[str]) -> dic
         m.write_per_user(run_dir / "per_user.parquet", columns)
         rundir.seal(run_dir)
     show(m.table(document, f"{prepared.name}: {found.name} of {found.parent.parent}"))
+    for line in perplexity.lines(document):
+        print(line, flush=True)
     print(f"results in {run_dir}", flush=True)
     return {"run_dir": str(run_dir), "headline": m.headline(document, config.evaluation.monitor)}
 

@@ -18,6 +18,7 @@ from metarec.config.schema import MetaConfig, TrainConfig
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
 from metarec.evaluate import Control, monitored, ranks, scored
+from metarec.objectives.surprise import Surprise
 from metarec.report.progress import progress
 from metarec.residual import Residual
 from metarec.runs import checkpoint
@@ -270,14 +271,16 @@ def _losses(
     for number, batch in enumerate(bench.training_batches(config.train, config.seed, step)):
         items = generator(config.seed, "support items", step, device)
         inside, outside = anchoring.support(phi, batch.support), anchoring.query(phi, batch.query)
-        support = tasks.loss(batch.support, None, weighting.weights(batch), items, inside)
+        surprise = Surprise.at(build.surprise(config), "outer", step)
+        in_loop = surprise if getattr(config.algorithm, "joint", False) else None
+        support = tasks.loss(batch.support, None, weighting.weights(batch), items, inside, surprise=in_loop)
         dropped = generator(config.seed, f"query {number}", step, device) if rate else None
         if getattr(over, "dropout", 0.0):  # of what a residual's own factors read
             of_factors = generator(config.seed, f"factors {number}", step, device)
             dropping = over.dropping(of_factors)  # type: ignore[attr-defined]
             query_tasks = replace(query_tasks, compose=dropping, compose_on=None)  # which a query has no use for
         drawn = generator(config.seed, "query items", step, device)
-        query = query_tasks.loss(batch.query, dropped, None, drawn, outside, recorded=True)
+        query = query_tasks.loss(batch.query, dropped, None, drawn, outside, recorded=True, surprise=surprise)
         support, query = showing.support(batch, support), showing.query(batch, query)
         losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
         yield losses.sum() / config.train.meta_batch_size

@@ -27,7 +27,7 @@ from metarec.runs.lock import hold
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
 from metarec.trackers.tracker import Tracker, tracked
 from metarec.train import Progress, Store
-from metarec.verbs import adapter
+from metarec.verbs import adapter, perplexity
 from metarec.verbs import measure as m
 from metarec.verbs.curves import check_curves, extras
 from metarec.verbs.meta_train import Cost, fixed_state, meta_train
@@ -36,7 +36,7 @@ from metarec.verbs.references import reference_of
 from metarec.verbs.row_steps import with_row_steps
 from metarec.verbs.teachers import check_path
 from metarec.verbs.tracking import backend_of, group_of
-from metarec.verbs.warm_start import check_vocabulary, pretrain, warm_start
+from metarec.verbs.warm_start import best_values, check_vocabulary, pretrain, warm_start
 
 
 def run_train(
@@ -141,7 +141,7 @@ def _told(
         "seeds": {"run": config.seed, "split": config.dataset.split.seed},
         "training": {
             "best_step": at.best_step, "steps": at.step, "stopped_early": at.stopped,
-            f"val_{config.evaluation.monitor}": at.best_value, "warm_start": state["warm_start"],
+            **_best(config, at, lines), "warm_start": state["warm_start"],
         },
         **_guarded(config, run_dir),
         "checkpoint": best.relative_to(run_dir).as_posix(),
@@ -163,6 +163,8 @@ def _told(
     if not quiet:
         title = f"{prepared.name}: {config.model.name}, {config.algorithm.name}, residual {config.residual.name}"
         show(m.table(document, title))
+        for line in perplexity.lines(document):
+            say(line)
         say(
             f"best validation at step {at.best_step} of {at.step}; {document['seconds']['total']} s; results in {run_dir}"
         )
@@ -212,6 +214,13 @@ def _guarded(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
         return {}
     files = {"training": run_dir / FILE, "pretraining": run_dir / PRETRAIN_FILE}
     return {"guard": {loop: counted(read_history(path) if path.exists() else []) for loop, path in files.items()}}
+
+
+def _best(config: TrainConfig, at: Progress, lines: Path) -> dict[str, float]:
+    """The best validation of what this run trained."""
+    if isinstance(config.algorithm, SupervisedConfig):
+        return best_values(config, at, lines)
+    return {f"val_{config.evaluation.monitor}": at.best_value}
 
 
 def _best_name(state: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from metarec.config.schema import TrainConfig
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
 from metarec.errors import CheckpointError
-from metarec.evaluate import Control, pair_metrics
+from metarec.evaluate import LIKELIHOOD, Control, pair_metrics
 from metarec.models.convert import from_state_dict
+from metarec.objectives.surprise import Surprise
 from metarec.pretrain import loss_of_step, training_pieces, validation_pairs
 from metarec.report.progress import progress
 from metarec.runs import atomic, checkpoint
 from metarec.runs.environment import metarec_version
 from metarec.runs.guard import PRETRAIN_FILE
-from metarec.runs.history import History
+from metarec.runs.history import History, read_history
 from metarec.runs.legacy import read_legacy
 from metarec.runs.signals import Stop
 from metarec.tasks import Model
@@ -75,7 +77,7 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
             path.unlink(missing_ok=True)
         with History(lines) as history:
             best, at = pretrain(config, bench, fresh, history, events, stop=stop)
-        summary = {"best_step": at.best_step, "steps": at.step, f"val_{config.evaluation.monitor}": at.best_value}
+        summary = {"best_step": at.best_step, "steps": at.step, **best_values(config, at, lines)}
         cpu = {name: value.detach().cpu() for name, value in best.items()}
         stored = {"summary": summary, "history": lines.read_text(encoding="utf-8")}
         stored["events"] = events.read_text(encoding="utf-8") if events.exists() else ""
@@ -100,6 +102,15 @@ def tuned_control(config: TrainConfig, bench: AnyBench, base: Params, source: di
     )
 
 
+def best_values(config: TrainConfig, at: Progress, lines: Path) -> dict[str, float]:
+    """The best validation of pretraining: the monitored figure, and with `pretrain.monitor=perplexity` both there."""
+    name = config.evaluation.monitor
+    if config.pretrain.monitor == "metric":
+        return {f"val_{name}": at.best_value}
+    best = next(row for row in read_history(lines) if row["kind"] == "val" and row["step"] == at.best_step)
+    return {f"val_{key}": best["zeroshot"][key] for key in (name, "perplexity")}
+
+
 def cache_key(config: TrainConfig, bench: AnyBench) -> str:
     """Everything that pretraining depends on."""
     on = bench.hardware
@@ -107,8 +118,7 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
         "data": [bench.prepared.fingerprint, config.dataset.history],
         "model": asdict(config.model) | model_files(bench),
         "objective": build.unanchored(config),
-        "pretrain": {key: value for key, value in asdict(config.pretrain).items() if key != "optimizer"}
-        | {"lr": build.pretrain_lr(config)},
+        "pretrain": _of_pretraining(config),
         "monitor": [config.evaluation.monitor, config.evaluation.ties],
         "seed": config.seed,
         "hardware": [str(on.device), str(on.dtype), torch.get_num_threads(), *on.changes],
@@ -120,6 +130,16 @@ def cache_key(config: TrainConfig, bench: AnyBench) -> str:
     if getattr(config.guard, "on_nonfinite", "stop") != "stop" or _acts_on_spikes(config):
         parts["guard"] = asdict(config.guard)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _of_pretraining(config: TrainConfig) -> dict[str, Any]:
+    """The options of pretraining; what it is monitored by stands there only where it is not `evaluation.monitor`, and
+    what it steps by apart (`build.pretrain_options`)."""
+    options = asdict(config.pretrain) | {"lr": build.pretrain_lr(config)}
+    return {
+        name: value for name, value in options.items()
+        if name != "optimizer" and (name, value) != ("monitor", "metric")
+    }  # fmt: skip
 
 
 def model_files(bench: AnyBench) -> dict[str, str]:
@@ -147,17 +167,18 @@ def pretrain(
             bench.prepared, config.model.max_len, options.batch_size, config.seed, bench.batcher.stream, bench.unread
         )
         pairs = validation_pairs(bench.prepared)
-    per_epoch = pieces.steps_per_epoch
+    per_epoch, by_perplexity = pieces.steps_per_epoch, options.monitor == "perplexity"
     plan = Plan(
         steps=max(options.epochs * per_epoch, options.min_steps),
         eval_every=max(options.eval_every_epochs * per_epoch, LEAST_BETWEEN_VALIDATIONS),
         patience=options.patience,
         checkpoint_every=max(config.train.checkpoint_every, per_epoch),
         clip_norm=options.clip_norm,
-        monitor=config.evaluation.monitor,
+        monitor=LIKELIHOOD if by_perplexity else config.evaluation.monitor,
         log_every=config.logger.every,
     )
     optimizer = build.pretrain_optimizer(config, params, bench.model)
+    surprise = partial(Surprise.at, build.surprise(config), "pretrain")
     tasks, device, ties = bench.tasks(), bench.hardware.device, config.evaluation.ties
     guard = build.guard(config.guard, params, optimizer, events, lambda line: bar.note(f"pretrain: {line}"))
     at = None
@@ -176,8 +197,8 @@ def pretrain(
                 bar.note(f"pretrain step {step}/{plan.steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
         at, best = fit(
-            params, loss_of_step(tasks, bench.batcher, pieces, params, device), optimizer, lambda step: 1.0, plan,
-            lambda: pair_metrics(tasks, bench.batcher, pairs, params, ties, device),
+            params, loss_of_step(tasks, bench.batcher, pieces, params, device, surprise), optimizer, lambda step: 1.0, plan,
+            lambda: pair_metrics(tasks, bench.batcher, pairs, params, ties, device, likelihood=by_perplexity),
             at=at, store=store, history=history, on_step=on_step, stop=stop, guard=guard,
         )  # fmt: skip
     return best, at

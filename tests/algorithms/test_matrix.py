@@ -1,6 +1,6 @@
 """The exactness matrix: every model with every algorithm and every residual, as `build` makes them from a configuration.
 
-In float64, for each of the 84 cells: the engine's meta-loss of every task and its meta-gradient by all that is trained
+In float64, for each of the 105 cells: the engine's meta-loss of every task and its meta-gradient by all that is trained
 (weights, contexts, log step sizes, norms of single steps) equal those of `reference.meta_reference` over
 `reference.model_reference`, one task at a time, to 1e-10 of the largest entry. Where the algorithm is of second order, the
 gradient equals central differences of the meta-loss to 1e-6, along random directions over all that is trained and along one
@@ -29,6 +29,9 @@ from metarec.core import offsets
 # -- one task at a time ---------------------------------------------------------------------------------------------
 
 
+CALM = {"clip": 3, "prox": 6, "cut": 4}  # seeds
+
+
 def some(setting: str, algorithms: tuple[str, ...] = ALGORITHMS) -> list[tuple[str, str, str, str, int]]:
     """The cells of this setting, each with one seed or two."""
     chosen = []
@@ -37,6 +40,8 @@ def some(setting: str, algorithms: tuple[str, ...] = ALGORITHMS) -> list[tuple[s
         if algorithm == "imaml":
             # the proximal problem of Conv4 likes to have its solution on a kink, where no formula holds; not with this seed
             seeds = [12] if setting == "prox" and model == "conv4" else seeds[:1]
+            # norms of four numbers can bend the loss of `nested` by more than lambda (up to 200): not with these
+            seeds = [CALM[setting]] if model == "nested" else seeds
         if (algorithm, setting) in ASKED and algorithm in algorithms:
             chosen += [(model, algorithm, residual, setting, seed) for seed in seeds]
     return chosen
@@ -62,7 +67,7 @@ def test_the_meta_gradient_is_that_of_one_task_at_a_time(
 
 @pytest.mark.parametrize("residual", ["off", "on"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("model", ["gru4rec", "sasrec", "narm"])
+@pytest.mark.parametrize("model", ["gru4rec", "sasrec", "narm", "nested"])
 def test_a_wide_matrix_is_kept_in_blocks_and_changes_no_number(
     model: str, algorithm: str, residual: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +80,8 @@ def test_a_wide_matrix_is_kept_in_blocks_and_changes_no_number(
         return step.scaled(scale) if offset is None else offset.plus(step.scaled(scale))
 
     monkeypatch.setattr(inner_loop, "moved", moved)
-    it, usual = cell(model, algorithm, residual, "clip"), found(model, algorithm, residual, "clip", 1)
+    seed = CALM["clip"] if model == "nested" else 1
+    it, usual = cell(model, algorithm, residual, "clip", seed), found(model, algorithm, residual, "clip", seed)
     losses, grads = it.engine()
     torch.testing.assert_close(losses, usual.slow_losses, rtol=1e-10, atol=1e-10)
     for name, slow in usual.slow_grads.items():

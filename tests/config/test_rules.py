@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from reference.character_cases import CASES as OF_CHARACTERS
 from reference.generator_rule_cases import CASES as OF_GENERATORS
 from reference.optimizer_rule_cases import CASES as OF_OPTIMIZERS
 from reference.prompt_cases import CASES as OF_TEXT
 from reference.residual_rule_cases import CASES as OF_RESIDUALS
 from reference.rule_cases import CASES as MOST
+from reference.surprise_cases import CASES as OF_SURPRISE
 from reference.teacher_rule_cases import CASES as OF_TEACHERS
 
 from metarec.config import rules
@@ -19,6 +21,8 @@ ANCHOR = "objective.kl_anchor.weight=0.1"
 CASES = [
     *MOST,
     *OF_TEXT,
+    *OF_CHARACTERS,
+    *OF_SURPRISE,
     *OF_RESIDUALS,
     *OF_TEACHERS,
     *OF_GENERATORS,

@@ -22,13 +22,13 @@ from metarec.verbs.cells import cells
 YAMLS = sorted(conf_dir().glob("*/*.yaml"))
 SHIPPED = {
     "algorithm": 10,
-    "dataset": 28,
+    "dataset": 29,
     "evaluation": 3,
     "experiment": 23,
     "guard": 2,
     "hardware": 4,
     "logger": 4,
-    "model": 5,
+    "model": 6,
     "objective": 6,
     "optimizer": 6,
     "residual": 9,

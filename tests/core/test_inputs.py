@@ -19,6 +19,7 @@ from metarec.core.weights import Params
 from metarec.models import causal_lm
 from metarec.models.gru4rec import GRU4Rec
 from metarec.models.narm import NARM
+from metarec.models.nested import Nested
 from metarec.models.sasrec import SASRec
 from metarec.objectives import Items
 from metarec.objectives.chunked_cross_entropy import Config as Chunked
@@ -34,6 +35,8 @@ MODELS: dict[str, Any] = {
     "gru4rec two layers": GRU4Rec(11, 3, 4, n_layers=2),
     "gru4rec tied": GRU4Rec(11, 4, 4, tie=True),
     "narm": NARM(11, 3, 4),
+    "nested": Nested(11, 4, "gru", 5, 6),
+    "nested lstm": Nested(11, 4, "lstm", 5, 6, tie=True),
     "sasrec": SASRec(11, 4, 2, 2, max_len=4),
     "sasrec untied": SASRec(11, 4, 1, 2, max_len=4, tie=False),
     "causal_lm": causal_lm.build(causal_lm.Config(hidden_size=8, n_layers=1, n_heads=2, n_kv_heads=1, max_len=8), 11),

@@ -16,6 +16,7 @@ from torch import Tensor
 from metarec.models.conv4 import Conv4
 from metarec.models.gru4rec import GRU4Rec
 from metarec.models.narm import NARM
+from metarec.models.nested import Nested
 from metarec.models.sasrec import SASRec
 
 WAY = 3
@@ -57,6 +58,13 @@ MODELS = {
         each(model_reference.narm),
         head=("embedding.weight", "decoder.weight"),
         contexts=("context.state", "context.shift"),
+    ),
+    "nested": InMatrix(
+        Nested(n_items=11, dim=4, medium_dim=3, slow_dim=5, dropout=0.0),
+        each(model_reference.nested),
+        head=("fc.weight", "fc.bias"),
+        contexts=("context.state", "context.shift"),
+        norms=tuple(f"{level}.norm.{p}" for level in ("fast", "medium", "slow") for p in ("weight", "bias")),
     ),
     "conv4": InMatrix(
         Conv4(WAY, filters=3, image_size=16),

@@ -111,6 +111,40 @@ def narm(params: Params, prefix: Sequence[int]) -> Tensor:
     return params["embedding.weight"][1:] @ (params["decoder.weight"] @ both)
 
 
+@lru_cache
+def _lstm(dim: int) -> nn.LSTM:
+    return nn.LSTM(dim, dim, dtype=torch.float64)
+
+
+def nested(params: Params, prefix: Sequence[int]) -> Tensor:
+    """Logits [V] behind one prefix: nn.GRU or nn.LSTM, then two blocks of nn.functional; an empty one has state zero."""
+    fast = _part(params, "fast.")
+    gates, dim = fast["weight_hh"].shape
+    if not prefix:
+        return _nested_scores(params, torch.zeros(dim, dtype=torch.float64))
+    x = params["embedding.weight"][list(prefix)]
+    theirs = {f"{name}_l0": fast[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    start = params.get("context.state", torch.zeros(dim, dtype=torch.float64))[None]
+    if gates == 4 * dim:
+        h, _ = functional_call(_lstm(dim), theirs, (x, (start, torch.zeros_like(start))))
+    else:
+        h, _ = functional_call(_gru(dim, dim, 1), theirs, (x, start))
+    y = F.layer_norm(x + h, (dim,), fast["norm.weight"], fast["norm.bias"])
+    for level in ("medium", "slow"):
+        of = _part(params, f"{level}.")
+        inner = F.gelu(F.linear(y, of["up.weight"], of["up.bias"]))
+        y = F.layer_norm(
+            y + F.linear(inner, of["down.weight"], of["down.bias"]), (dim,), of["norm.weight"], of["norm.bias"]
+        )
+    return _nested_scores(params, y[-1])
+
+
+def _nested_scores(params: Params, state: Tensor) -> Tensor:
+    state = state + params.get("context.shift", torch.zeros_like(state))
+    weight = params["fc.weight"] if "fc.weight" in params else params["embedding.weight"][1:]
+    return weight @ state + params["fc.bias"]
+
+
 def conv4(params: Params, images: Tensor, pool: str = "max") -> Tensor:
     """Logits [N, n_way] of one task's images [N, C, H, W]; norms go by these images, or by norm{i}.mean and .var."""
     x = images

@@ -223,6 +223,12 @@ CASES = [
         "hardware.compile: true: does nothing: what is compiled is the recurrence",
         "model=gru4rec hardware.compile=true",
     ),
+    (
+        "compile_unused",
+        "model=nested model.cell=lstm hardware.compile=true",
+        "hardware.compile: true: does nothing: only the GRU is compiled",
+        "model=nested hardware.compile=true",
+    ),
     ("supervised_residual", "algorithm=supervised residual=context", "residual: context: ", "algorithm=supervised"),
     (
         "random_residual",

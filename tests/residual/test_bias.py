@@ -23,6 +23,7 @@ NUMBERS = {
     "gru4rec": 15 + 15 + 11,
     "sasrec": 12 + 4 + 4 + 4 + 3 * 8,
     "narm": 12 + 12 + 4,
+    "nested": 2 * 12 + 3 * 2 * 4 + (3 + 4) + (5 + 4) + 11,
     "conv4": 4 * 9 + 3,
 }  # by hand
 WITHOUT_A_BIAS_IN_THE_HEAD = ("sasrec", "narm")  # tied

@@ -18,7 +18,8 @@ from metarec.residual import head
 from metarec.residual.on import FullResidual
 
 LOG = small_log(13, n_users=4, unknown=0.2)
-NUMBERS = {"gru4rec": 11 * 5 + 11, "sasrec": 12 * 4, "narm": 12 * 3 + 3 * 8, "conv4": 3 * 3 + 3}  # a user, by hand
+NUMBERS = {"gru4rec": 11 * 5 + 11, "sasrec": 12 * 4, "narm": 12 * 3 + 3 * 8, "nested": 11 * 4 + 11,
+           "conv4": 3 * 3 + 3}  # a user, by hand  # fmt: skip
 
 
 @pytest.mark.parametrize("setting", ["clip", "prox"])

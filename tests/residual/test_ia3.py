@@ -27,6 +27,7 @@ from metarec.evaluate import Control
 from metarec.models.conv4 import Conv4
 from metarec.models.gru4rec import GRU4Rec
 from metarec.models.narm import NARM
+from metarec.models.nested import Nested
 from metarec.models.sasrec import SASRec
 from metarec.objectives.cross_entropy import cross_entropy
 from metarec.residual import ia3
@@ -40,14 +41,22 @@ MODELS: dict[str, Any] = {
     "sasrec": SASRec(n_items=11, dim=4, n_layers=2, n_heads=2, dropout=0.5, max_len=6, ffn_dim=5, tie=False),
     "tied": SASRec(n_items=11, dim=4, n_layers=1, n_heads=2, dropout=0.5, max_len=6),
     "narm": NARM(n_items=11, embedding_dim=3, hidden_dim=4),
+    "nested": Nested(n_items=11, dim=4, medium_dim=3, slow_dim=5),
 }
 LOGITS: dict[str, Callable[[Params, list[int]], Tensor]] = {
     "gru4rec": model_reference.gru4rec,
     "sasrec": lambda params, prefix: model_reference.sasrec(params, prefix, 2),
     "tied": lambda params, prefix: model_reference.sasrec(params, prefix, 2),
     "narm": model_reference.narm,
+    "nested": model_reference.nested,
 }
-NUMBERS = {"gru4rec": 2 * 12 + 4, "sasrec": 2 * (4 + 4 + 5) + 4, "tied": 3 * 4 + 4, "narm": 12 + 8}  # a user, by hand
+NUMBERS = {
+    "gru4rec": 2 * 12 + 4,
+    "sasrec": 2 * (4 + 4 + 5) + 4,
+    "tied": 3 * 4 + 4,
+    "narm": 12 + 8,
+    "nested": 12 + 3 + 5 + 4,
+}  # by hand
 ALGORITHMS = parts.names("algorithm")
 
 
@@ -95,6 +104,10 @@ def scaled(own: Params) -> Params:
         elif part == "state":
             table = theta["fc.weight"] if "fc.weight" in theta else theta["embedding.weight"][1:]  # where it scores
             theta["fc.weight"] = table @ torch.diag(factor)
+        elif part == "input":
+            rows("fast.weight_ih", "fast.bias_ih", factor)
+        elif part in ("medium", "slow"):
+            theta[f"{part}.down.weight"] = theta[f"{part}.down.weight"] @ torch.diag(factor)
         elif part.startswith("input_"):
             layer = part.removeprefix("input_")
             rows(f"gru.weight_ih_{layer}", f"gru.bias_ih_{layer}", factor)

@@ -38,10 +38,15 @@ BY_DEFAULT = {
     "gru4rec": ["gru.weight_ih_l0"],
     "sasrec": [f"layers.0.{part}.weight" for part in ("attention.in", "attention.out", "ffn1", "ffn2")],
     "narm": ["gru.weight_ih_l0", "attention.query.weight", "attention.key.weight"],
+    "nested": [
+        "fast.weight_ih",
+        *(f"{level}.{part}.weight" for level in ("medium", "slow") for part in ("up", "down")),
+    ],
     "conv4": [],
 }
 # of rank 2, by hand: 2 (out + in) of each of them
-NUMBERS = {"gru4rec": 2 * (15 + 4), "sasrec": 2 * (12 + 4) + 3 * 2 * (4 + 4), "narm": 2 * (12 + 3) + 2 * 2 * (4 + 4)}
+NUMBERS = {"gru4rec": 2 * (15 + 4), "sasrec": 2 * (12 + 4) + 3 * 2 * (4 + 4), "narm": 2 * (12 + 3) + 2 * 2 * (4 + 4),
+           "nested": 2 * (12 + 4) + 2 * 2 * (3 + 4) + 2 * 2 * (5 + 4)}  # fmt: skip
 CELLS = [(m, a, s) for m in MODELS for a in ALGORITHMS for s in ("clip", "prox", "cut") if (a, s) in ASKED]
 
 

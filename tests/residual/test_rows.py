@@ -30,6 +30,7 @@ from metarec.evaluate import Control
 from metarec.models.conv4 import Conv4
 from metarec.models.gru4rec import GRU4Rec
 from metarec.models.narm import NARM
+from metarec.models.nested import Nested
 from metarec.models.sasrec import SASRec
 from metarec.objectives.cross_entropy import cross_entropy
 from metarec.residual import rows
@@ -46,12 +47,15 @@ MODELS: dict[str, tuple[Any, Callable[[Params, Any], Tensor]]] = {
     "sasrec tied": (SASRec(V, 4, 1, 2, 0.0, 5), lambda p, prefix: model_reference.sasrec(p, prefix, 2)),
     "narm": (NARM(V, 3, 4, **off, tie=False), model_reference.narm),
     "narm tied": (NARM(V, 3, 4, **off), model_reference.narm),
+    "nested": (Nested(V, 4, "gru", 3, 5, 0.0), model_reference.nested),
+    "nested tied": (Nested(V, 4, "lstm", 3, 5, 0.0, tie=True), model_reference.nested),
 }
 # by hand: the row of an item is its number less this
 TABLES = {
     "gru4rec": {"embedding.weight": 0, "fc.weight": 1, "fc.bias": 1}, "gru4rec tied": {"embedding.weight": 0, "fc.bias": 1},
     "sasrec": {"embedding.weight": 0, "fc.weight": 1, "fc.bias": 1}, "sasrec tied": {"embedding.weight": 0},
     "narm": {"embedding.weight": 0, "fc.weight": 1, "fc.bias": 1}, "narm tied": {"embedding.weight": 0},
+    "nested": {"embedding.weight": 0, "fc.weight": 1, "fc.bias": 1}, "nested tied": {"embedding.weight": 0, "fc.bias": 1},
 }  # fmt: skip
 
 
