@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from reference.generated_run import WORDS, At, open_at
 from reference.tiny_runs import Work, metrics
 
-from metarec.evaluate import monitored, ranks, scored
+from metarec.evaluate import Control, monitored, ranks, scored
 from metarec.verbs import measure as m
 from metarec.verbs.row_steps import MORE_LRS, with_row_steps
 
@@ -45,15 +46,16 @@ def test_each_row_has_the_best_of_its_grid_from_its_own_start(at: At) -> None:
             assert value == pytest.approx(value_of(at, lr, steps, generated), abs=1e-12)
 
 
-def test_what_was_tuned_is_what_the_rows_do_and_stands_in_metrics(at: At, run: Path) -> None:
+def test_the_rows_take_the_steps_that_were_tuned_for_them(at: At, run: Path) -> None:
     assert {"inner_loop", "refined"} <= set(metrics(run)["tuning"])
-    own = with_row_steps(at.run.trained_as.algorithm, at.bench, at.trained, "quiet")
-    scorers = m.scorers(at.bench, own, at.control)
-    for row, generated in (("inner_loop", False), ("refined", True)):
-        one = own.row_steps[row]
-        method = m.adapted(at.bench, at.trained, lr=one.lr, steps=one.steps, generated=generated)
-        by_hand = scored(at.bench.tasks(at.trained.residual), method)
-        assert (at.ranks(scorers[row]) == at.ranks(by_hand)).all()
+    asked = {"inner_loop": Control(20.0, 2, 0.0, []), "refined": Control(30.0, 3, 0.0, [])}
+    scorers = m.scorers(at.bench, replace(at.trained, row_steps=asked), at.control)
+    usual = m.scorers(at.bench, at.trained, at.control)
+    for row, one in asked.items():
+        method = m.adapted(at.bench, at.trained, lr=one.lr, steps=one.steps, generated=row == "refined")
+        by_hand = at.ranks(scored(at.bench.tasks(at.trained.residual), method))
+        assert (at.ranks(scorers[row]) == by_hand).all()
+        assert (at.ranks(usual[row]) != by_hand).any()
 
 
 def test_what_is_given_is_taken_and_nothing_is_tuned(work: Work) -> None:
