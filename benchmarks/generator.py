@@ -170,10 +170,11 @@ def _peak(call: Callable[[], object], device: torch.device) -> float:
         kept = call()
     del kept
     now = most = 0
-    for event in sorted(seen.events(), key=lambda e: e.time_range.start):
-        if event.name == "[memory]":
-            now += event.cpu_memory_usage
-            most = max(most, now)
+    for event in sorted(seen.events(), key=lambda e: e.time_range.end):
+        now += (
+            event.self_cpu_memory_usage
+        )  # of an operator what it holds at its end; what is freed between has lines of its own
+        most = max(most, now)
     return float(most)
 
 

@@ -91,7 +91,8 @@ def teachers_unused(seen: Seen) -> Iterator[Refusal]:
         return
     if seen.get("resume") is not None:
         yield "resume", "is for metarec train", "give the same words and the same to=DIR again: it goes on"
-    for section in ("train", "optimizer", "schedule", "reported"):
+    idle = ["train", "schedule", "reported"] + ["optimizer"] * (seen.get("pretrain.optimizer") != "run")
+    for section in idle:
         for key in seen.asked(section):
             yield key, "does nothing: nothing is meta-trained", "drop it"
     for key in seen.asked("algorithm"):

@@ -135,7 +135,7 @@ def meta_train(
     def losses_at(algorithm: Algorithm, phi: Params, step: int) -> Iterator[Tensor]:
         if statistics and (step < STATISTICS_FIRST or step % STATISTICS_EVERY == 0):
             _keep_statistics(config, bench, over, algorithm, phi, weighting, set(statistics), step)
-        yield from _losses(config, taught, over, algorithm, phi, weighting, step, teachers)
+        yield from _losses(config, taught, over, algorithm, phi, weighting, teachers, step)
 
     steps = int(stored.get("outer_steps", section.steps))
     if section.minutes is not None and not found:
@@ -255,8 +255,8 @@ def _losses(
     algorithm: Algorithm,
     phi: Params,
     weighting: Weighting,
+    teachers: Teachers | None,
     step: int,
-    teachers: Teachers | None = None,
 ) -> Iterator[Tensor]:
     """The meta-loss of an outer step in chunks of tasks: each is differentiated before the next is made.
 

@@ -35,7 +35,10 @@ def config(*words: str, verb: str = "train", **options: Any) -> Any:
         ("optimzer=sgd", "optimzer: sgd: unknown key -- did you mean optimizer?"),
         ("optimizer=sdg", "optimizer: sdg: no such alternative -- did you mean sgd? choose adam|adamw|"),
         ("residual=maybe", f"residual: maybe: no such alternative -- choose {'|'.join(parts.names('residual'))}"),
-        ("schedule.final_factor=0.5", "schedule=constant has no such key -- it belongs to schedule=cosine|linear"),
+        (
+            "schedule.final_factor=0.5",
+            "schedule=constant has no such key -- it belongs to schedule=cosine|warm_cosine|linear",
+        ),
         ("+train.foo=1", "train.foo: 1: unknown key"),
         ("++train.foo=1", "train.foo: 1: unknown key"),
         ("+seed=1", "+seed: 1: exists already, there is nothing to add -- write seed=1"),

@@ -92,8 +92,9 @@ def bench_of(run: Path) -> SequenceBench:
 def test_every_algorithm_reads_them_and_eval_gives_the_figures_again(
     algorithm: str, work: Work, log: tuple[str, ...]
 ) -> None:
-    on = "context" if algorithm == "cavia" else "off"
-    words = (f"algorithm={algorithm}", f"residual={on}", *SHORT, *log)
+    on = "context" if algorithm in ("cavia", "generator") else "off"
+    own = ("algorithm.refine_steps=1", "schedule.warmup_steps=1") if algorithm == "generator" else ()
+    words = (f"algorithm={algorithm}", f"residual={on}", *SHORT, *own, *log)
     plain, run = work.train(*words), work.train(*words, RELIABILITY)
     assert not same_bits(tensors(plain, "last"), tensors(run, "last"))
     assert work.eval(run)["metrics"] == metrics(run)["metrics"]
