@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import os
 import subprocess
@@ -92,6 +93,13 @@ def cell(root: Path, words: list[str]) -> Path:
     return next(root.glob("train/*/manifest.json")).parent
 
 
+@functools.cache
+def draws(users: int) -> np.ndarray:
+    """How often each user is drawn, [1 + DRAWS, users]: first the users as they are."""
+    found = np.random.default_rng(1).multinomial(users, np.full(users, 1 / users), size=DRAWS)
+    return np.concatenate([np.ones((1, users)), found]).astype(np.float64)
+
+
 def interval(
     tables: list[Any], metric: str, row: str, less: str | None = None, top: str | None = None
 ) -> Interval | None:
@@ -108,8 +116,7 @@ def interval(
         np.sum([t[name].to_numpy(dtype=np.float64) * w for t, w in zip(tables, weights, strict=True)], axis=0)
         for name in names
     ]
-    often = np.random.default_rng(1).multinomial(len(weight), np.full(len(weight), 1 / len(weight)), size=DRAWS)
-    often = np.concatenate([np.ones((1, len(weight))), often])  # first the users as they are
+    often = draws(len(weight))
     count = often @ weight
     values = [often @ total / count for total in sums]
     found = values[0]
