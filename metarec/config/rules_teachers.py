@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from metarec.config.seen import Refusal, Seen
 
 HOW = ("users", "pairs", "steps", "lr", "chunk")  # of algorithm.teacher: how teachers are made
+OF_A_ROW = ("pairs", "steps", "lr")  # of these, what the row "teacher" is made with
 READ = ("control", "monitor", "ties", "candidates", "task_chunk")  # of evaluation: what tuning reads
 
 
@@ -76,9 +77,12 @@ def teachers_given_twice(seen: Seen) -> Iterator[Refusal]:
         return
     how = [key for name in HOW for key in seen.asked(f"algorithm.teacher.{name}")]
     if not seen.get("algorithm.loss.taught"):
+        judged = seen.get("evaluation.panel") not in ("none", [])  # against teachers of the users under test
+        read = [f"algorithm.teacher.{name}" for name in OF_A_ROW] if judged else []
         for key in (*how, *seen.asked("algorithm.teacher.path")):
-            what = "does nothing: no loss that has a weight learns from teachers"
-            yield key, what, "drop it, or give algorithm.loss.delta_w=1"
+            if key not in read:
+                what = "does nothing: no loss that has a weight learns from teachers"
+                yield key, what, "drop it, or give algorithm.loss.delta_w=1"
     elif seen.get("algorithm.teacher.path") is not None:
         for key in how:
             what = f"does nothing: {seen.get('algorithm.teacher.path')} says how its teachers were made"

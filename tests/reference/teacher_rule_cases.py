@@ -77,9 +77,15 @@ CASES = [
     ),
     (
         "teachers_given_twice",
+        f"{RUN} algorithm.teacher.users=8",
+        "algorithm.teacher.users: 8: does nothing: no loss that has a weight learns from teachers",
         f"{RUN} algorithm.teacher.pairs=8",
+    ),
+    (
+        "teachers_given_twice",
+        f"{RUN} algorithm.teacher.pairs=8 evaluation.panel=none",
         "algorithm.teacher.pairs: 8: does nothing: no loss that has a weight learns from teachers",
-        f"{TAUGHT} algorithm.teacher.pairs=8",
+        f"{TAUGHT} algorithm.teacher.pairs=8 evaluation.panel=none",
     ),
     ("teachers_unused", "teachers resume=RUN", "resume: RUN: is for metarec train", "teachers to=RUN"),
     ("teachers_unused", "teachers train.steps=5", "train.steps: 5: does nothing: nothing is", "teachers seed=5"),
