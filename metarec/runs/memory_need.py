@@ -1,6 +1,6 @@
 """What meta-training will take of memory, from shapes alone: told before the run, refused where it is not there.
 
-    need = weights + learned + gradients + optimizer + guard + max(tasks + activations, saving) + libraries
+    need = weights + learned + gradients + optimizer + guard + teachers + max(tasks + activations, saving) + libraries
 
 The first five are exact: the frozen or pretrained weights, what is learned over them, its gradient, the optimizer's slots
 (Adam 2, SGD with momentum 1), the state that a guard keeps for a rollback. `saving` is what a checkpoint holds, copied and
@@ -47,11 +47,12 @@ class Need:
     activations: int
     saving: int
     libraries: int = 0
+    teachers: int = 0  # numbers of all teachers, where a loss learns from them
 
     @property
     def total(self) -> int:
         """At the peak: a step and a checkpoint do not happen at once."""
-        lasting = self.weights + self.learned + self.gradients + self.optimizer + self.guard
+        lasting = self.weights + self.learned + self.gradients + self.optimizer + self.guard + self.teachers
         return lasting + max(self.tasks + self.activations, self.saving) + self.libraries
 
     @property

@@ -15,7 +15,7 @@ import torch
 
 from metarec import build
 from metarec.algorithms import Algorithm
-from metarec.benches import AnyBench
+from metarec.benches import AnyBench, SequenceBench
 from metarec.config.schema import NoGuardConfig, TrainConfig
 from metarec.core.batch import EpisodeBatch, Sequences
 from metarec.errors import EnvironmentFault
@@ -66,12 +66,25 @@ def need_of(config: TrainConfig, bench: AnyBench, made: Algorithm) -> Need:
         trained=sum(math.prod(shape) for name, shape in learned.items() if begins or not loop.moves(name)),
         on_cpu=bench.hardware.device.type == "cpu",
     )
-    steps = loop.steps + (OF_CG if implicit else 0)
+    steps = getattr(made, "refine_steps", loop.steps) + (
+        OF_CG if implicit else 0
+    )  # a generator's own inner loop is a row
     need = reckon(batch, Loop(steps, implicit or _second_order(made), loop.recompute, judged))
     at_test = reckon(_of_validation(config, bench, batch), Loop(loop.steps, False))
     if at_test.tasks + at_test.activations > need.tasks + need.activations:  # more tasks at once there
         need = replace(need, tasks=at_test.tasks, activations=at_test.activations)
-    return need
+    return replace(need, teachers=_of_teachers(config, bench, made))
+
+
+def _of_teachers(config: TrainConfig, bench: AnyBench, made: Algorithm) -> int:
+    """Bytes of the numbers of all teachers, which stay in memory; 0 where no loss learns from any."""
+    asked: Any = config.algorithm
+    if not getattr(getattr(asked, "loss", None), "taught", False) or not isinstance(bench, SequenceBench):
+        return 0
+    users = len(bench.prepared.episodes("train").user)
+    users = users if asked.teacher.users is None else min(users, asked.teacher.users)
+    moving = (math.prod(s) for name, s in learned_shapes(config, bench.model).items() if made.inner.moves(name))
+    return users * sum(moving) * torch.empty((), dtype=bench.hardware.dtype).element_size()
 
 
 def _of_validation(config: TrainConfig, bench: AnyBench, batch: Batch) -> Batch:

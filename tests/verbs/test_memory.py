@@ -149,3 +149,20 @@ def test_the_estimate_is_within_a_factor_of_two(order: str, residual: str, tmp_p
     expected = cost["estimated_bytes"]["total"] - cost["estimated_bytes"]["weights"]
     assert cost["growth_bytes"] is not None
     assert 0.5 < expected / cost["growth_bytes"] < 2
+
+
+def test_teachers_stay_in_memory_and_are_reckoned(work: Work) -> None:
+    """U users, r (out + in) numbers each of the one default matrix [48, 8] at rank 2."""
+    words = (
+        "algorithm=generator",
+        "residual=lora",
+        "residual.rank=2",
+        "schedule.warmup_steps=2",
+        "evaluation.panel=none",
+    )
+    found = []
+    for more in ((), ("algorithm.loss.delta_w=1", "algorithm.teacher.users=30", "algorithm.teacher.steps=1",
+                      "algorithm.teacher.lr=0.1")):  # fmt: skip
+        cost = json.loads((work.train(*words, *more) / "metrics.json").read_text())["cost"]
+        found.append(cost["estimated_bytes"]["teachers"])
+    assert found == [0, 30 * 2 * (48 + 8) * 4]
