@@ -57,12 +57,12 @@ VARIANTS: dict[str, list[str]] = {
     "mix": [*LORA, f"{TAUGHT}delta_w=1", f"{TAUGHT}functional=1"],
     "delta_w, then task": [*LORA, f"{TAUGHT}task=0", f"{TAUGHT}delta_w=1", "algorithm.fine_tune=0.5"],
 }
-HALF = ["train.steps=1000", "train.eval_every=250"]
+FIFTH = ["train.steps=600", "train.eval_every=200"]
 STUDIES: dict[str, tuple[dict[str, list[str]], list[str]]] = {
     "worlds": (WORLDS, ["context", "lora", "histories"]),
     "logs": (LOGS, ["context", "lora"]),
     "losses": (
-        {name: [*words, *HALF] for name, words in WORLDS.items()},
+        {name: [*words, *FIFTH] for name, words in WORLDS.items()},
         ["task", "delta_w", "ab", "functional", "mix", "delta_w, then task"],
     ),
     "top": ({name: [*words, "dataset.history=user"] for name, words in WORLDS.items()}, ["context"]),
