@@ -38,7 +38,8 @@ WORLDS = {
     "transition": ["dataset=synthetic", "dataset.world.kind=transition"],
 }
 SHORT = [
-    "train.steps=600", "train.eval_every=200", "pretrain.epochs=5", "evaluation.control.users=128",
+    "train.steps=400", "train.eval_every=200", "pretrain.epochs=5", "evaluation.panel=[in_context]",
+    "evaluation.control.users=128", "evaluation.control.lrs=[0.01,0.1,1.0]", "evaluation.control.steps=[1,3]",
     "algorithm.teacher.pairs=16",
 ]  # fmt: skip  # on two cores
 LOGS = {name: [f"dataset={name}", *SHORT] for name in ("ml1m", "mooccubex")}
@@ -46,6 +47,7 @@ METRIC = {"preference": "hr@5", "transition": "hr@1"}
 TARGETS = 'residual.targets=["gru.weight_ih_l0","fc.weight"]'
 LORA = ["residual=lora", TARGETS]
 TAUGHT = "algorithm.loss."
+FEWER = ["algorithm.teacher.users=2000"]
 VARIANTS: dict[str, list[str]] = {
     "context": ["residual=context"],
     "lora": [*LORA, f"{TAUGHT}task=0", f"{TAUGHT}delta_w=1", "algorithm.fine_tune=0.7"],
@@ -214,7 +216,8 @@ def main() -> None:
                 folder = "-".join((options.study, dataset, variant.replace(",", "").replace(" ", "_"), str(seed)))
                 root = options.out / folder
                 root.mkdir(parents=True, exist_ok=True)
-                asked[dataset, variant, seed] = (root, [*of_data, *VARIANTS[variant], f"seed={seed}", "hardware.threads=1",
+                own = [*of_data, *VARIANTS[variant], *(FEWER if options.study == "logs" and variant == "lora" else [])]
+                asked[dataset, variant, seed] = (root, [*own, f"seed={seed}", "hardware.threads=1",
                                                         "logger.console=plain", *words])  # fmt: skip
     if not options.tables_only:
         with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:

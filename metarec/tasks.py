@@ -178,29 +178,26 @@ class Tasks:
         return loss if surprise is None else _with_gradient(loss)
 
     def evidence(self, theta: Params, pairs: PairBatch | ImageBatch) -> tuple[Tensor, Tensor]:
-        """What each pair is, as the model of weights `theta` sees it: ([T, N, 3 H + 2], bool [T, N] which are there).
+        """What each pair is, as the model of weights `theta` sees it: ([T, N, 2 H + 1], bool [T, N] which are there).
 
-        Of a pair with state h [H]: h, the direction in which the target's score rises with it, that in which the
-        log-sum-exp of all scores does (their difference is the gradient of the loss with respect to h), each normalised,
-        then the loss and whether the target is known; where it is not, the second, third and fourth are zero. Constants:
-        no gradient runs through them.
+        Of a pair: its state h [H], and the direction in which the score of its target rises with h, each normalised; then
+        whether the target is known, without which the second is zero. All that the model thinks of the pair follows from
+        these, and no other item is scored, so the cost does not grow with their number. Constants: no gradient runs
+        through them.
         """
-        model, column = self._on(pairs), (pairs.target - 1).clamp(min=0)
+        model, column, known = self._on(pairs), (pairs.target - 1).clamp(min=0), pairs.target > 0
         with torch.no_grad():
             states = pairs.gather(model.encode(theta, pairs.inputs))
-            scores = model.score(theta, states)
-            log_p = scores.log_softmax(-1)
-            loss = torch.log1p((-log_p.gather(2, column[..., None])).clamp(min=0))
-            of_table = getattr(self.model, "output", None)
-            if of_table is None:
+            table = getattr(self.model, "output", None)
+            if table is None:
                 rising = _rising(lambda h: model.score(theta, h), states, column)
             else:  # the same by the rows of the output layer
-                rows = theta[of_table[0]][1 - of_table[1] :]
-                rising = rows[column], log_p.exp() @ rows
-            known = (pairs.target > 0)[..., None]
-            parts = F.layer_norm(torch.stack([states, *rising], 2), states.shape[-1:])
-            parts[:, :, 1:] *= known[..., None]
-            shown = torch.cat([parts.flatten(2), loss * known, known.to(loss.dtype)], -1)
+                rising = theta[table[0]][column + (1 - table[1])]
+            parts = F.layer_norm(torch.stack([states, rising], 2), states.shape[-1:]).flatten(2)
+            known = known[..., None]
+            shown = torch.cat([parts, known.to(parts.dtype)], -1)
+            if not bool(known.all()):
+                shown[..., states.shape[-1] :] *= known
         return shown, pairs.target != 0
 
     def _mixed(
@@ -216,14 +213,12 @@ class Tasks:
         return Mixed(self.model, pairs.target.device.type) if self.mixed else self.model
 
 
-def _rising(score: Callable[[Tensor], Tensor], states: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients [T, N, H] by states [T, N, H], of the score in a column [T, N] and of the log-sum-exp of all scores."""
+def _rising(score: Callable[[Tensor], Tensor], states: Tensor, column: Tensor) -> Tensor:
+    """The gradient [T, N, H] by states [T, N, H] of the score in a column [T, N]."""
     with torch.enable_grad():
         h = states.detach().requires_grad_()
-        scores = score(h)
-        sums = scores.gather(2, column[..., None]).sum(), scores.logsumexp(-1).sum()
-        chosen, every = (torch.autograd.grad(part, h, retain_graph=True)[0] for part in sums)
-    return chosen, every
+        chosen = score(h).gather(2, column[..., None])
+        return torch.autograd.grad(chosen.sum(), h)[0]
 
 
 def _encoded(
@@ -264,6 +259,6 @@ def _apart(generator: torch.Generator) -> torch.Generator:
 
 
 def evidence_width(model: Model) -> int | None:
-    """3 H + 2, of `Tasks.evidence`; None for a model that does not say how wide its states are."""
+    """2 H + 1, of `Tasks.evidence`; None for a model that does not say how wide its states are."""
     shift = model.context_shapes().get("context.shift")
-    return None if shift is None else 3 * shift[0] + 2
+    return None if shift is None else 2 * shift[0] + 1
