@@ -73,26 +73,32 @@ class SetEncoder:
         def norm(x: Tensor, name: str) -> Tensor:
             return F.layer_norm(x, x.shape[-1:], weights[name])
 
+        shown = None if bool(there.all()) else there  # where nothing is missing there is nothing to mask
         x = linear(F.silu(linear(vectors, "in1")), "in2")
         for i in range(self.layers):
-            x = x + linear(_attend(linear(norm(x, f"l{i}.norm1"), f"l{i}.qkv"), there), f"l{i}.out")
+            x = x + linear(_attend(linear(norm(x, f"l{i}.norm1"), f"l{i}.qkv"), shown), f"l{i}.out")
             x = x + linear(F.silu(linear(norm(x, f"l{i}.norm2"), f"l{i}.up")), f"l{i}.down")
         x = norm(x, "norm")
-        share = _softmax(torch.matmul(weights["questions"], x.mT), there[:, None, :])  # [T, Q, N]
+        share = _softmax(
+            torch.matmul(weights["questions"], x.mT), None if shown is None else shown[:, None, :]
+        )  # [T, Q, N]
         count = there.sum(1, keepdim=True).to(x.dtype).log1p()
         z = torch.cat([torch.bmm(share, x).flatten(1), count], 1)
         return F.silu(norm(linear(F.silu(linear(z, "trunk1")), "trunk2"), "trunk2.norm"))
 
 
-def _attend(qkv: Tensor, there: Tensor) -> Tensor:
-    """qkv [T, N, 3 W] -> [T, N, W], `HEADS` heads; nobody looks at what is not there."""
+def _attend(qkv: Tensor, there: Tensor | None) -> Tensor:
+    """qkv [T, N, 3 W] -> [T, N, W], `HEADS` heads; nobody looks at what is not there (None: all is)."""
     n_tasks, count, width = qkv.shape
     q, k, v = qkv.view(n_tasks, count, 3, HEADS, width // (3 * HEADS)).permute(2, 0, 3, 1, 4)
-    share = _softmax(torch.matmul(q, k.mT) * q.shape[-1] ** -0.5, there[:, None, None, :])
+    scores = torch.matmul(q, k.mT) * q.shape[-1] ** -0.5
+    share = _softmax(scores, None if there is None else there[:, None, None, :])
     return torch.matmul(share, v).transpose(1, 2).flatten(2)
 
 
-def _softmax(scores: Tensor, there: Tensor) -> Tensor:
-    """Over the last axis, of what is there; all zero where nothing is."""
+def _softmax(scores: Tensor, there: Tensor | None) -> Tensor:
+    """Over the last axis, of what is there (None: all); all zero where nothing is."""
+    if there is None:
+        return scores.softmax(-1)
     low = torch.finfo(scores.dtype).min
     return scores.masked_fill(~there, low).softmax(-1) * there
