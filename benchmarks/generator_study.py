@@ -38,7 +38,7 @@ WORLDS = {
     "transition": ["dataset=synthetic", "dataset.world.kind=transition"],
 }
 SHORT = [
-    "train.steps=400", "train.eval_every=200", "pretrain.epochs=5", "evaluation.panel=[in_context]",
+    "train.steps=400", "train.eval_every=200", "pretrain.epochs=5", "evaluation.panel=[popularity]",
     "evaluation.control.users=128", "evaluation.control.lrs=[0.01,0.1,1.0]", "evaluation.control.steps=[1,3]",
     "algorithm.teacher.pairs=16",
 ]  # fmt: skip  # on two cores
