@@ -219,7 +219,7 @@ class BothLosses:
 def outer_step(work: Work, step: int, *words: str) -> None:
     config, bench = bench_of(work, "objective=bce", *FOMAML, *words)
     phi, algorithm = bench.model.init(generator(1, "init"), torch.float64), cast(Any, BothLosses())
-    list(meta_train._losses(config, bench, NoResidual(phi), algorithm, phi, UNIFORM, step))
+    list(meta_train._losses(config, bench, NoResidual(phi), algorithm, phi, UNIFORM, None, step))
 
 
 def test_draws_follow_from_seed_step_and_part(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
