@@ -181,9 +181,9 @@ class Tasks:
         """What each pair is, as the model of weights `theta` sees it: ([T, N, 2 H + 1], bool [T, N] which are there).
 
         Of a pair: its state h [H], and the direction in which the score of its target rises with h, each normalised; then
-        whether the target is known, without which the second is zero. All that the model thinks of the pair follows from
-        these, and no other item is scored, so the cost does not grow with their number. Constants: no gradient runs
-        through them.
+        whether the target is known, without which the second is zero. All that the model thinks of the pair, but for
+        biases, follows from these, and no other item is scored, so the cost does not grow with their number. Constants:
+        no gradient runs through them.
         """
         model, column, known = self._on(pairs), (pairs.target - 1).clamp(min=0), pairs.target > 0
         with torch.no_grad():

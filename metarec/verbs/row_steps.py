@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from metarec import teach
 from metarec.algorithms import inner
 from metarec.algorithms.inner import InnerLoop, TaskLoss
 from metarec.benches import AnyBench
@@ -23,15 +24,13 @@ from metarec.report.progress import progress
 from metarec.verbs import amortised
 from metarec.verbs.measure import Trained, support_losses
 
-MORE_LRS = (3.0, 10.0)
-
 
 def with_row_steps(options: MetaConfig | SupervisedConfig, bench: AnyBench, trained: Trained, mode: str) -> Trained:
     """`trained` with the steps of such rows, where there are any; DivergedError where every step size diverges."""
     if isinstance(options, SupervisedConfig) or not amortised.generates(trained.algorithm, bench.evaluation):
         return trained
     asked, grid, judge = options.inner, bench.evaluation.control, bench.evaluation
-    lrs = sorted({*grid.lrs, *MORE_LRS}) if asked.lr is None else [asked.lr]
+    lrs = sorted({*grid.lrs, *teach.MORE_LRS}) if asked.lr is None else [asked.lr]
     steps = {"inner_loop": list(grid.steps) if asked.steps is None else [asked.steps], "refined": [amortised.REFINED]}
     episodes, found = bench.episodes("val", rows=bench.tuning_rows()), dict[str, Control]()
     with progress(len(lrs) * len(steps), "tune rows", mode) as bar:
