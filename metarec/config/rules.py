@@ -284,6 +284,8 @@ def never_validated(seen: Seen) -> Iterator[Refusal]:
 def pretrain_never_validated(seen: Seen) -> Iterator[Refusal]:
     """The same of pretraining, counted in epochs."""
     epochs = seen.get("pretrain.epochs")
+    if seen.get("pretrain.steps") is not None or seen.get("pretrain.eval_every") is not None:
+        return  # `rules_pretrain` has those
     if epochs is not None and seen.get("pretrain.eval_every_epochs") > epochs:
         fix = f"give at most {epochs}, or raise pretrain.epochs"
         yield "pretrain.eval_every_epochs", f"is more than pretrain.epochs={epochs}, so nothing would be validated", fix
@@ -330,6 +332,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_guard.guard_never_judges,
     of_guard.min_gain_unused,
     of_compare.variants_of_a_comparison,
+    of_compare.contrasts_of_a_comparison,
     of_lm.lm_unused,
     of_lm.lm_items_frozen,
     *of_anchor.RULES,

@@ -145,6 +145,7 @@ class TrainSection:
 class PretrainSection:
     epochs: int = ranged(15, min=1)
     min_steps: int = ranged(2500, min=0)  # a small log is read more often than `epochs`
+    steps: int | None = ranged(None, min=1)  # in place of `epochs` and `min_steps`
     batch_size: int = ranged(1024, min=1)
     optimizer: str = ranged("adam", choices=["adam", "run"])
     lr: float | None = ranged(None, min=0, exclusive=["min"])  # None = the model's own
@@ -152,6 +153,7 @@ class PretrainSection:
     clip_norm: float = ranged(5.0, min=0)
     patience: int = ranged(3, min=0)
     eval_every_epochs: int = ranged(1, min=1)
+    eval_every: int | None = ranged(None, min=1)  # steps, in place of `eval_every_epochs`
     hold_out: float = ranged(0.0, min=0, max=1, exclusive=["max"])
     monitor: str = ranged("metric", choices=["metric", "perplexity"])
 
@@ -276,6 +278,9 @@ class CompareConfig:
     models: list[str] | None = None
     residuals: list[str] | None = ranged(None, choices=parts.Listable("residual"))
     variants: dict[str, str] | None = None  # name -> words of `metarec train`, in place of `residuals`
+    contrasts: list[list[str]] | None = None  # pairs of variants: the first against the second
+    metric: str = ranged("monitor", choices=["monitor", "perplexity"])  # of the table of contrasts
+    reported: str | None = ranged(None, choices=REPORTED)
     parallel: int = ranged(1, min=1)
     tune: TuneSection = field(default_factory=TuneSection)
     inner: CompareInner = field(default_factory=CompareInner)

@@ -19,7 +19,10 @@ from metarec.errors import ConfigError
 from metarec.verbs.variants import Variant
 
 # keys of a comparison that are no keys of a run
-OWN = ("algorithms", "seeds", "inner", "resume", "datasets", "models", "residuals", "variants", "parallel", "tune")
+OWN = (
+    "algorithms", "seeds", "inner", "resume", "datasets", "models", "residuals", "variants", "parallel", "tune",
+    "contrasts", "metric", "reported",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ def cells(config: CompareConfig) -> list[Cell]:
                     raise ConfigError("evaluation.monitor", job.evaluation.monitor, what, fix)
                 data = _apart(_own("dataset", dataset, job, datasets), kind[0], asdict(job.dataset), blocks)
                 name = (data, _own("model", model, job, models), *kind)
+            if config.contrasts is None and is_survey(config) and job.algorithm.name == "supervised":
+                what = "adapts nothing, so there is nothing of ours to set beside the baselines"
+                fix = "say which variants are compared: contrasts=[[A,B]]"
+                raise ConfigError("algorithm", "supervised", what, fix)
             for setting in settings(config, job.residual):
                 checked("train", asdict(with_setting(job, setting)))
             found.append(Cell(name, job))
@@ -121,7 +128,19 @@ def cells(config: CompareConfig) -> list[Cell]:
             for one in getattr(error, "errors", [error]):
                 errors.append(ConfigError(one.where, one.value, f"{told}{one.what}", one.fix))
     raise_all(errors)
+    _contrasted(config, found)
     return found
+
+
+def _contrasted(config: CompareConfig, found: Sequence[Cell]) -> None:
+    """ConfigError for a contrast whose two variants never meet: on one data set, with one model and algorithm."""
+    met = {(*cell.block, cell.names[3], cell.names[2]) for cell in found}
+    for of, against in config.contrasts or []:
+        if not any((*rest, against) in met for *rest, name in met if name == of):
+            what = "the two are never run on the same data with the same model and algorithm"
+            raise ConfigError(
+                "contrasts", f"[{of},{against}]", what, "compare variants of one algorithm and one data set"
+            )
 
 
 def _own(group: str, name: str, job: TrainConfig, axis: Mapping[str, Any]) -> str:

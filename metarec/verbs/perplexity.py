@@ -8,14 +8,16 @@ the honest ones.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from metarec.algorithms.inner import start
 from metarec.benches import AnyBench
+from metarec.data.prompts import Prompts
 from metarec.evaluate import costs_of_targets
-from metarec.metrics.perplexity import perplexity
+from metarec.metrics.perplexity import Floats, Ints, perplexity
 from metarec.text_bench import TextBench
 from metarec.verbs.measure import Trained
 
@@ -34,14 +36,27 @@ def held_out(bench: AnyBench, trained: Trained, split: str, seed: int) -> dict[s
     document = np.searchsorted(prepared.domain_examples, blocks, side="right") - 1
     units = {"blocks": np.repeat(blocks, counts), "documents": np.repeat(document, counts)}
     options = bench.evaluation
+    costs = {
+        name: costs_of_targets(tasks, weights, bench.held_out(split), bench.hardware.device)
+        for name, (tasks, weights) in rows.items()
+    }
     figures = {
         name: perplexity(
-            costs_of_targets(tasks, weights, bench.held_out(split), bench.hardware.device), units,
-            n_resamples=options.bootstrap, confidence=options.confidence, seed=seed,
+            cost, units, n_resamples=options.bootstrap, confidence=options.confidence, seed=seed
         )
-        for name, (tasks, weights) in rows.items()
+        for name, cost in costs.items()
     }  # fmt: skip
-    return {"perplexity": {"split": split, "rows": figures}}
+    return {
+        "perplexity": {"split": split, "rows": figures, "by_document": by_document(prepared, units["documents"], costs)}
+    }
+
+
+def by_document(prepared: Prompts, document: Ints, costs: Mapping[str, Floats]) -> dict[str, Any]:
+    """Names of the documents, how many targets each has, and of each row its mean cross-entropy in nats: runs are paired
+    by these. document [n]: whose each target is; costs: of each row [n]."""
+    own, of, n = np.unique(document, return_inverse=True, return_counts=True)
+    means = {name: (np.bincount(of, cost) / n).tolist() for name, cost in costs.items()}
+    return {"names": [prepared.domains[int(number)] for number in own], "n": n.tolist(), "cross_entropy": means}
 
 
 def lines(document: dict[str, Any]) -> list[str]:

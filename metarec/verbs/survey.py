@@ -18,6 +18,8 @@ from typing import Any
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import CompareConfig, TrainConfig
 from metarec.errors import Stopped
+from metarec.report.contrasts import contrasts
+from metarec.report.contrasts_text import contrasts_page, contrasts_table
 from metarec.report.finished import Run, read_run
 from metarec.report.survey import survey
 from metarec.report.survey_text import survey_page, survey_table
@@ -52,24 +54,32 @@ def run_survey(config: CompareConfig, run_dir: Path, resume: bool, overrides: Se
         if not blocks:
             code, line = next(iter(work.failures.values()))
             raise Failed("compare", len(work.failures), "every cell failed", line, code)
+        told = {name: line for name, (_, line) in work.failures.items()}
         named = {block: [(cell.names[2:], runs) for cell, runs in found] for block, found in blocks.items()}
-        document = survey(
-            named,
-            tuned=work.tuned, failures={name: line for name, (_, line) in work.failures.items()}, config=asdict(config),
-        )  # fmt: skip
+        if config.contrasts is None:
+            document = survey(named, tuned=work.tuned, failures=told, config=asdict(config))
+            page, table = survey_page(document, named), survey_table
+        else:
+            metric = config.evaluation.monitor if config.metric == "monitor" else config.metric
+            document = contrasts(named, config.contrasts, metric=metric, failures=told, config=asdict(config))
+            page, table = contrasts_page(document, named), contrasts_table
         atomic.write_json(run_dir / "survey.json", document)
-        page = survey_page(document, named)
         for form, text in (("html", page.html()), ("md", page.markdown()), ("tex", page.latex())):
             atomic.write_text(run_dir / f"survey.{form}", text)
         if not work.failures:
             rundir.seal(run_dir)
     if config.logger.console != "quiet":
-        show(survey_table(document))
+        show(table(document))
         print(f"survey in {run_dir}: survey.html, survey.md, survey.tex, survey.json", flush=True)
     if work.failures:
         code, line = next(iter(work.failures.values()))
         raise Failed("compare", f"{len(work.failures)} of {len(every)} cells", "failed", line, code)
-    return {"run_dir": str(run_dir), "headline": {" ".join(b["block"]): b["ours"]["mean"] for b in document["blocks"]}}
+    return {"run_dir": str(run_dir), "headline": {" ".join(b["block"]): _headline(b) for b in document["blocks"]}}
+
+
+def _headline(block: dict[str, Any]) -> float:
+    """What is ours of a survey; of contrasts the first variant's figure."""
+    return float(block["ours"]["mean"] if "ours" in block else block["rows"][0]["mean"])
 
 
 class _Work:

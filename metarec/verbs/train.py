@@ -24,9 +24,10 @@ from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.guard import FILE, PRETRAIN_FILE, counted
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
+from metarec.runs.memory import Peak
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
 from metarec.trackers.tracker import Tracker, tracked
-from metarec.train import Progress, Store
+from metarec.train import Progress, Store, Timer
 from metarec.verbs import adapter, perplexity
 from metarec.verbs import measure as m
 from metarec.verbs.curves import check_curves, extras
@@ -105,7 +106,7 @@ def _told(
     }
     tracker.begin(asdict(config), notes, read_history(lines) if lines.exists() else [])
     if isinstance(config.algorithm, SupervisedConfig):
-        at = _supervised(config, bench, run_dir, found, stop, tracker)
+        at = _supervised(config, bench, run_dir, found, stop, tracker, cost)
     else:
         at = meta_train(config, config.algorithm, bench, run_dir, found, stop, say, cost, tracker)
     trained_seconds = time.time() - began
@@ -228,7 +229,7 @@ def _best_name(state: dict[str, Any]) -> str:
 
 
 def _supervised(
-    config: TrainConfig, bench: AnyBench, run_dir: Path, found: Path | None, stop: Stop, tracker: Tracker
+    config: TrainConfig, bench: AnyBench, run_dir: Path, found: Path | None, stop: Stop, tracker: Tracker, cost: Cost
 ) -> Progress:
     if config.warm_start == "auto":
         start, source = bench.model.init(generator(config.seed, "init"), bench.hardware.dtype), {"kind": "none"}
@@ -236,5 +237,11 @@ def _supervised(
         warm = warm_start(config, bench, run_dir, stop)
         start, source = warm.params, warm.source
     store = Store(run_dir / "checkpoints", {}, fixed_state(config, bench, None, source))
+    peak, timer = Peak(bench.hardware.device), Timer()
     with History(run_dir / "history.jsonl", tracker) as history:
-        return pretrain(config, bench, start, history, run_dir / FILE, stop=stop, store=store, resume_from=found)[1]
+        _, at = pretrain(
+            config, bench, start, history, run_dir / FILE, stop=stop, store=store, resume_from=found, timer=timer
+        )
+    cost.seconds_per_step, cost.seconds, cost.steps = timer.per_step, timer.seconds, timer.steps
+    cost.peak_bytes, cost.growth_bytes = peak.bytes, peak.growth
+    return at

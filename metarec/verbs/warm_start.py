@@ -33,7 +33,7 @@ from metarec.runs.legacy import read_legacy
 from metarec.runs.signals import Stop
 from metarec.tasks import Model
 from metarec.text_bench import TextBench
-from metarec.train import Plan, Progress, Store, fit, restore
+from metarec.train import Plan, Progress, Store, Timer, fit, restore
 from metarec.verbs import measure as m
 from metarec.verbs.tuned import tuned
 
@@ -139,6 +139,7 @@ def _of_pretraining(config: TrainConfig) -> dict[str, Any]:
     return {
         name: value for name, value in options.items()
         if name != "optimizer" and (name, value) != ("monitor", "metric")
+        and not (name in ("steps", "eval_every") and value is None)
     }  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def _acts_on_spikes(config: TrainConfig) -> bool:
 
 def pretrain(
     config: TrainConfig, bench: AnyBench, start: Params, history: History | None, events: Path, *, stop: Stop,
-    store: Store | None = None, resume_from: Path | None = None,
+    store: Store | None = None, resume_from: Path | None = None, timer: Timer | None = None,
 ) -> tuple[Params, Progress]:  # fmt: skip
     """Train on the sessions of the training users, the best weights by validation; `events`: the guard's file."""
     options = config.pretrain
@@ -168,9 +169,11 @@ def pretrain(
         )
         pairs = validation_pairs(bench.prepared)
     per_epoch, by_perplexity = pieces.steps_per_epoch, options.monitor == "perplexity"
+    steps = options.steps or max(options.epochs * per_epoch, options.min_steps)
+    by_epochs = max(options.eval_every_epochs * per_epoch, LEAST_BETWEEN_VALIDATIONS)
     plan = Plan(
-        steps=max(options.epochs * per_epoch, options.min_steps),
-        eval_every=max(options.eval_every_epochs * per_epoch, LEAST_BETWEEN_VALIDATIONS),
+        steps=steps,
+        eval_every=min(options.eval_every or by_epochs, steps),
         patience=options.patience,
         checkpoint_every=max(config.train.checkpoint_every, per_epoch),
         clip_norm=options.clip_norm,
@@ -200,6 +203,7 @@ def pretrain(
             params, loss_of_step(tasks, bench.batcher, pieces, params, device, surprise), optimizer, lambda step: 1.0, plan,
             lambda: pair_metrics(tasks, bench.batcher, pairs, params, ties, device, likelihood=by_perplexity),
             at=at, store=store, history=history, on_step=on_step, stop=stop, guard=guard,
+            timer=timer,
         )  # fmt: skip
     return best, at
 
