@@ -47,6 +47,17 @@ REPORTED: Mapping[str, Reported] = MappingProxyType(
                 "HSTU-large": {"hr@10": 0.329, "ndcg@10": 0.189},
             },
         ),
+        "nested_wikitext2": Reported(
+            "after Behrouz et al. 2025, Nested Learning: WikiText-2 by characters, 2,000 steps, one seed, TRAINING loss; "
+            "no optimizer held its embedding and output layer, and its delta rule never ran",
+            {
+                "baseline": {"perplexity": 53.60},
+                "surprise": {"perplexity": 53.24},
+                "surprise, another setting": {"perplexity": 52.12},
+                "delta rule": {"perplexity": 53.60},
+                "all together": {"perplexity": 133.62},
+            },
+        ),
         "diginetica": Reported(
             "session-rec and GRU4Rec authors; protocols differ and the figures are approximate",
             {"V-SKNN": {"hr@20": 0.485}, "GRU4Rec": {"hr@20": 0.48}},
