@@ -36,11 +36,9 @@ def contrasts_of_a_comparison(seen: Seen) -> Iterator[Refusal]:
     if not variants:
         yield "contrasts", "are of variants, and there are none", "give variants={NAME: words of metarec train}"
         return
-    if not pairs:
-        yield "contrasts", "holds none", "give some, such as [[cms,adam]]"
     for pair in pairs:
         if len(pair) != 2 or pair[0] == pair[1]:
-            yield "contrasts", f"{pair} is no pair of two variants", "give [A,B], for A minus B"
+            yield "contrasts", f"[{', '.join(pair)}] is no pair of two variants", "give [A,B], for A minus B"
             continue
         for name in pair:
             if name not in variants:

@@ -126,6 +126,12 @@ CASES = [
         "compare variants={a+b:'residual=on'}",
     ),
     (
+        "contrasts_of_a_comparison",
+        "compare contrasts=[[a,b]]",
+        "contrasts: [[a,b]]: are of variants, and there are none",
+        "compare contrasts=[[a,b]] variants={a:'residual=on',b:'residual=off'}",
+    ),
+    (
         "hold_out_unused",
         "algorithm=supervised residual=off pretrain.hold_out=0.2",
         "pretrain.hold_out: 0.2: algorithm=supervised has no outer loop",

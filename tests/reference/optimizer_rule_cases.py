@@ -5,6 +5,24 @@ from __future__ import annotations
 RUN = "algorithm=supervised pretrain.optimizer=run"
 CASES = [
     (
+        "two_lengths",
+        "pretrain.steps=100 pretrain.epochs=2",
+        "pretrain.epochs: 2: does nothing: pretrain.steps is in its place",
+        "pretrain.steps=100 pretrain.eval_every_epochs=2",
+    ),
+    (
+        "two_lengths",
+        "pretrain.eval_every=10 pretrain.eval_every_epochs=2",
+        "pretrain.eval_every_epochs: 2: does nothing: pretrain.eval_every is in its place",
+        "pretrain.eval_every=10 pretrain.epochs=2",
+    ),
+    (
+        "two_lengths",
+        "pretrain.steps=100 pretrain.eval_every=101",
+        "pretrain.eval_every: 101: is more than pretrain.steps=100, so nothing would be validated -- give at most 100",
+        "pretrain.steps=100 pretrain.eval_every=100",
+    ),
+    (
         "base_unused",
         "optimizer=cms optimizer.momentum=0.9",
         "optimizer.momentum: 0.9: does nothing: optimizer.base=adam has none",
