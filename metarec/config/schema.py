@@ -23,15 +23,8 @@ from metarec.schedules import ConstantConfig, CosineConfig, LinearConfig, WarmCo
 
 # sets of published figures (metarec.report.reported)
 REPORTED = (
-    "mars",
-    "s3rec_beauty",
-    "s3rec_sports",
-    "s3rec_yelp",
-    "s3rec_lastfm",
-    "ml1m_loo",
-    "diginetica",
-    "nested_wikitext2",
-)
+    "mars", "s3rec_beauty", "s3rec_sports", "s3rec_yelp", "s3rec_lastfm", "ml1m_loo", "nested_wikitext2", "diginetica",
+)  # fmt: skip
 SEED_MAX = 2**32 - 1  # the largest that every generator in use takes
 
 
