@@ -23,6 +23,7 @@ from metarec.runs import checkpoint
 from metarec.runs.guarded import Guarded, not_finite
 from metarec.runs.history import History
 from metarec.runs.signals import Stop
+from metarec.runs.timescales import Timescales
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ class Store:
     fixed_state: Mapping[str, Any]
 
     def save(
-        self, params: Params, optimizer: torch.optim.Optimizer, at: Progress, keep: bool, guard: Guarded | None = None
-    ) -> None:
+        self, params: Params, optimizer: torch.optim.Optimizer, at: Progress, keep: bool,
+        guard: Guarded | None = None, watch: Timescales | None = None,
+    ) -> None:  # fmt: skip
         """A checkpoint of `at.step`, pointed to as last, and as best where it is; `keep`: pruning leaves it."""
         name = f"step-{at.step:06d}"
         tensors = {f"phi/{key}": value for key, value in params.items()} | dict(self.fixed_tensors)
@@ -93,6 +95,8 @@ class Store:
         if guard is not None:
             tensors |= guard.tensors()
             state["guard"] = guard.state()
+        if watch is not None:
+            tensors |= watch.tensors()
         checkpoint.save_checkpoint(self.directory, name, tensors, state)
         if at.best_step == at.step:
             checkpoint.point(self.directory, "best", name, step=at.step)
@@ -163,6 +167,7 @@ def fit(
     stop: Stop | None = None,
     timer: Timer | None = None,
     guard: Guarded | None = None,
+    watch: Timescales | None = None,
 ) -> tuple[Progress, Params]:
     """Train `params` (leaves, moved in place) and return where it ended and the best parameters by validation.
 
@@ -176,6 +181,7 @@ def fit(
     at = at or Progress()
     leaves, began_at = list(params.values()), at.step
     recording = getattr(optimizer, "recording", nullcontext)  # what it must see of the losses (`metarec.optimizers`)
+    watched = nullcontext if watch is None else watch.step
     base_lr = [group["lr"] for group in optimizer.param_groups]
     best = {name: value.detach().clone() for name, value in params.items()} if store is None else {}
 
@@ -201,7 +207,7 @@ def fit(
         if store is not None:
             if history is not None:
                 history.sync()
-            store.save(params, optimizer, at, at.step % plan.checkpoint_every == 0, guard)
+            store.save(params, optimizer, at, at.step % plan.checkpoint_every == 0, guard, watch)
             store.prune(plan.checkpoint_every)
 
     if guard is not None:
@@ -220,7 +226,7 @@ def fit(
             if guard is not None:
                 guard.before_step()
             try:
-                with recording():
+                with recording(), watched():
                     total, length = _differentiate(loss_at(at.step), leaves)
             except DivergedError:  # of an inner loop, which has no loss to give any more
                 if guard is None or guard.judge.rules.on_nonfinite == "stop":
@@ -237,12 +243,15 @@ def fit(
                 optimizer.finish()
             if good:
                 good = guard is None or guard.lets_stand(at.step)
+            if good and watch is not None:
+                watch.stand()
             if timer is not None:
                 timer.add(time.perf_counter() - began, first=at.step == began_at)
             at.step += 1
             shown = {"loss": total, "grad_norm": norm} if good else {}  # of a step left out there is nothing to tell
             if good and history is not None and (at.step % plan.log_every == 0 or at.step == plan.steps):
                 told = optimizer.shown() if hasattr(optimizer, "shown") else {}
+                told |= {} if watch is None else watch.line()
                 lr = optimizer.param_groups[0]["lr"]
                 history.append({"step": at.step, "kind": "train", **shown, "lr": lr, **told})
             on_step(at.step, shown)

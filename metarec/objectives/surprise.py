@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metarec.objectives import seen
 from metarec.options import SurpriseTerm
 
 LEVELS = ("fast", "medium", "slow")
@@ -68,13 +69,15 @@ class Surprise:
                 materialize_grads=True,
             )  # fmt: skip
         counts = (target > 0).sum(1).clamp(min=1)[:, None, None]
-        terms = []
+        terms, known = [], target > 0
         for (level, states), grad in zip(y.items(), grads, strict=True):
-            off = gather(states).to(loss.dtype)
-            if grad is not None:
-                off = off - self._aim(gather(grad).to(loss.dtype), counts)
+            at_pairs = gather(states).to(loss.dtype)
+            u = None if grad is None else self._aim(gather(grad).to(loss.dtype), counts)
+            off = at_pairs if u is None else at_pairs - u
             terms.append(self.weights[level] * off.square().flatten(2).sum(2))
-        return torch.where(target > 0, torch.stack(terms).sum(0), 0.0)
+            if seen.active is not None:
+                seen.active.add(level, at_pairs, u, terms[-1], known)
+        return torch.where(known, torch.stack(terms).sum(0), 0.0)
 
     def _aim(self, grad: Tensor, counts: Tensor) -> Tensor:
         """u [T, N, d] out of the pairs' dL/dy [T, N, d]."""

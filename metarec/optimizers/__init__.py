@@ -7,6 +7,7 @@ so it is in every checkpoint, and what the guard rolls back to. It may bring, be
     recording()   a context around the forward passes of a step: what it must see of them (`core.inputs`)
     finish()      called behind the last step of a training, before its last validation
     shown()       name -> number for the lines of history.jsonl
+    timescales()  what a run tells of its timescales (`runs.timescales`): `levels`, by number, or `largest`, by matrix
 
 With `asks_names` among its class attributes a run builds it once of shapes alone, before anything is pretrained, so that
 what it cannot make of the names is refused then.

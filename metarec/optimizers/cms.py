@@ -36,7 +36,8 @@ from metarec.options import Refusal, matching, ranged
 RATES = "rates/*"  # learned inner step sizes
 SLOWER = (("medium.*",), ("slow.*",))  # of a model that does not say: its levels stand in its names
 SGD_LR = 0.1  # what `lr: null` stands for with base=sgd
-OWN = ("pending", "seen")  # slots: the gradients since the last step [*S], and t
+# slots: the gradients since the last step [*S], and t; of a level's first parameter: its number of steps, and t at the last
+OWN = ("pending", "seen", "updates", "stepped")
 
 
 @dataclass
@@ -92,7 +93,8 @@ def build(config: Config, given: Given) -> CMS:
         config.base, groups, lr=lr, betas=config.betas, eps=config.eps, momentum=config.momentum,
         weight_decay=config.weight_decay,
     )  # fmt: skip
-    return CMS(base, {value: config.chunks[at] for value, at in number.items()}, config.grad_reduction, config.flush)
+    chunks = {value: config.chunks[at] for value, at in number.items()}
+    return CMS(base, chunks, config.grad_reduction, config.flush, number)
 
 
 def levels(config: Config, given: Given) -> dict[str, int]:
@@ -123,12 +125,15 @@ def _usual(name: str, slower: tuple[tuple[str, ...], ...]) -> int:
 
 
 class CMS(torch.optim.Optimizer):
-    """`chunk`: C of each parameter. Groups and state are the base's own, so a step size set here is set there."""
+    """`chunk`, `level`: C of each parameter, and the number of its level. Groups and state are the base's own, so a step
+    size set here is set there."""
 
     def __init__(
-        self, base: torch.optim.Optimizer, chunk: Mapping[Tensor, int], grad_reduction: str = "sum", flush: bool = True
-    ) -> None:
+        self, base: torch.optim.Optimizer, chunk: Mapping[Tensor, int], grad_reduction: str, flush: bool,
+        level: Mapping[Tensor, int],
+    ) -> None:  # fmt: skip
         super().__init__(base.param_groups, {})
+        self.level, self.first = dict(level), {at: value for value, at in reversed(list(level.items()))}
         self.base, self.chunk, self.grad_reduction, self.flush = base, dict(chunk), grad_reduction, flush
         self.state = base.state
 
@@ -139,20 +144,32 @@ class CMS(torch.optim.Optimizer):
             (int(self.state[value]["seen"]) for value in self.chunk if "seen" in self.state.get(value, {})), default=0
         )
 
+    def timescales(self) -> dict[str, dict[str, dict[str, int]]]:
+        """`levels`: by number from 1, C, how many parameters and numbers, updates, and gradients since the last."""
+        out, now = {}, self.seen
+        for at, first in sorted(self.first.items()):
+            state, own = self.state.get(first, {}), [value for value, level in self.level.items() if level == at]
+            out[str(at + 1)] = {
+                "chunk": self.chunk[first], "parameters": len(own), "numbers": sum(value.numel() for value in own),
+                "updates": int(state.get("updates", 0)), "since": now - int(state.get("stepped", 0)),
+            }  # fmt: skip
+        return {"levels": out}
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Take the gradients that stand at the parameters; of those whose chunk is not full nothing moves."""
         assert closure is None
         now = self.seen + 1
+        seen = torch.tensor(now)
         for value, chunk in self.chunk.items():
             state = self.state[value]
-            state["seen"] = torch.tensor(now)
+            state["seen"] = seen
             if chunk == 1:
                 continue
             if value.grad is not None:
                 state["pending"] = state["pending"].add_(value.grad) if "pending" in state else value.grad
             value.grad = None if now % chunk else self._reduced(state, chunk)
-        step(self.base, OWN)
+        self._step(now)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -162,7 +179,14 @@ class CMS(torch.optim.Optimizer):
         now = self.seen
         for value, chunk in self.chunk.items():
             value.grad = self._reduced(self.state[value], now % chunk)
+        self._step(now)
+
+    def _step(self, now: int) -> None:
+        """The base's step, of what has a gradient, and whose level then has stepped at t = now."""
         step(self.base, OWN)
+        for at in {self.level[value] for value in self.level if value.grad is not None}:
+            state = self.state[self.first[at]]
+            state["updates"], state["stepped"] = torch.tensor(int(state.get("updates", 0)) + 1), torch.tensor(now)
 
     def _reduced(self, state: dict[str, Tensor], count: int) -> Tensor | None:
         """What is pending of `count` steps, taken away; None where no loss has used the parameter."""

@@ -87,6 +87,10 @@ class Delta(torch.optim.Optimizer):
         found = self.largest()
         return {"delta_largest": max(found.values())} if found else {}
 
+    def timescales(self) -> dict[str, dict[str, float]]:
+        """`largest`, for the page of a run; nothing where nothing forgets."""
+        return {"largest": self.largest()} if self.decay else {}
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Forget and step. DivergedError, before anything has moved, where a matrix would grow and `unstable` is stop."""

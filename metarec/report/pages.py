@@ -16,6 +16,7 @@ from metarec.report.finished import Run
 from metarec.report.html import page
 from metarec.report.protocol import refusals
 from metarec.report.sheet import Sheet, latex, markdown, markdown_text
+from metarec.report.timescales import timescales
 
 Json = dict[str, Any]
 FOOTER = (
@@ -83,6 +84,7 @@ def _of_run(run: Run, metric: str) -> list[Section]:
         sections.closeness(run),
         sections.curves(run, metric),
         appendix.guard(run),
+        timescales(run),
         sections.support(run, metric),
         appendix.slices(run, metric),
         appendix.tuning(run),

@@ -51,13 +51,13 @@ def plot_curves(
     pictures = []
     if losses:
         figure = _draw(losses, "cross-entropy (nats)", f"{title}: losses" if title else "Losses", None, smooth=True)
-        pictures.append(_save(figure, directory / "loss.png"))
+        pictures.append(save(figure, directory / "loss.png"))
     if validation:
         heading = f"{title}: validation" if title else "Validation"
-        pictures.append(_save(_draw(validation, heading_of(metric), heading, best_step), directory / "validation.png"))
+        pictures.append(save(_draw(validation, heading_of(metric), heading, best_step), directory / "validation.png"))
     if training := course(found):
         heading = f"{title}: training" if title else "Training"
-        pictures.append(_save(_draw_course(training, heading, clip_norm), directory / "training.png"))
+        pictures.append(save(_draw_course(training, heading, clip_norm), directory / "training.png"))
     return pictures
 
 
@@ -154,7 +154,8 @@ def _running_mean(values: Sequence[float], width: int) -> list[float]:
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a picture, whole or not at all; EnvironmentFault names it where that cannot be."""
     scratch = path.with_name(f".{path.name}.tmp")
     try:
         figure.savefig(scratch, format="png")

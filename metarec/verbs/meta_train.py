@@ -27,6 +27,7 @@ from metarec.runs.history import History, Listener
 from metarec.runs.memory import Peak
 from metarec.runs.memory_need import compared
 from metarec.runs.signals import Stop
+from metarec.runs.timescales import Timescales
 from metarec.train import Plan, Progress, Store, Timer, fit, restore
 from metarec.verbs import adapter, memory
 from metarec.verbs import measure as m
@@ -58,10 +59,11 @@ class Cost:
     loss: float | None = None  # mean meta-loss of the last ten steps
     adapted_numbers: int | None = None  # of a user, as `verbs.user_cost` counts them
     adapted_bytes: int | None = None
+    pretraining: dict[str, Any] | None = None  # of its steps, where it tells of timescales
 
     def document(self) -> dict[str, Any]:
         """As ``cost`` of metrics.json; seconds and bytes, null where not measured."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "pretraining" or value is not None}
 
 
 def fixed_state(
@@ -89,8 +91,10 @@ def meta_train(
     say: Callable[[str], None],
     cost: Cost,
     tracker: Listener,
+    told: dict[str, Any],
 ) -> Progress:
-    """Meta-train in `run_dir`, from the checkpoint `found` on where there is one; `cost` is filled in."""
+    """Meta-train in `run_dir`, from the checkpoint `found` on where there is one; `cost` is filled in, and `told`
+    with what there is to tell of timescales."""
     # what the model cannot have is refused before anything is pretrained; its step size comes from the control later
     nominal = m.algorithm_of(bench, config, options, Control(1.0, UNTUNED_STEPS, 0.0, []))
     statistics = build.statistics(nominal, bench.model)
@@ -157,12 +161,15 @@ def meta_train(
     if line := remembered(config, bench):
         say(line)
     optimizer = _optimizer(config, options, bench, phi)
+    watch = Timescales.of(optimizer, Surprise.at(build.surprise(config), "outer", 0) is not None)
     guard = build.guard(config.guard, phi, optimizer, run_dir / FILE, lambda line: bar.note(f"meta-train: {line}"))
     at = None
     if found:
         at, tensors, stored = restore(found, phi, optimizer)
         if guard is not None:
             guard.load(tensors, stored.get("guard"))
+        if watch is not None:
+            watch.load(tensors)
     validation = bench.episodes("val")
 
     def validate() -> dict[str, float]:
@@ -195,8 +202,10 @@ def meta_train(
         at, _ = fit(
             phi, lambda step: losses_at(algorithm, phi, step), optimizer,
             build.schedule(config.schedule, steps, options), plan, validate,
-            at=at, store=store, history=history, on_step=on_step, stop=stop, timer=timer, guard=guard,
+            at=at, store=store, history=history, on_step=on_step, stop=stop, timer=timer, guard=guard, watch=watch,
         )  # fmt: skip
+    if watch is not None:
+        told.update(watch.document(at.step))
     cost.seconds_per_step, cost.seconds, cost.steps = timer.per_step, timer.seconds, timer.steps
     cost.peak_bytes, cost.growth_bytes, cost.estimated_bytes = peak.bytes, peak.growth, need.document()
     say(compared(need, peak.growth, peak.bytes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -20,12 +21,14 @@ from metarec.evaluate import Control
 from metarec.report.plots import plot_curves
 from metarec.report.reported import plain
 from metarec.report.tables import funnel_table, show
+from metarec.report.timescale_plots import plot_timescales
 from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.guard import FILE, PRETRAIN_FILE, counted
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
 from metarec.runs.memory import Peak
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
+from metarec.runs.timescales import PRETRAIN_FILE as PRETRAIN_TIMESCALES
 from metarec.trackers.tracker import Tracker, tracked
 from metarec.train import Progress, Store, Timer
 from metarec.verbs import adapter, perplexity
@@ -105,10 +108,11 @@ def _told(
         "funnel": prepared.funnel,
     }
     tracker.begin(asdict(config), notes, read_history(lines) if lines.exists() else [])
+    told: dict[str, Any] = {}
     if isinstance(config.algorithm, SupervisedConfig):
-        at = _supervised(config, bench, run_dir, found, stop, tracker, cost)
+        at = _supervised(config, bench, run_dir, found, stop, tracker, cost, told)
     else:
-        at = meta_train(config, config.algorithm, bench, run_dir, found, stop, say, cost, tracker)
+        at = meta_train(config, config.algorithm, bench, run_dir, found, stop, say, cost, tracker, told)
     trained_seconds = time.time() - began
 
     best = checkpoint.resolve(run_dir)
@@ -145,6 +149,7 @@ def _told(
             **_best(config, at, lines), "warm_start": state["warm_start"],
         },
         **_guarded(config, run_dir),
+        **_timescales(run_dir, told, cost),
         "checkpoint": best.relative_to(run_dir).as_posix(),
         "cost": cost.document(),
         "seconds": {"until_trained": round(trained_seconds, 1), "total": round(time.time() - began, 1)},
@@ -159,6 +164,7 @@ def _told(
         )  # fmt: skip
         if isinstance(drawn, str):
             say(drawn)
+        plot_timescales(run_dir, document)
     tracker.finish(document, [run_dir / "config.yaml", run_dir / "metrics.json", *sorted(run_dir.glob("*.png"))])
     rundir.seal(run_dir)
     if not quiet:
@@ -217,6 +223,15 @@ def _guarded(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
     return {"guard": {loop: counted(read_history(path) if path.exists() else []) for loop, path in files.items()}}
 
 
+def _timescales(run_dir: Path, told: dict[str, Any], cost: Cost) -> dict[str, Any]:
+    """What each loop tells of its timescales; nothing where none does. What a step of pretraining took stands in `cost`."""
+    path = run_dir / PRETRAIN_TIMESCALES
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    cost.pretraining = before.pop("cost", None)
+    found = {"training": told, "pretraining": before}
+    return {"timescales": {loop: own for loop, own in found.items() if own}} if told or before else {}
+
+
 def _best(config: TrainConfig, at: Progress, lines: Path) -> dict[str, float]:
     """The best validation of what this run trained."""
     if isinstance(config.algorithm, SupervisedConfig):
@@ -229,8 +244,9 @@ def _best_name(state: dict[str, Any]) -> str:
 
 
 def _supervised(
-    config: TrainConfig, bench: AnyBench, run_dir: Path, found: Path | None, stop: Stop, tracker: Tracker, cost: Cost
-) -> Progress:
+    config: TrainConfig, bench: AnyBench, run_dir: Path, found: Path | None, stop: Stop, tracker: Tracker,
+    cost: Cost, told: dict[str, Any],
+) -> Progress:  # fmt: skip
     if config.warm_start == "auto":
         start, source = bench.model.init(generator(config.seed, "init"), bench.hardware.dtype), {"kind": "none"}
     else:
@@ -240,8 +256,10 @@ def _supervised(
     peak, timer = Peak(bench.hardware.device), Timer()
     with History(run_dir / "history.jsonl", tracker) as history:
         _, at = pretrain(
-            config, bench, start, history, run_dir / FILE, stop=stop, store=store, resume_from=found, timer=timer
-        )
+            config, bench, start, history, run_dir / FILE, stop=stop, store=store, resume_from=found, timer=timer,
+            told=told,
+        )  # fmt: skip
+    told.pop("cost", None)
     cost.seconds_per_step, cost.seconds, cost.steps = timer.per_step, timer.seconds, timer.steps
     cost.peak_bytes, cost.growth_bytes = peak.bytes, peak.growth
     return at

@@ -30,7 +30,10 @@ from metarec.runs.environment import metarec_version
 from metarec.runs.guard import PRETRAIN_FILE
 from metarec.runs.history import History, read_history
 from metarec.runs.legacy import read_legacy
+from metarec.runs.memory import Peak
 from metarec.runs.signals import Stop
+from metarec.runs.timescales import PRETRAIN_FILE as TIMESCALES
+from metarec.runs.timescales import Timescales
 from metarec.tasks import Model
 from metarec.text_bench import TextBench
 from metarec.train import Plan, Progress, Store, Timer, fit, restore
@@ -57,7 +60,7 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
     key = cache_key(config, bench)
     directory = build.cache_dir(config) / "pretrained"
     directory.mkdir(parents=True, exist_ok=True)
-    lines, events = run_dir / "pretrain_history.jsonl", run_dir / PRETRAIN_FILE
+    lines, events, scales = run_dir / "pretrain_history.jsonl", run_dir / PRETRAIN_FILE, run_dir / TIMESCALES
     with filelock.FileLock(directory / f"{key}.lock"):  # the runs of a sweep pretrain once
         cached = directory / key
         if cached.exists():
@@ -70,17 +73,24 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
                 events.unlink(missing_ok=True)
                 if state.get("events") and config.guard.name != "off":
                     atomic.write_text(events, state["events"])
+                scales.unlink(missing_ok=True)
+                if state.get("timescales"):
+                    atomic.write_json(scales, state["timescales"])
                 if config.logger.console != "quiet":
                     print(f"warm start: pretrained weights from the cache ({key[:12]})", flush=True)
                 return WarmStart(_to(tensors, bench), {"kind": "auto", "key": key, **state["summary"]})
-        for path in (lines, events):
+        for path in (lines, events, scales):
             path.unlink(missing_ok=True)
+        told: dict[str, Any] = {}
         with History(lines) as history:
-            best, at = pretrain(config, bench, fresh, history, events, stop=stop)
+            best, at = pretrain(config, bench, fresh, history, events, stop=stop, told=told)
         summary = {"best_step": at.best_step, "steps": at.step, **best_values(config, at, lines)}
         cpu = {name: value.detach().cpu() for name, value in best.items()}
         stored = {"summary": summary, "history": lines.read_text(encoding="utf-8")}
         stored["events"] = events.read_text(encoding="utf-8") if events.exists() else ""
+        if told:
+            stored["timescales"] = told
+            atomic.write_json(scales, told)
         checkpoint.save_checkpoint(directory, key, cpu, stored)
     return WarmStart(best, {"kind": "auto", "key": key, **summary})
 
@@ -155,9 +165,13 @@ def _acts_on_spikes(config: TrainConfig) -> bool:
 
 def pretrain(
     config: TrainConfig, bench: AnyBench, start: Params, history: History | None, events: Path, *, stop: Stop,
-    store: Store | None = None, resume_from: Path | None = None, timer: Timer | None = None,
+    store: Store | None = None, resume_from: Path | None = None, told: dict[str, Any] | None = None,
+    timer: Timer | None = None,
 ) -> tuple[Params, Progress]:  # fmt: skip
-    """Train on the sessions of the training users, the best weights by validation; `events`: the guard's file."""
+    """Train on the sessions of the training users, the best weights by validation; `events`: the guard's file.
+
+    `told` is filled in where there is something to tell of timescales: that, and under `cost` time and memory of a step.
+    """
     options = config.pretrain
     params = build.trainable(_to(start, bench))
     if isinstance(bench, TextBench):
@@ -182,6 +196,8 @@ def pretrain(
     )
     optimizer = build.pretrain_optimizer(config, params, bench.model)
     surprise = partial(Surprise.at, build.surprise(config), "pretrain")
+    watch = Timescales.of(optimizer, surprise(0) is not None)
+    timer, peak = timer or Timer(), None if watch is None else Peak(bench.hardware.device)
     tasks, device, ties = bench.tasks(), bench.hardware.device, config.evaluation.ties
     guard = build.guard(config.guard, params, optimizer, events, lambda line: bar.note(f"pretrain: {line}"))
     at = None
@@ -189,6 +205,8 @@ def pretrain(
         at, tensors, stored = restore(resume_from, params, optimizer)
         if guard is not None:
             guard.load(tensors, stored.get("guard"))
+        if watch is not None:
+            watch.load(tensors)
     with progress(plan.steps, "pretrain", config.logger.console, done=at.step if at else 0) as bar:
 
         def on_step(step: int, shown: Any) -> None:
@@ -203,8 +221,12 @@ def pretrain(
             params, loss_of_step(tasks, bench.batcher, pieces, params, device, surprise), optimizer, lambda step: 1.0, plan,
             lambda: pair_metrics(tasks, bench.batcher, pairs, params, ties, device, likelihood=by_perplexity),
             at=at, store=store, history=history, on_step=on_step, stop=stop, guard=guard,
-            timer=timer,
+            timer=timer, watch=watch,
         )  # fmt: skip
+    if told is not None and watch is not None and peak is not None:
+        cost = {"seconds_per_step": timer.per_step, "seconds": timer.seconds, "steps": timer.steps}
+        memory = {"peak_bytes": peak.bytes, "growth_bytes": peak.growth}
+        told.update(watch.document(at.step), cost={**cost, **memory})
     return best, at
 
 
