@@ -16,6 +16,8 @@ from metarec.algorithms.inner import InnerLoop
 from metarec.benches import AnyBench, ImageBench, SequenceBench, item_counts
 from metarec.build_steps import COSINE_END as COSINE_END
 from metarec.build_steps import OUTER_LR as OUTER_LR
+from metarec.build_steps import check_forgets as check_forgets
+from metarec.build_steps import forget as forget
 from metarec.build_steps import guard as guard
 from metarec.build_steps import kind_of as kind_of
 from metarec.build_steps import optimizer as optimizer
@@ -227,6 +229,7 @@ def algorithm(
         rates=getattr(section, "rates", "fixed"),
         adapted=moving,
         recompute=getattr(section, "recompute", False),
+        forget=forget(section, moving, whose, model),
     )
     given = Given(
         loop,
@@ -242,6 +245,7 @@ def algorithm(
         seed,
     )
     made: Algorithm = parts.load("algorithm", config.name).build(config, given)
+    check_forgets(made.inner, names, whose, model)
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from metarec import optimizers, parts, schedules
-from metarec.algorithms.inner import RATE
+from metarec.algorithms.forgetting import Forget
+from metarec.algorithms.inner import RATE, InnerLoop
 from metarec.config.schema import AlgorithmConfig, AnyGuardConfig, NoGuardConfig, OptimizerConfig, TrainConfig
 from metarec.core.weights import Params
+from metarec.errors import ConfigError
 from metarec.runs.guard import Guard, Rules
 from metarec.runs.guarded import Guarded
 from metarec.tasks import Model
@@ -108,3 +110,29 @@ def guard(
         return None
     options = {name: value for name, value in asdict(config).items() if name != "name"}
     return Guarded(Guard(Rules(**options), path, tell), params, optimizer)
+
+
+def forget(section: Any, moving: Collection[str], weight_of: Callable[[str], str], model: Model) -> Forget | None:
+    """How the inner loop of these options forgets, of what may move in it; None where it takes gradient steps alone."""
+    if getattr(section, "rule", "sgd") != "delta" or section.decay == 0:
+        return None
+    linear = getattr(model, "linear", ())
+    names = frozenset(name for name in moving if weight_of(name) in linear)
+    return Forget(section.decay, section.form, section.unstable, names)
+
+
+def check_forgets(loop: InnerLoop, names: Iterable[str], weight_of: Callable[[str], str], model: Model) -> None:
+    """ConfigError where a matrix of what the loop moves cannot forget, or nothing of it can."""
+    if loop.forget is None:
+        return
+    shapes, linear = model.shapes(), getattr(model, "linear", ())
+    moving = [name for name in names if loop.moves(name)]
+    others = [name for name in moving if len(shapes.get(weight_of(name), ())) > 1 and name not in loop.forget.names]
+    ways = f"let algorithm.inner.adapt name what can, of {', '.join(linear)}, and vectors" if linear else "use rule=sgd"
+    if others:
+        which = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        what = f"{which} would adapt, and what a task reads by it is not told: no linear layer alone"
+        raise ConfigError("algorithm.inner.rule", "delta", what, ways)
+    if moving and not loop.forget.names.intersection(moving):
+        what = f"nothing of what adapts is the matrix of a linear layer ({', '.join(moving)}), so nothing would forget"
+        raise ConfigError("algorithm.inner.rule", "delta", what, ways)

@@ -66,6 +66,10 @@ class DifferentiatedInner(Inner):
     rates_lr: float = ranged(0.03, min=0, exclusive=["min"])
     prox: float = ranged(0.0, min=0)
     recompute: bool = False
+    rule: str = ranged("sgd", choices=["sgd", "delta"])  # delta: `metarec.algorithms.forgetting`
+    decay: float = ranged(0.01, min=0)
+    form: str = ranged("explicit", choices=["explicit", "proximal"])
+    unstable: str = ranged("stop", choices=["stop", "clip"])
 
 
 @dataclass

@@ -48,6 +48,9 @@ class Model(Protocol):
     `output`: the one of these whose rows score a state by their products with it, and nothing else but a bias.
     `slower`, for `optimizer=cms`: patterns of names of its second, third, ... level.
 
+    And `linear`, names of the matrices that nothing reads but `core.ops.linear` and `linear_rows`: those that can forget in
+    an inner step (`algorithms.forgetting`).
+
     And `levels`, names of parts of itself: then `encode` takes a `watch` (`core.states.Watch`), calls it with what each puts
     out, [T + S, H], and goes on with what it gives back. Of any other model what `encode` gives is the level `fast`.
     """
@@ -170,7 +173,9 @@ class Tasks:
                         scores = scores.through(self._mixed(phi, theta, pairs, states))
                     scores = scores if anchor is None else scores.kept()
                     each = self.objective(scores, target, None if draw is None else draw.clone_state())
-            each = each if anchor is None else each + anchor(scores, target)
+            if anchor is not None:
+                with inputs.apart():  # scores asked for once more
+                    each = each + anchor(scores, target)
             if surprise is not None:
                 each = each + surprise(mean(each), levels, pairs.gather, target)
             return mean(each)

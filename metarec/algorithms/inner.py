@@ -17,6 +17,7 @@ change sign). They stand in `phi` beside the weights, under `rates/<name>`.
 
 The pull is the gradient of pull / 2 * |phi_t|^2 (for a residual: towards the pretrained weights), prox that of
 prox / 2 * |phi_t - phi|^2. Both shrink what is there, so they cost no per-task matrix; the clip does not see them.
+With `forget`, linear weights forget along what they read on the support as well (`algorithms.forgetting`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarec.algorithms.forgetting import Forget
+from metarec.core import inputs
 from metarec.core.offsets import Offset, dot, moved, rebuilt, tensors
-from metarec.core.weights import FastWeight, Params, Tap, Weights
+from metarec.core.weights import FastWeight, Params, Read, Tap, Weights
 from metarec.errors import DivergedError
 
 TaskLoss = Callable[[Weights], Tensor]  # weights of T tasks -> their losses [T]
@@ -59,6 +62,7 @@ class InnerLoop:
     per_step: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
     recompute: bool = False
+    forget: Forget | None = None  # None = a step is the gradient's alone
 
     def learned(self, phi: Params) -> Params:
         """`phi` and what is learned beside it: step sizes, and a copy for every step of `per_step` weights."""
@@ -156,8 +160,10 @@ class _Step:
     def __call__(self, moving: Params, offsets: dict[str, Offset]) -> tuple[Params, dict[str, Offset]]:
         loop, phi, first_order = self.loop, self.phi, not self.second_order
         now = loop.at_step(phi, self.number) | moving
-        losses, grads = gradients(self.support_loss, now, offsets, moving, self.second_order)
+        reads = None if loop.forget is None else loop.forget.asked(moving)
+        losses, grads = gradients(self.support_loss, now, offsets, moving, self.second_order, reads)
         _check_finite(losses, self.number)
+        pulls = {} if loop.forget is None else loop.forget.of(reads or {}, len(losses), grads, self.number)
         if loop.clip and grads:
             norm = torch.stack([dot(grad, grad) for grad in grads.values()]).sum(0).clamp(min=TINY).sqrt()
             factor = (loop.clip / norm).clamp(max=1.0)
@@ -165,6 +171,7 @@ class _Step:
         moving, offsets = dict(moving), dict(offsets)
         for name in moving:
             rate = loop.rate(phi, name, self.number)
+            before = FastWeight(moving[name], offsets.get(name))
             if loop.pull:  # it moves what is shared as well, and then the proximal term draws that back
                 value, began = moving[name], phi[name]
                 if first_order:
@@ -173,9 +180,14 @@ class _Step:
             if name in offsets and (loop.pull or loop.prox):
                 offsets[name] = offsets[name].shrunk(rate * (loop.pull + loop.prox), first_order)
             if name in grads:
-                ahead = loop.steps - self.number
+                ahead = (loop.steps - self.number) * (2 if name in pulls else 1)
                 # where the weights between steps are all that is kept, what they have in common is kept once
                 offsets[name] = moved(offsets.get(name), grads[name], ahead, -rate, join=not loop.recompute)
+            if name in pulls:
+                at = FastWeight(moving[name], offsets.get(name)) if pulls[name].proximal else before
+                forgotten = pulls[name].of(at.detach() if first_order else at)
+                ahead = 2 * (loop.steps - self.number)
+                offsets[name] = moved(offsets.get(name), forgotten, ahead, join=not loop.recompute)
         return moving, offsets
 
     def recomputed(self, moving: Params, offsets: dict[str, Offset]) -> tuple[Params, dict[str, Offset]]:
@@ -224,15 +236,21 @@ class _Recomputed(torch.autograd.Function):
 
 
 def gradients(
-    loss: TaskLoss, now: Params, offsets: Mapping[str, Offset], moving: Collection[str], second_order: bool
-) -> tuple[Tensor, dict[str, Offset]]:
-    """(losses [T], the gradient of every task with respect to each weight named in `moving` that its loss uses)."""
-    taps = {name: Tap(second_order, dtype=now[name].dtype) for name in moving}
+    loss: TaskLoss, now: Params, offsets: Mapping[str, Offset], moving: Collection[str], second_order: bool,
+    reads: Mapping[str, list[Read]] | None = None,
+) -> tuple[Tensor, dict[str, Offset]]:  # fmt: skip
+    """(losses [T], the gradient of every task with respect to each weight named in `moving` that its loss uses).
+
+    `reads`: of some of them a list, which is filled with what the loss multiplies by it.
+    """
+    wanted = reads or {}
+    taps = {name: Tap(second_order, dtype=now[name].dtype, reads=wanted.get(name)) for name in moving}
     if not second_order:
         now = {name: value.detach() for name, value in now.items()}
         offsets = {name: offset.detach() for name, offset in offsets.items()}
     with torch.enable_grad():
-        losses = loss({n: FastWeight(v, offsets.get(n), taps.get(n)) for n, v in now.items()})
+        with inputs.of_tasks(bool(wanted)):
+            losses = loss({n: FastWeight(v, offsets.get(n), taps.get(n)) for n, v in now.items()})
         # one tensor may serve two weights (a layer's matrix and its bias)
         nodes = list({id(at): at for tap in taps.values() for at, _ in tap.notes}.values())
         found = torch.autograd.grad(losses.sum(), nodes, allow_unused=True, create_graph=second_order) if nodes else ()

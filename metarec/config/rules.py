@@ -17,6 +17,7 @@ from metarec.config import rules_evaluation as ev
 from metarec.config import rules_export as of_export
 from metarec.config import rules_generator as of_generators
 from metarec.config import rules_guard as of_guard
+from metarec.config import rules_inner as of_inner
 from metarec.config import rules_lm as of_lm
 from metarec.config import rules_optimizer as of_optimizer
 from metarec.config import rules_pretrain as of_pretraining
@@ -328,6 +329,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     world_kept_exact,
     resume_with_others,
     *of_residual.RULES,
+    *of_inner.RULES,
     of_guard.guard_unused,
     of_guard.guard_never_judges,
     of_guard.min_gain_unused,

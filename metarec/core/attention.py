@@ -35,7 +35,7 @@ from metarec.core import inputs
 from metarec.core.batch import Sequences
 from metarec.core.offsets import Both, Dense, LowRank, Offset, Rows, rebuilt, tensors
 from metarec.core.ops import linear
-from metarec.core.weights import Factored, FastWeight, Finish, Tap, Weight, fast_parts, rescaled
+from metarec.core.weights import Factored, FastWeight, Finish, Read, Tap, Weight, fast_parts, rescaled
 
 # What bends the classes of lengths, not the result; measured on a CPU, in products of a query and a key.
 PLACE_COST = 160  # of a place, whatever its sequence's length
@@ -120,6 +120,10 @@ class _ChunkTap(Tap):
             return Dense(chunks.new_zeros(self.n_tasks, *chunks.shape[1:]).index_add(0, self.owner, chunks))
 
         self.inner.add(at, of_tasks)
+
+    def read(self, x: Tensor, real: Tensor | None) -> None:
+        if self.inner.reads is not None:
+            self.inner.reads.append(Read(self.keep(x), real, self.owner))
 
 
 def _layout(sequences: Sequences) -> Layout:

@@ -4,13 +4,16 @@
     of a table E [rows, d]            f = how often a row is looked up       [rows], a share: E is the transpose of a matrix
                                                                              whose inputs are unit vectors, and M = diag(f)
 
+`of_tasks` asks the same of each task on its own, of weights that carry a tap and are read as linear layers: what is told
+then stands at their taps (`core.weights.Read`), in the graph where a gradient of second order is to run through it.
+
 Operators (`core.ops`, `core.gru`) are the readers of weights, and tell `active` what they read; there is one only inside of
 `recorded`, which an optimizer opens around the losses of a step, and there only inside of `reading`, which a loss opens that
 counts. Anything else costs them a comparison with None.
 
 A weight is known by where its numbers lie, so a detached one, or rows of it, are it as well; and by name, so that what is
 composed of a base and a residual counts for the residual. `only` says which positions of a packed batch are real: a mean is
-over these. Nothing here is differentiated.
+over these. But for what taps keep, nothing here is differentiated.
 
 Shapes: T tasks, N positions a task, S states.
 """
@@ -69,6 +72,10 @@ class Reading:
         near = self.places.get(shared.untyped_storage().data_ptr(), ())
         return next((name for begin, end, name in near if begin <= at < end), None)
 
+    def read(self, weight: FastWeight, x: Tensor) -> None:
+        """x [T, N, in] is multiplied by a weight of tasks."""
+        self.seen(weight.shared, x)
+
     @torch.no_grad()
     def seen(self, shared: Tensor, x: Tensor, every: bool = False) -> None:
         """x [..., in] is multiplied by `shared` [out, in]; `every`: at real positions alone, whatever `only` says."""
@@ -104,7 +111,31 @@ class Reading:
         return self.real.reshape(-1)
 
 
-active: Reading | None = None  # of the pass that is being made
+class OwnReading:
+    """One pass whose weights are told at their taps what each task reads by them; nobody else asks."""
+
+    real: Tensor | None = None  # bool [T, N]
+
+    def name(self, shared: Tensor) -> None:
+        """Of no weight [*S] are numbers asked for by where they lie."""
+
+    def read(self, weight: FastWeight, x: Tensor) -> None:
+        """x [T, N, in] is multiplied by a weight; ValueError where it is said of other positions which are real."""
+        if weight.tap is None:
+            return
+        if self.real is not None and self.real.shape != x.shape[:-1]:
+            given = f"{list(x.shape[:-1])} are read, and which are real is said of {list(self.real.shape)}"
+            raise ValueError(f"positions {given}")
+        weight.tap.read(x, self.real)
+
+    def seen(self, shared: Tensor, x: Tensor, every: bool = False) -> None:
+        """x [..., in], of an operator that is no linear layer: not told."""
+
+    def looked_up(self, shared: Tensor, ids: Tensor, every: bool = False) -> None:
+        """Rows ids int64 [...] of a table: not told."""
+
+
+active: Reading | OwnReading | None = None  # of the pass that is being made
 _into: Moments | None = None  # of the optimizer whose step it is
 
 
@@ -126,13 +157,18 @@ def reading(counts: bool, *of: Weights) -> AbstractContextManager[None]:
     return _now(Reading(_into, *of)) if counts and _into is not None else nullcontext()
 
 
+def of_tasks(asked: bool) -> AbstractContextManager[None]:
+    """A pass whose taps are told what each task reads, where that is asked."""
+    return _now(OwnReading()) if asked else nullcontext()
+
+
 def apart() -> AbstractContextManager[None]:
     """What is read inside is read for another reason than its result."""
     return nullcontext() if active is None else _now(None)
 
 
 @contextmanager
-def _now(pass_: Reading | None) -> Iterator[None]:
+def _now(pass_: Reading | OwnReading | None) -> Iterator[None]:
     global active
     before, active = active, pass_
     try:
@@ -147,7 +183,7 @@ def only(real: Callable[[], Tensor | None]) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _masked(pass_: Reading, real: Tensor | None) -> Iterator[None]:
+def _masked(pass_: Reading | OwnReading, real: Tensor | None) -> Iterator[None]:
     before, pass_.real = pass_.real, real
     try:
         yield

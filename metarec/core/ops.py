@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Weight, bias: Weight | None = None) -> Tensor:
         return linear(x, weight.base, bias) + through_factors(x, weight)
     w, b = fast(weight), None if bias is None else fast(bias)
     if inputs.active is not None:
-        inputs.active.seen(w.shared, x)
+        inputs.active.read(w, x)
     own_bias = None if b is None or b.offset is None else b.dense()[:, None, :]
     if w.offset is None:
         y = F.linear(x, w.shared, None if b is None or own_bias is not None else b.shared)
@@ -165,7 +165,7 @@ def linear_rows(
         return linear_rows(x, weight.base, bias, rows, bias_rows) + weight.scale * more
     w = fast(weight)
     if inputs.active is not None:
-        inputs.active.seen(w.shared, x)
+        inputs.active.read(w, x)
     if rows.dim() == 1:
         if rows.numel() > 1 and not bool((rows.diff() > 0).all()):
             raise ValueError("linear_rows: rows must rise without a repeat")

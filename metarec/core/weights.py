@@ -33,23 +33,39 @@ Params = dict[str, Tensor]
 Finish = Callable[[Tensor], Offset]
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a linear operator multiplied by a weight, told at its tap."""
+
+    x: Tensor  # [C, N, in]
+    real: Tensor | None  # bool [C, N], which of it count; None = all
+    owner: Tensor | None = None  # int64 [C], whose task's it is; None = there are as many as tasks, in their order
+
+
 @dataclass
 class Tap:
     """What the operators of one forward pass leave behind so that a weight's per-task gradient can be formed.
 
     `second_order`: the gradient itself will be differentiated, so what it is made of keeps its graph. `dtype`: the weight's
-    own, in which the gradient is formed whatever the operator multiplied in (None: in the operator's).
+    own, in which the gradient is formed whatever the operator multiplied in (None: in the operator's). `reads`: what linear
+    operators multiplied by the weight, where somebody asks (`core.inputs.of_tasks`).
     """
 
     second_order: bool = False
     notes: list[tuple[Tensor, Finish]] = field(default_factory=list)
     dtype: torch.dtype | None = None
+    reads: list[Read] | None = None
 
     def add(self, at: Tensor, finish: Finish) -> None:
         """`finish` turns the gradient with respect to `at` into the weight's; `at` is an inner node or a new leaf."""
         if not at.requires_grad:
             at.requires_grad_()
         self.notes.append((at, finish))
+
+    def read(self, x: Tensor, real: Tensor | None) -> None:
+        """x [T, N, in] is multiplied by the weight; real bool [T, N]: which of it count, None = all."""
+        if self.reads is not None:
+            self.reads.append(Read(self.keep(x), real))
 
     def keep(self, seen: Tensor) -> Tensor:
         """What `finish` may hold on to of an operator's input."""
@@ -66,6 +82,10 @@ class FastWeight:
     def dense(self) -> Tensor:
         """The weights of all tasks, [T, *S] ([*S] before any step); for checks and small tensors."""
         return self.shared if self.offset is None else self.shared + self.offset.dense()
+
+    def detach(self) -> FastWeight:
+        """The same numbers without their graph, and without a tap."""
+        return FastWeight(self.shared.detach(), None if self.offset is None else self.offset.detach())
 
     def own(self, n_tasks: int) -> Tensor:
         """The weights of all tasks as one dense tensor [T, *S], noted at the tap; for operators without a better form."""
@@ -98,7 +118,7 @@ class FastWeight:
 
 class _RowsTap(Tap):
     def __init__(self, inner: Tap, ids: Tensor, real: Tensor, shape: torch.Size) -> None:
-        super().__init__(inner.second_order, inner.notes, inner.dtype)
+        super().__init__(inner.second_order, inner.notes, inner.dtype, inner.reads)
         self.inner, self.ids, self.real, self.shape = inner, ids, real, shape
 
     def add(self, at: Tensor, finish: Finish) -> None:
@@ -107,7 +127,7 @@ class _RowsTap(Tap):
 
 class _ScaledTap(Tap):
     def __init__(self, inner: Tap, alpha: float) -> None:
-        super().__init__(inner.second_order, inner.notes, inner.dtype)
+        super().__init__(inner.second_order, inner.notes, inner.dtype, inner.reads)
         self.inner, self.alpha = inner, alpha
 
     def add(self, at: Tensor, finish: Finish) -> None:

@@ -170,6 +170,12 @@ class CausalLM:
         return {"context.shift": (self.net.width,)}
 
     @property
+    def linear(self) -> tuple[str, ...]:
+        """The matrices that nothing but a linear layer reads, which can forget in an inner step."""
+        output = () if not self._by_tokens or self.net.output == self.net.table else (self.net.output,)
+        return (*self.net.linear, *output)
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads; where it is tied, as that of items is, both body and head."""
         if not self._by_tokens:

@@ -90,6 +90,11 @@ class Conv4:
         return channels | {"scale.state": (self.features,)}
 
     @property
+    def linear(self) -> tuple[str, ...]:
+        """The matrices that nothing but a linear layer reads, which can forget in an inner step."""
+        return ("fc.weight",)
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads; features are what the body leaves."""
         return ("fc.weight", "fc.bias", "context.shift", "scale.state")

@@ -121,6 +121,12 @@ class GRU4Rec:
         return (("fc.*",),)
 
     @property
+    def linear(self) -> tuple[str, ...]:
+        """The matrices that nothing but a linear layer reads, which can forget in an inner step."""
+        inputs = tuple(f"gru.weight_ih_l{i}" for i in range(self.n_layers))
+        return inputs if self.tie else (*inputs, "fc.weight")
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads; tied, the embedding is both body and head."""
         return ("embedding.weight" if self.tie else "fc.weight", "fc.bias", "context.shift", "scale.state")

@@ -95,6 +95,7 @@ class Net:
         self.shapes = {name: tuple(value.shape) for name, value in whole.named_parameters()}
         self.width, self.vocab_size = table.weight.shape[1], table.weight.shape[0]
         self.transposed: set[str] = set()
+        self.linear: list[str] = []  # matrices of linear layers, the output apart
         self.looked_up: list[str] = []  # tables beside that of the tokens, such as GPT-2's positions
         self.now: Bound | None = None
         self.tokens = (0, 0)  # rows and length of the call
@@ -127,6 +128,7 @@ class Net:
                     self.transposed.add(weight)
                     self.shapes[weight] = self.shapes[weight][::-1]
                 bias = getattr(module, "bias", None)
+                self.linear.append(weight)
                 setattr(parent, key, _Linear(self, weight, None if bias is None else names[id(bias)]))
 
     def _layers(self) -> list[nn.Module]:

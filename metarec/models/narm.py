@@ -98,6 +98,12 @@ class NARM:
         return (("attention.*",), ("decoder.*", "fc.*"))
 
     @property
+    def linear(self) -> tuple[str, ...]:
+        """The matrices that nothing but a linear layer reads, which can forget in an inner step."""
+        body = ("gru.weight_ih_l0", "attention.query.weight", "attention.key.weight")
+        return (*body, "decoder.weight" if self.tie else "fc.weight")
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads; tied, the embedding is both body and head."""
         table = ("embedding.weight", "decoder.weight") if self.tie else ("fc.weight", "fc.bias")

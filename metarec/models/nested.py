@@ -120,6 +120,12 @@ class Nested:
         return {"embedding.weight": 0} | ({} if self.tie else {"fc.weight": 1}) | {"fc.bias": 1}
 
     @property
+    def linear(self) -> tuple[str, ...]:
+        """The matrices that nothing but a linear layer reads, which can forget in an inner step."""
+        blocks = (f"{level}.{part}.weight" for level in BLOCKS for part in ("up", "down"))
+        return ("fast.weight_ih", *blocks, *(() if self.tie else ("fc.weight",)))
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads; tied, the embedding is both body and head."""
         return ("embedding.weight" if self.tie else "fc.weight", "fc.bias", "context.shift", "scale.state")

@@ -132,6 +132,13 @@ class SASRec:
         return tuple(tuple(f"layers.{i}.ffn*" for i in own) for own in blocks)
 
     @property
+    def linear(self) -> tuple[str, ...]:
+        """The matrices that nothing but a linear layer reads, which can forget in an inner step."""
+        parts = ("attention.in", "attention.out", "ffn1", "ffn2")
+        layers = tuple(f"layers.{i}.{part}.weight" for i in range(self.n_layers) for part in parts)
+        return layers if self.tie else (*layers, "fc.weight")
+
+    @property
     def head(self) -> tuple[str, ...]:
         """What `score` reads, the last norm not among it; tied, the embedding is both body and head."""
         return (*(("embedding.weight",) if self.tie else ("fc.weight", "fc.bias")), "context.shift", "scale.state")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from reference.character_cases import CASES as OF_CHARACTERS
 from reference.generator_rule_cases import CASES as OF_GENERATORS
+from reference.inner_rule_cases import CASES as OF_INNER
 from reference.optimizer_rule_cases import CASES as OF_OPTIMIZERS
 from reference.prompt_cases import CASES as OF_TEXT
 from reference.residual_rule_cases import CASES as OF_RESIDUALS
@@ -27,6 +28,7 @@ CASES = [
     *OF_TEACHERS,
     *OF_GENERATORS,
     *OF_OPTIMIZERS,
+    *OF_INNER,
     (
         "images_unused",
         "dataset=omniglot data_dir=d pretrain.epochs=2",
