@@ -22,6 +22,7 @@ residual it is the delta, or each low-rank factor, by its own inputs.
 **Which passes.** Pretraining: the loss of the step. The outer loop: every pass of the query loss, the one that the outer
 gradient descends, under adapted weights, over all tasks; support passes do not count. Behrouz et al. 2025, Nested Learning,
 eq. for the update of W by the delta rule; Schlag, Irie & Schmidhuber 2021, arXiv:2102.11174, for the rule.
+The same of single tasks, in inner steps: `algorithms.forgetting`.
 
 Shapes: W [out, in]; parameters are of any shape [*S].
 """

@@ -15,8 +15,9 @@ what the objective draws), n_s and n_q states of all support and query sequences
                    tasks       = (4 S + 3) T d + 2 S l
 
 d: numbers that a task has of what adapts as it is (vectors, recurrent matrices); l: of what adapts as rows and columns,
-which is input and output of the layer for every position. Constants are of what the operators keep and of measured runs
-(docs/memory_estimate.md), where the estimate is within a factor of 2. Shapes: those of weights, as tuples.
+which is input and output of the layer for every position, twice where inner steps forget. Constants are of what the
+operators keep and of measured runs (docs/memory_estimate.md), where the estimate is within a factor of 2. Shapes: those of
+weights, as tuples.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Loop:
     second_order: bool
     recompute: bool = False  # a step's graph is made again, so only one is there
     judged: int = 1  # query losses of one outer step: more with a multi-step loss
+    forgets: bool = False  # what is forgotten has the form of a gradient, and comes beside it
 
 
 def numbers(shapes: Shapes) -> int:
@@ -148,6 +150,7 @@ def estimate(
     whole = numbers(learned)
     with_gradient = whole if trained is None else trained
     dense, low = of_tasks(moving, of_head, batch)
+    low *= 2 if loop.forgets else 1
     scores = batch.tasks * batch.columns
     support, query = (batch.support_states, batch.support), (batch.query_states, batch.query)
 

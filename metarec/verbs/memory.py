@@ -69,8 +69,9 @@ def need_of(config: TrainConfig, bench: AnyBench, made: Algorithm) -> Need:
     steps = getattr(made, "refine_steps", loop.steps) + (
         OF_CG if implicit else 0
     )  # a generator's own inner loop is a row
-    need = reckon(batch, Loop(steps, implicit or _second_order(made), loop.recompute, judged))
-    at_test = reckon(_of_validation(config, bench, batch), Loop(loop.steps, False))
+    forgets = loop.forget is not None
+    need = reckon(batch, Loop(steps, implicit or _second_order(made), loop.recompute, judged, forgets))
+    at_test = reckon(_of_validation(config, bench, batch), Loop(loop.steps, False, forgets=forgets))
     if at_test.tasks + at_test.activations > need.tasks + need.activations:  # more tasks at once there
         need = replace(need, tasks=at_test.tasks, activations=at_test.activations)
     return replace(need, teachers=_of_teachers(config, bench, made))

@@ -48,6 +48,7 @@ def test_what_a_step_takes_by_hand() -> None:
     assert first.activations == 4 * (2 * 50 * 7 + 3 * 3 * 4 * 10)  # the query's is the larger
     second = of(Loop(2, True))
     assert second.tasks == 4 * (11 * 3 * dense + 4 * low)
+    assert of(Loop(2, True, forgets=True)).tasks == 4 * (11 * 3 * dense + 8 * low)
     steps = 4 * 20 * 7 + 5 * 3 * 2 * 10
     assert second.activations == 4 * (2 * steps + 2 * 50 * 7 + 3 * 3 * 4 * 10)
     assert of(Loop(2, True, recompute=True)).activations == second.activations - 4 * steps
