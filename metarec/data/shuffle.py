@@ -97,7 +97,7 @@ def shuffle_items(root: Path, numbers: Path, ids: Iterable[str], seed: int, spli
 
 
 def session_runs(offsets: NDArray[np.int64], size: int | None = None) -> Iterator[tuple[int, int]]:
-    """Ranges [first, last) of sessions of up to `size` events (CHUNK_EVENTS) together, one session at least."""
+    """Ranges [first, last) of sessions, of up to `size` events (CHUNK_EVENTS) or one session; `offsets` int64 [S+1]."""
     size = size or CHUNK_EVENTS
     first, n_sessions = 0, len(offsets) - 1
     while first < n_sessions:

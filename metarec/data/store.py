@@ -341,7 +341,7 @@ def blocks(array: np.ndarray, size: int = 2_000_000, overlap: int = 0) -> Iterat
 
 
 def give_back(array: np.ndarray) -> None:
-    """Let go of the pages of a mapped array that were read; any other array is left alone."""
+    """Let go of the pages read of a mapped array, [n]; any other array is left alone."""
     base = getattr(array, "base", None)
     if isinstance(base, mmap.mmap):
         base.madvise(mmap.MADV_DONTNEED)
