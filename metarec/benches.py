@@ -153,7 +153,7 @@ class SequenceBench:
     def optimum(self, episodes: Any, split: str) -> dict[str, Ints]:
         """Ranks under the exact optimum, where the law of the data is known (dataset=synthetic): method -> [N, Q]."""
         path = self.prepared.root / "world.npz"
-        if not path.exists():
+        if not path.exists() or self.prepared.order != "real":  # the law of a shuffled log is not the world's
             return {}
         world = World.load(path)
         _, query = episodes.pairs()
@@ -187,6 +187,7 @@ class SequenceBench:
             "max_len": self.batcher.max_len,
             "vocabulary": "all" if self.prepared.given_vocabulary else "training",
             "history": "sessions" if self.batcher.stream is None else "user",
+            **({} if self.prepared.order == "real" else {"order": self.prepared.order}),
             **identity(self.prepared, self._candidates()),
         }
 

@@ -35,6 +35,8 @@ DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.sessions.by": {"choices": ("auto", "gap", "user", "column")},
     "dataset.sessions.gap_minutes": {"min": 0, "exclusive": {"min"}},
     "dataset.sessions.min_events": {"min": 2},
+    "dataset.sessions.order": {"choices": ("real", "shuffled")},
+    "dataset.sessions.shuffle_seed": {"min": 0, "max": SEED_MAX},
     "dataset.core.min_user_events": {"min": 0},
     "dataset.core.min_item_events": {"min": 0},
     "dataset.split.by": {"choices": ("auto", "user_time", "user_disjoint", "leave_one_out", "column")},

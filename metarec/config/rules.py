@@ -20,6 +20,7 @@ from metarec.config import rules_guard as of_guard
 from metarec.config import rules_inner as of_inner
 from metarec.config import rules_lm as of_lm
 from metarec.config import rules_optimizer as of_optimizer
+from metarec.config import rules_order as of_order
 from metarec.config import rules_pretrain as of_pretraining
 from metarec.config import rules_prompts as of_text
 from metarec.config import rules_residual as of_residual
@@ -355,6 +356,7 @@ RULES: tuple[Callable[[Seen], Iterator[Refusal]], ...] = (
     of_data.split_unused,
     of_data.gap_unused,
     of_data.delimiter_unused,
+    *of_order.RULES,
     of_run.mps_precision,
     of_run.compile_unused,
     of_run.store_is_a_file,

@@ -18,14 +18,18 @@ from metarec.data.store import ARRAYS, ArrayWriter, blocks
 
 
 class EventWriter:
-    """Writes item codes, times and session offsets; counts the sessions of every user code."""
+    """Writes item codes, times and session offsets; counts the sessions of every user code.
 
-    def __init__(self, root: Path, codes: Path, n_user_codes: int) -> None:
+    `numbers`: where the number of every session in its user goes, for those who ask (int32 [S]).
+    """
+
+    def __init__(self, root: Path, codes: Path, n_user_codes: int, numbers: Path | None = None) -> None:
         self.root, self.codes = root, codes
         self.sessions = np.zeros(n_user_codes, dtype=np.int64)
         self._code = ArrayWriter(codes, "<i4")
         self._time = ArrayWriter(root / "time.npy", ARRAYS["time"])
         self._offset = ArrayWriter(root / "session_offsets.npy", ARRAYS["session_offsets"])
+        self._number = None if numbers is None else ArrayWriter(numbers, "<i4")
         self._before: tuple[int, int] | None = None  # user and session of the last row so far
 
     def append(self, rows: pa.RecordBatch) -> None:
@@ -37,6 +41,8 @@ class EventWriter:
         opens[0] = self._before != (u[0], s[0])
         opens[1:] = (u[1:] != u[:-1]) | (s[1:] != s[:-1])
         self._offset.append(np.flatnonzero(opens) + self._code.length)
+        if self._number is not None:
+            self._number.append(s[opens])
         first = int(u[0])
         added = np.bincount(u[opens] - first)
         self.sessions[first : first + len(added)] += added
@@ -45,10 +51,11 @@ class EventWriter:
         self._before = (int(u[-1]), int(s[-1]))
 
     def close(self) -> None:
-        """Write the end of the last session and close the three files: only then are their lengths right."""
+        """Write the end of the last session and close the files: only then are their lengths right."""
         self._offset.append(np.array([self._code.length]))
-        for writer in (self._code, self._time, self._offset):
-            writer.close()
+        for writer in (self._code, self._time, self._offset, self._number):
+            if writer is not None:
+                writer.close()
 
 
 def write_users_and_pairs(root: Path, sessions_per_user: np.ndarray, user_split: np.ndarray, split_by: str) -> None:

@@ -137,6 +137,8 @@ def _pairs(prepared: Prepared, split: str, rows: np.ndarray, n_support: int) -> 
 
 def _world_items(world: World, prepared: Prepared) -> np.ndarray:
     """World item of each item index, int64 [V + 2]; none (-1) for padding (0) and for the unknown (-1, the last)."""
+    if prepared.order != "real":
+        raise _foreign(prepared, f"order={prepared.order}", "has sessions in another order than they were drawn in")
     number = {name: n for n, name in enumerate(world.item_ids.tolist())}
     items = [number.get(name, -1) for name in prepared.item_ids.tolist()]
     if -1 in items:
@@ -163,5 +165,5 @@ def _foreign(prepared: Prepared, value: object, what: str) -> DataError:
         f"dataset {prepared.name}",
         value,
         f"{what}: these events are not drawn as the world draws them",
-        "keep dataset.sessions.by=column, no k-core and the world's own log",
+        "keep dataset.sessions.by=column, sessions.order=real, no k-core and the world's own log",
     )

@@ -47,6 +47,9 @@ def fingerprint(spec: DatasetSpec, source: dict[str, Any]) -> str:
         options.pop("world")
     if spec.columns.split is None:  # a log without one keeps the cache that it had before there were split columns
         options["columns"].pop("split")
+    if spec.sessions.order == "real":  # as before there was another order
+        options["sessions"].pop("order")
+        options["sessions"].pop("shuffle_seed")
     whole = {"format": store.FORMAT, "recipe": RECIPE, "source": source, "options": options}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_LENGTH]

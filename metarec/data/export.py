@@ -58,8 +58,11 @@ def export_tables(prepared: Prepared, directory: Path) -> list[Path]:
     """Write the tables of ``prepared`` into ``directory``, all or nothing; returns the files.
 
     The directory may be missing, empty, or hold an earlier export, which is replaced; anything else in it is refused
-    (ConfigError). A full or read-only disk is an EnvironmentFault, and nothing is left behind.
+    (ConfigError), as are shuffled sessions. A full or read-only disk is an EnvironmentFault, and nothing is left behind.
     """
+    if prepared.order != "real":
+        raise ConfigError("export", directory, f"dataset.sessions.order={prepared.order}, and tables that are read again "
+                          "do not say so", "export with dataset.sessions.order=real")  # fmt: skip
     directory = Path(directory).expanduser().absolute()
     if directory.exists() and not directory.is_dir():
         raise ConfigError("export", directory, "is a file", "give a directory")

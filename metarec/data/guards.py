@@ -3,7 +3,8 @@
 Nothing here is shared with the code that makes the arrays. A guard that fails raises DataError naming row or user:
 
     layout    sessions inside users, pairs inside their session, every range rising and whole
-    time      never falls within a user; no (user, time, item) twice unless duplicates=keep
+    time      never falls within a user; no (user, time, item) twice unless duplicates=keep (in the real order)
+    order     sessions.order=shuffled: each session, and each side of the split in it, has the items of the real order
     split     a user stands once, hence in one split; training before T1, validation in [T1, T2), test from T2 on;
               split.by=column: where the log puts him, except that training users validate if the log has nobody do it
     episodes  K + Q pairs of one user of that split; support strictly before query; no event in two roles
@@ -21,7 +22,7 @@ from itertools import pairwise
 import numpy as np
 
 from metarec.data.episodes import EpisodeRanges
-from metarec.data.store import SPLITS, Prepared, blocks
+from metarec.data.store import SPLITS, Prepared, blocks, give_back
 from metarec.errors import DataError
 
 FIX = "this is a fault of the preparation or of tables made elsewhere: report it, and do not use the data"
@@ -33,6 +34,7 @@ def check(prepared: Prepared) -> None:
     check_pairs(prepared)
     check_time(prepared)
     check_split(prepared)
+    check_order(prepared)
     check_given_split(prepared)
     check_items(prepared)
     for split in SPLITS:
@@ -140,7 +142,7 @@ def _check_repeats(prepared: Prepared, user_begin: np.ndarray) -> None:
     """No (user, time, item) twice; items outside the vocabulary share the index -1 and cannot be told apart."""
     carried: list[tuple[int, int, int, int]] = []
     for (first, time), (_, item) in zip(
-        blocks(prepared.time, overlap=1), blocks(prepared.item, overlap=1), strict=True
+        blocks(prepared.time, overlap=1), blocks(prepared.real_item, overlap=1), strict=True
     ):
         user = np.searchsorted(user_begin, np.arange(first, first + len(time)), side="right") - 1
         tied = np.zeros(len(time), dtype=bool)
@@ -212,6 +214,38 @@ def check_split(prepared: Prepared) -> None:
         raise _fault(prepared, "time cut", f"user {prepared.user_ids[some[row]]}",
                      f"of split {SPLITS[which[row]]} has events from {earliest[row]} to {latest[row]}; "
                      f"the cuts are {first_cut} and {second_cut}")  # fmt: skip
+
+
+def check_order(prepared: Prepared) -> None:
+    """sessions.order=shuffled: nothing but a permutation inside a session, and none across the sides of the split.
+
+    A side is what is for training, what comes behind it, and under leave_one_out the last event of a user.
+    """
+    if prepared.order == "real":
+        return
+    if len(prepared.real_item) != len(prepared.item):
+        raise _fault(prepared, "order", "real_item", f"has {len(prepared.real_item)} entries, not {len(prepared.item)}")
+    user_begin, train_end = _event_begin(prepared), np.asarray(prepared.train_event_end)
+    offsets = np.asarray(prepared.session_offsets)
+    first = 0
+    while first < len(prepared.item):
+        # whole sessions, a million events or the next one session
+        at = int(np.searchsorted(offsets, first + 1_000_000, side="right")) - 1
+        last = int(offsets[max(at, int(np.searchsorted(offsets, first, side="right")))])
+        event = np.arange(first, last)
+        user = np.searchsorted(user_begin, event, side="right") - 1
+        side = (event >= train_end[user]).astype(np.int64)
+        if prepared.split_by == "leave_one_out":
+            side += (side > 0) & (event == user_begin[user + 1] - 1)
+        place = 3 * np.searchsorted(offsets, event, side="right") + side
+        real, other = (np.array(array[first:last]) for array in (prepared.real_item, prepared.item))
+        wrong = np.flatnonzero(real[np.lexsort((real, place))] != other[np.lexsort((other, place))])
+        if len(wrong):  # both are sorted by place, and places stand in the order of events
+            what = "its session has not the items of the real order, or has them on another side of the split"
+            raise _fault(prepared, "order", _user_of_event(prepared, first + int(wrong[0])), what)
+        give_back(prepared.real_item)
+        give_back(prepared.item)
+        first = last
 
 
 def check_given_split(prepared: Prepared) -> None:

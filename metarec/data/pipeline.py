@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metarec.data import source, splits, sql, store, synthetic
+from metarec.data import shuffle, source, splits, sql, store, synthetic
 from metarec.data.arrays import EventWriter, index_items, write_users_and_pairs
 from metarec.data.faults import Fault, translate
 from metarec.data.formats.reader import FILE_SHIFT
@@ -93,7 +93,9 @@ class LogPipeline:
         self._core()
         self._sessions(rule)
         split, cuts = self._split(split_by)
-        writer = EventWriter(self.work, self.engine_files / "codes.npy", self.n_users)
+        shuffled, numbers = self.spec.sessions.order == "shuffled", self.engine_files / "numbers.npy"
+        codes = self.engine_files / "codes.npy"
+        writer = EventWriter(self.work, codes, self.n_users, numbers if shuffled else None)
         for table in self._cut_parts(cuts):
             rows = self.con.sql(sql.in_order(table, self.columns.order)).to_arrow_reader(BATCH_ROWS)
             for batch in rows:
@@ -104,9 +106,11 @@ class LogPipeline:
         self.report("pairs and vocabulary")
         write_users_and_pairs(self.work, writer.sessions[self.kept_users], split, split_by)
         whole = self.spec.vocabulary == "all"
-        vocabulary, n_trained = index_items(self.work, self.engine_files / "codes.npy", self.n_items, whole)
+        vocabulary, n_trained = index_items(self.work, codes, self.n_items, whole)
         users, items = self._ids("user_code", self.kept_users), self._ids("item_code", vocabulary)
         store.write_ids(self.work, users, items)
+        if shuffled:
+            self._shuffle(numbers, users, split_by)
         shape, one = self.spec.episodes, split_by == "leave_one_out"
         n_query = {"train": shape.n_query, "val": 1 if one else shape.n_query, "test": 1 if one else shape.n_query}
         meta = Meta(
@@ -115,7 +119,7 @@ class LogPipeline:
             n_support=shape.n_support, n_query=n_query, stride=shape.stride,
             vocabulary_sha256=store.vocabulary_hash(items.to_pylist()), time_cuts=cuts,
             repeated_events=self.spec.duplicates == "keep", given_vocabulary=whole,
-            n_read=n_trained if whole else None,
+            n_read=n_trained if whole else None, order=self.spec.sessions.order,
         )  # fmt: skip
         return meta, self.funnel
 
@@ -304,6 +308,21 @@ class LogPipeline:
             self._table("final", sql.long_sessions("in_time", columns, least), temporary=True)
             self._count("cut sessions", f"sessions that the cut left with fewer than {least} events", "final")
             yield "final"
+
+    def _shuffle(self, numbers: Path, users: pa.ChunkedArray, split_by: str) -> None:
+        """Items into another order inside their sessions, counted and said. The vocabulary is made by now, so it is that
+        of the real order."""
+        self.report("shuffling the items inside every session")
+        seed = self.spec.sessions.shuffle_seed
+        ids = (str(name) for chunk in users.chunks for name in chunk.to_pylist())
+        done = shuffle.shuffle_items(self.work, numbers, ids, seed, split_by)
+        self.split_note += f"; ORDER SHUFFLED: items permuted inside their sessions (seed {seed}), not as they came"
+        why = (
+            f"items permuted inside their sessions, seed {seed}: {done.moved:,} events have the item of another one, "
+            f"{done.repeats:,} the item of the one before them"
+        )
+        last, step = self.funnel.steps[-1], self.funnel.step("shuffled order", why)
+        step.rows, step.users, step.sessions, step.items = last.rows, last.users, last.sessions, last.items
 
     # --- the engine ---------------------------------------------------------------------------------------------------
 

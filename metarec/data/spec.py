@@ -30,6 +30,8 @@ class Sessions:
     gap_minutes: float = 30.0  # > 0
     min_events: int = 2  # >= 2: a session of one event has no pair
     drop_repeats: bool = True  # the same item twice in a row is one event
+    order: str = "real"  # real | shuffled: the items of each session in another order, a control (metarec.data.shuffle)
+    shuffle_seed: int = 20260107  # of order=shuffled; in [0, 2^32)
 
 
 @dataclass

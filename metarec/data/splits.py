@@ -34,6 +34,7 @@ RULES = {
     "history": ("sessions", "user"),
     "vocabulary": ("training", "all"),
     "sessions.by": ("auto", "gap", "user", "column"),
+    "sessions.order": ("real", "shuffled"),
     "split.by": ("auto", "user_time", "user_disjoint", "leave_one_out", "column"),
 }
 WORDS = ("train", "val", "valid", "validation", "test")  # of the split column; the middle three are one split
@@ -43,7 +44,8 @@ def spec_problems(spec: DatasetSpec) -> list[ConfigError]:
     """Every option out of range, before anything is read (`prepare` raises the first)."""
     values = {"source": spec.source, "ties": spec.ties, "duplicates": spec.duplicates,
               "history": spec.history, "vocabulary": spec.vocabulary,
-              "sessions.by": spec.sessions.by, "split.by": spec.split.by}  # fmt: skip
+              "sessions.by": spec.sessions.by, "sessions.order": spec.sessions.order,
+              "split.by": spec.split.by}  # fmt: skip
     found = []
     for key, value in values.items():
         if value not in RULES[key]:
@@ -68,6 +70,11 @@ def spec_problems(spec: DatasetSpec) -> list[ConfigError]:
     gap = sessions.gap_minutes
     need(math.isfinite(gap) and 0 < gap < 1e9, "sessions.gap_minutes", gap,
          "must be a positive number of minutes", "30 is usual")  # fmt: skip
+    need(0 <= sessions.shuffle_seed < 2**32, "sessions.shuffle_seed", sessions.shuffle_seed, "must lie in [0, 2^32)",
+         "20260107 is the default")  # fmt: skip
+    need(sessions.order != "shuffled" or spec.source in ("log", "synthetic"), "sessions.order", "shuffled",
+         f"source={spec.source} gives what it has in an order of its own: there are no events to reorder",
+         "say real, or shuffle the log that it was made of")  # fmt: skip
     for key, number in (("min_user_events", spec.core.min_user_events), ("min_item_events", spec.core.min_item_events)):
         need(number >= 0, f"core.{key}", number, "must not be negative", "0 switches it off")
     fractions, cuts = list(split.fractions), list(split.time_quantiles)

@@ -41,6 +41,7 @@ ARRAYS = {
 }
 MANIFEST = "manifest.json"
 GIVEN_SPLIT = "given_split.parquet"  # split_by=column: (id, split) of every user of the log, for the guard
+REAL_ITEM = "real_item.npy"  # order=shuffled: item.npy as it was in the real order, for the guard
 FIX = "run `metarec prepare` again, or remove the directory"
 
 
@@ -64,6 +65,7 @@ class Meta:
     repeated_events: bool  # duplicates=keep: a (user, time, item) may stand twice
     given_vocabulary: bool = False  # by episode tables or vocabulary=all: it may hold items that no training user has
     n_read: int | None = None  # vocabulary=all: items above it are in no training event; models do not read them
+    order: str = "real"  # or shuffled: the items of a session stand in another order than they came in
     format: int = FORMAT
 
 
@@ -94,6 +96,11 @@ class Prepared(Meta):
     def item_ids(self) -> np.ndarray:
         """Ids in the log, str [n_items], sorted: entry i is the item of index i + 1."""
         return _read_ids(self.root / "items.parquet")
+
+    @cached_property
+    def real_item(self) -> np.ndarray:
+        """int32 [E]: the items in their real order, which is `item` itself unless order=shuffled."""
+        return self.item if self.order == "real" else _map(self.root / REAL_ITEM, ARRAYS["item"])
 
     @cached_property
     def given_split(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -229,7 +236,10 @@ def seal(root: Path, meta: Meta, funnel: Mapping[str, Any]) -> None:
 
     The caller renames the directory into place.
     """
-    write_json(root / "meta.json", asdict(meta))
+    said = asdict(meta)
+    if meta.order == "real":  # not said, so that these directories keep the bytes that they had before
+        del said["order"]
+    write_json(root / "meta.json", said)
     write_json(root / "funnel.json", funnel)
     files = {path.name: measure(path) for path in sorted(root.iterdir()) if path.is_file()}
     write_json(root / MANIFEST, {"format": FORMAT, "files": files})
@@ -325,8 +335,13 @@ def blocks(array: np.ndarray, size: int = 2_000_000, overlap: int = 0) -> Iterat
     Pages already copied are given back, so that a pass over a large array does not keep it in memory.
     Copies are [size + overlap], at the end of the array less.
     """
-    base = getattr(array, "base", None)
     for first in range(0, len(array), size):
         yield first, np.array(array[first : first + size + overlap])
-        if isinstance(base, mmap.mmap):
-            base.madvise(mmap.MADV_DONTNEED)
+        give_back(array)
+
+
+def give_back(array: np.ndarray) -> None:
+    """Let go of the pages read of a mapped array, [n]; any other array is left alone."""
+    base = getattr(array, "base", None)
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)

@@ -11,6 +11,7 @@ from metarec.report import cells
 from metarec.report.labels import label
 from metarec.report.measured import accuracy, tokens
 from metarec.report.measured import drawn as drawn_of
+from metarec.report.protocol import order_notes
 from metarec.report.sheet import Cell, Sheet, latex, markdown, markdown_text, rich_table
 
 Json = dict[str, Any]
@@ -138,6 +139,7 @@ def conditions(document: Json) -> list[str]:
     ]
     if protocol["leaky"]:
         lines.append("LEAKY: this split lets training see events later than some targets")
+    lines += order_notes(protocol)
     lines += document["notes"]
     return lines + [f"{name} failed: {reason}" for name, reason in document["failures"].items()]
 

@@ -9,7 +9,7 @@ A key that some runs do not record (they come from an older metarec) is compared
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ REASONS = {
     "n_query": "other targets",
     "ties": "tied items are ranked by another rule",
     "candidates": "targets are ranked among other items",
+    "order": "in one the items of every session stand as they came, in the other shuffled: other prefixes, other targets",
     "max_len": "prefixes are cut at another length, so the methods read other histories",
 }
 FOLLOWS = {
@@ -52,7 +53,8 @@ DATA_NO_MATTER = (
 )
 TOLD = {"split.by": "split_by", "episodes.n_support": "n_support", "episodes.n_query": "n_query",
         "prompts.n_support": "n_support", "prompts.n_query": "n_query",
-        "characters.n_support": "n_support", "characters.n_query": "n_query"}  # fmt: skip
+        "characters.n_support": "n_support", "characters.n_query": "n_query",
+        "sessions.order": "order", "sessions.shuffle_seed": "order"}  # fmt: skip
 FIX = "compare runs of one protocol"
 
 
@@ -63,6 +65,13 @@ def refusals(runs: Sequence[Run]) -> list[ConfigError]:
     named = [] if same else [*_named(runs)]
     causes = [*named, *_protocol(runs), *([] if same or named else _data(runs))]
     return causes or [*_follows(runs)] or [*_users(runs)]
+
+
+def order_notes(protocol: Mapping[str, Any]) -> list[str]:
+    """The line under a table whose sessions were shuffled; none where the order is the log's."""
+    if protocol.get("order", "real") == "real":
+        return []
+    return ["ORDER SHUFFLED: items permuted inside their sessions, in training and test alike; a control, not the log"]
 
 
 def unrecorded(runs: Sequence[Run]) -> list[str]:
@@ -80,8 +89,8 @@ def _protocol(runs: Sequence[Run]) -> Iterator[ConfigError]:
     for key in keys:
         if key in FOLLOWS or key in NO_MATTER or (key == "max_len" and not _cut(runs)):
             continue
-        # sequences do not say that they are no images and no text
-        absent = {"classification": False, "leaky": False, "unit": "item"}.get(key)
+        # sequences do not say that they are no images and no text, nor that their order is the log's
+        absent = {"classification": False, "leaky": False, "unit": "item", "order": "real"}.get(key)
         values = [(run, run.document["protocol"].get(key, absent)) for run in runs]
         known = [(run, value) for run, value in values if value is not None]
         yield from _differing(key, known, REASONS.get(key, "the figures were taken by another rule"))
@@ -114,7 +123,11 @@ def _options(run: Run) -> dict[str, Any]:
         spec.pop("prompts", None)
     if spec.get("source") != "characters":
         spec.pop("characters", None)
-    return {key: value for key, value in flat(spec).items() if key not in DATA_NO_MATTER}
+    found = {key: value for key, value in flat(spec).items() if key not in DATA_NO_MATTER}
+    if found.get("sessions.order", "real") == "real":  # which is what runs without the option had
+        for key in ("sessions.order", "sessions.shuffle_seed"):
+            found.pop(key, None)
+    return found
 
 
 def _follows(runs: Sequence[Run]) -> Iterator[ConfigError]:

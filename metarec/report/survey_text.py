@@ -15,6 +15,7 @@ from metarec.report.comparison_text import HOW, brief
 from metarec.report.finished import Run
 from metarec.report.labels import label
 from metarec.report.pages import Page
+from metarec.report.protocol import order_notes
 from metarec.report.sheet import Cell, Sheet, rich_table
 from metarec.report.survey import Blocks, gain_over, strongest
 from metarec.report.training import loss_curves, training_sheet
@@ -100,6 +101,7 @@ def overview(document: Json) -> Sheet:
         "intervals draw users with all their seeds; better, worse, none: the interval lies above 0, below it, or holds it",
         *[f"LEAKY {' '.join(block['block'])}: training sees events later than some targets"
           for block in document["blocks"] if block["leaky"]],
+        *[f"{' '.join(block['block'])}: {note}" for block in document["blocks"] for note in order_notes(block)],
     ]  # fmt: skip
     return Sheet("Ours beside the strongest baseline", columns, rows, frozenset({0, 2, 4}), notes=notes)
 
@@ -161,6 +163,7 @@ def block_sheet(block: Json, metric: str) -> Sheet:
     ]
     if block["leaky"]:
         notes.insert(0, "LEAKY: the split lets training see events later than some targets")
+    notes = order_notes(block) + notes
     return Sheet(" ".join(block["block"]), columns, rows, frozenset({0, 5}), frozenset(strong), notes).without_empty()
 
 

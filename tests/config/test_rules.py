@@ -7,14 +7,16 @@ from reference.character_cases import CASES as OF_CHARACTERS
 from reference.generator_rule_cases import CASES as OF_GENERATORS
 from reference.inner_rule_cases import CASES as OF_INNER
 from reference.optimizer_rule_cases import CASES as OF_OPTIMIZERS
+from reference.order_rule_cases import CASES as OF_ORDER
 from reference.prompt_cases import CASES as OF_TEXT
 from reference.residual_rule_cases import CASES as OF_RESIDUALS
 from reference.rule_cases import CASES as MOST
 from reference.surprise_cases import CASES as OF_SURPRISE
 from reference.teacher_rule_cases import CASES as OF_TEACHERS
 
-from metarec.config import rules
+from metarec.config import rules, rules_order
 from metarec.config.overrides import check_words
+from metarec.config.seen import Seen
 from metarec.errors import ConfigError
 
 ANCHOR = "objective.kl_anchor.weight=0.1"
@@ -29,6 +31,7 @@ CASES = [
     *OF_GENERATORS,
     *OF_OPTIMIZERS,
     *OF_INNER,
+    *OF_ORDER,
     (
         "images_unused",
         "dataset=omniglot data_dir=d pretrain.epochs=2",
@@ -250,7 +253,9 @@ CASES = [
 
 def lines(command: str) -> list[str]:
     first, *rest = command.split()
-    verb, words = (first, rest) if first in ("eval", "export", "compare", "teachers") else ("train", [first, *rest])
+    verb, words = (
+        (first, rest) if first in ("eval", "export", "compare", "teachers", "prepare") else ("train", [first, *rest])
+    )
     try:
         check_words(verb, [word.replace("delimiter=;", "delimiter=';'") for word in words])
     except ConfigError as error:
@@ -266,6 +271,20 @@ def test_rule(rule: str, bad: str, text: str, good: str, monkeypatch: pytest.Mon
     without = tuple(r for r in rules.RULES if r.__name__ != rule)
     monkeypatch.setattr(rules, "RULES", without)
     assert not any(text in line for line in lines(bad)), f"another rule than {rule} refuses this"
+
+
+@pytest.mark.parametrize("dataset", ["omniglot", "prompts", "wikitext2"])
+def test_what_is_no_log_has_no_order_to_shuffle(dataset: str) -> None:
+    """Typed it is refused as every option of a log is, once; in a file by the rule of the order."""
+    words = [f"dataset={dataset}", "data_dir=/data", "dataset.sessions.order=shuffled"]
+    found = [line for line in lines(" ".join(words)) if line.startswith("dataset.sessions.order: shuffled")]
+    assert len(found) == 1
+    assert " does nothing: " in found[0]
+    config = check_words("train", words, rules=False).jobs[0].config
+    ((key, what, fix),) = rules_order.order_is_given(Seen("train", config, frozenset()))
+    assert (key, fix) == ("dataset.sessions.order", "drop it")
+    assert "order" in what
+    assert list(rules_order.order_is_given(Seen("train", config, frozenset({key})))) == []
 
 
 def test_every_rule_has_a_case() -> None:

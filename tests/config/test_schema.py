@@ -24,7 +24,7 @@ SHIPPED = {
     "algorithm": 10,
     "dataset": 29,
     "evaluation": 3,
-    "experiment": 25,
+    "experiment": 26,
     "guard": 2,
     "hardware": 4,
     "logger": 4,

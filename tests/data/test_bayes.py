@@ -35,6 +35,7 @@ class Log:
     """A log in the prepared layout, every user a test user, built with loops from the table alone."""
 
     name = "synthetic"
+    order = "real"
 
     def __init__(self, table: pa.Table, n_support: int = 5, n_query: int = 10, unknown: frozenset[str] = frozenset()):
         rows = table.to_pylist()

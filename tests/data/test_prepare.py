@@ -37,7 +37,8 @@ def specs(draw: st.DrawFn) -> tuple[DatasetSpec, str, str]:
     by = draw(st.sampled_from(["user_time", "user_disjoint", "leave_one_out", "column"]))
     spec = shape(
         draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 2)), by=by,
-        sessions=Sessions(by=rule, min_events=draw(st.integers(2, 3)), drop_repeats=draw(st.booleans())),
+        sessions=Sessions(by=rule, min_events=draw(st.integers(2, 3)), drop_repeats=draw(st.booleans()),
+                          order=draw(st.sampled_from(["real", "shuffled"])), shuffle_seed=draw(st.integers(0, 2))),
         ties=draw(st.sampled_from(["item", "row", "order"])), duplicates=draw(st.sampled_from(["drop", "keep"])),
         columns=columns_of_log(), core=draw(st.sampled_from([Core(), Core(5, 0), Core(0, 8), Core(6, 9)])),
     )  # fmt: skip

@@ -10,6 +10,8 @@ Property 12 (the sampler has no memory) is in test_splits.py. Where a property n
     10  removing a user shuffles the others anew and takes items out of the vocabulary, so it is stated of what an
         episode is made of: the times and, where both vocabularies know them, the items of every user who stays in the
         split. Not of user_time, whose cuts are quantiles of all events.
+    9, 10 under sessions.order=shuffled: of items alone, since a user's own name decides his permutations; 11: of future
+        events in a session of their own, since a session that grows is permuted anew.
     11  of training windows: a validation or test episode is by definition made of the user's last pairs. The future
         events are of a user whom the split knows, since a new user shuffles the others anew.
 """
@@ -31,8 +33,11 @@ from reference.small_logs import SPLIT, logs, prepare_or_none, quick, shape, win
 
 from metarec.data import guards, pipeline, splits, sql, store
 from metarec.data.episodes import EpisodeRanges
+from metarec.data.spec import Sessions
 from metarec.data.store import Prepared
 
+SHUFFLED = Sessions(order="shuffled")
+ORDERS = st.sampled_from([Sessions(), SHUFFLED])
 SPLIT_RULES = ["user_time", "user_disjoint", "leave_one_out", "column"]
 Change = Callable[[Any], Any]
 
@@ -42,6 +47,9 @@ def check_single(prepared: Prepared, rows: list[Row], k: int, q: int) -> None:
     log: dict[tuple[str, int], list[str]] = {}
     for row in rows:
         log.setdefault((str(row.user), row.time), []).append(str(row.item))
+    owned: dict[str, list[str]] = {}
+    for row in rows:
+        owned.setdefault(str(row.user), []).append(str(row.item))
     users_of = {}
     for split in store.SPLITS:
         ranges = prepared.episodes(split)
@@ -69,7 +77,7 @@ def check_single(prepared: Prepared, rows: list[Row], k: int, q: int) -> None:
         for event in range(first, last):
             time, item = int(prepared.time[event]), int(prepared.item[event])
             assert item == -1 or 1 <= item <= prepared.n_items  # 6: never 0
-            held = log[user, time]
+            held = log[user, time] if prepared.order == "real" else owned[user]
             assert item == -1 or prepared.item_ids[item - 1] in held
             if event < prepared.train_event_end[number]:
                 training_items.add(prepared.item_ids[item - 1])
@@ -91,9 +99,16 @@ def check_single(prepared: Prepared, rows: list[Row], k: int, q: int) -> None:
 
 
 @quick
-@given(logs(), st.sampled_from(SPLIT_RULES), st.integers(1, 3), st.integers(1, 2), st.sampled_from(["drop", "keep"]))
-def test_1_to_7_single_log(rows: list[Row], by: str, k: int, q: int, duplicates: str) -> None:
-    prepared = prepare_or_none(rows, shape(k, q, by=by, duplicates=duplicates))
+@given(
+    logs(),
+    st.sampled_from(SPLIT_RULES),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.sampled_from(["drop", "keep"]),
+    ORDERS,
+)
+def test_1_to_7_single_log(rows: list[Row], by: str, k: int, q: int, duplicates: str, sessions: Sessions) -> None:
+    prepared = prepare_or_none(rows, shape(k, q, by=by, duplicates=duplicates, sessions=sessions))
     assume(prepared is not None)
     assert prepared is not None
     check_single(prepared, rows, k, q)
@@ -107,13 +122,13 @@ def assert_equal_arrays(one: Prepared, two: Prepared) -> None:
 
 
 @quick
-@given(logs(), st.sampled_from(SPLIT_RULES), st.randoms(use_true_random=False))
-def test_8_order_of_rows(rows: list[Row], by: str, random: Any) -> None:
-    one = prepare_or_none(rows, shape(by=by))
+@given(logs(), st.sampled_from(SPLIT_RULES), st.randoms(use_true_random=False), ORDERS)
+def test_8_order_of_rows(rows: list[Row], by: str, random: Any, sessions: Sessions) -> None:
+    one = prepare_or_none(rows, shape(by=by, sessions=sessions))
     assume(one is not None)
     shuffled = list(rows)
     random.shuffle(shuffled)
-    two = prepare_or_none(shuffled, shape(by=by))
+    two = prepare_or_none(shuffled, shape(by=by, sessions=sessions))
     assert one is not None
     assert two is not None
     assert_equal_arrays(one, two)
@@ -129,11 +144,12 @@ def relabelled(rows: list[Row], user: Change, item: Change) -> list[Row]:
 
 
 @quick
-@given(logs(text_ids=False), st.sampled_from(SPLIT_RULES))
-def test_9_relabelling_that_keeps_the_order(rows: list[Row], by: str) -> None:
-    one = prepare_or_none(rows, shape(by=by))
+@given(logs(text_ids=False), st.sampled_from(SPLIT_RULES), ORDERS)
+def test_9_relabelling_that_keeps_the_order(rows: list[Row], by: str, sessions: Sessions) -> None:
+    one = prepare_or_none(rows, shape(by=by, sessions=sessions))
     assume(one is not None)
-    two = prepare_or_none(relabelled(rows, lambda u: f"user {u + 2000}", lambda i: i * 7 - 50), shape(by=by))
+    other = relabelled(rows, lambda u: f"user {u + 2000}" if sessions.order == "real" else u, lambda i: i * 7 - 50)
+    two = prepare_or_none(other, shape(by=by, sessions=sessions))
     assert one is not None
     assert two is not None
     assert_equal_arrays(one, two)
@@ -141,14 +157,18 @@ def test_9_relabelling_that_keeps_the_order(rows: list[Row], by: str) -> None:
 
 
 @quick
-@given(logs(ties=False, text_ids=False), st.sampled_from(SPLIT_RULES), st.permutations([5, 10, 15, 20, 25, 30]))
-def test_9_any_relabelling_of_items_at_distinct_times(rows: list[Row], by: str, to: list[int]) -> None:
-    one = prepare_or_none(rows, shape(by=by))
+@given(logs(ties=False, text_ids=False), st.sampled_from(SPLIT_RULES), st.permutations([5, 10, 15, 20, 25, 30]), ORDERS)
+def test_9_any_relabelling_of_items_at_distinct_times(
+    rows: list[Row], by: str, to: list[int], sessions: Sessions
+) -> None:
+    one = prepare_or_none(rows, shape(by=by, sessions=sessions))
     assume(one is not None)
     users = {user: user for user in {row.user for row in rows}}
-    if by == "leave_one_out" or (by == "column" and {row.split for row in rows} - {"train", "test"}):
+    nobody_drawn = by == "leave_one_out" or (by == "column" and {row.split for row in rows} - {"train", "test"})
+    if nobody_drawn and sessions.order == "real":
         users = dict(zip(sorted(users), sorted(users, key=lambda user: user * 7 % 13), strict=True))
-    two = prepare_or_none(relabelled(rows, lambda u: users[u], lambda i: to[i // 5 - 1]), shape(by=by))
+    other = relabelled(rows, lambda u: users[u], lambda i: to[i // 5 - 1])
+    two = prepare_or_none(other, shape(by=by, sessions=sessions))
     assert one is not None
     assert two is not None
 
@@ -179,14 +199,14 @@ def same_where_both_know(one: Any, two: Any) -> bool:
 
 
 @quick
-@given(logs(), st.sampled_from(["user_disjoint", "leave_one_out", "column"]), st.data())
-def test_10_removing_a_user(rows: list[Row], by: str, data: st.DataObject) -> None:
-    one = prepare_or_none(rows, shape(1, 1, by=by))
+@given(logs(), st.sampled_from(["user_disjoint", "leave_one_out", "column"]), st.data(), ORDERS)
+def test_10_removing_a_user(rows: list[Row], by: str, data: st.DataObject, sessions: Sessions) -> None:
+    one = prepare_or_none(rows, shape(1, 1, by=by, sessions=sessions))
     assume(one is not None)
     assert one is not None
     gone = data.draw(st.sampled_from(one.user_ids.tolist()))
     others = [row for row in rows if str(row.user) != gone]
-    two = prepare_or_none(others, shape(1, 1, by=by))
+    two = prepare_or_none(others, shape(1, 1, by=by, sessions=sessions))
     assume(two is not None)
     assert two is not None
     # where nobody is drawn, nobody moves
@@ -204,17 +224,19 @@ def test_10_removing_a_user(rows: list[Row], by: str, data: st.DataObject) -> No
 
 
 @quick
-@given(logs(), st.sampled_from(SPLIT_RULES[:2]), st.data())
-def test_11_appending_future_events(rows: list[Row], by: str, data: st.DataObject) -> None:
-    one = prepare_or_none(rows, shape(1, 1, by=by))
+@given(logs(), st.sampled_from([*((by, Sessions()) for by in SPLIT_RULES[:2]), ("user_disjoint", SHUFFLED)]), st.data())
+def test_11_appending_future_events(rows: list[Row], rules: tuple[str, Sessions], data: st.DataObject) -> None:
+    by, sessions = rules
+    one = prepare_or_none(rows, shape(1, 1, by=by, sessions=sessions))
     assume(one is not None)
     assert one is not None
     user = data.draw(st.sampled_from(one.user_ids.tolist()))
     user = next(row.user for row in rows if str(row.user) == user)
     last = max(row.time for row in rows)
     item = type(rows[0].item)
-    future = [Row(user, item(n), last + n * 60_000_000, 0, 1) for n in (5, 10, 15)]
-    two = prepare_or_none([*rows, *future], shape(1, 1, by=by))
+    pause = 0 if sessions.order == "real" else 31 * 60_000_000  # a session of their own
+    future = [Row(user, item(n), last + pause + n * 60_000_000, 0, 1) for n in (5, 10, 15)]
+    two = prepare_or_none([*rows, *future], shape(1, 1, by=by, sessions=sessions))
     assume(two is not None)
     assert two is not None
     before, after = windows(one, "train"), windows(two, "train")

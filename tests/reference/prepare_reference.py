@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from reference.shuffle_reference import order
 
 from metarec.data.spec import DatasetSpec
 
@@ -25,6 +26,7 @@ class Row:
     session: Any = None
     place: int = 0  # row of the file
     split: str | None = None  # of the split column
+    number: int = 0  # of its session in the user, once it has one
 
 
 @dataclass
@@ -132,6 +134,9 @@ def _sessions(events: list[Row], spec: DatasetSpec, rule: str) -> list[list[Row]
         elif not (spec.sessions.drop_repeats and row.item == before.item):
             sessions[-1].append(row)
         before = row
+    for number, session in enumerate(sessions, start=1):
+        for row in session:
+            row.number = number
     return sessions
 
 
@@ -161,6 +166,8 @@ def _pairs(found: Expected, spec: DatasetSpec, users: list[Any], split_by: str) 
     k, q = spec.episodes.n_support, spec.episodes.n_query
     found.episodes = {"train": [], "val": [], "test": []}
     for user in users:
+        if spec.sessions.order == "shuffled":
+            found.sessions[user] = _shuffled(found.sessions[user], user, spec, split_by)
         pairs, targets, events = [], [], []
         for session in found.sessions[user]:
             for n, row in enumerate(session):
@@ -185,6 +192,23 @@ def _pairs(found: Expected, spec: DatasetSpec, users: list[Any], split_by: str) 
         found.n_train_pairs[user] = n_train
         for start in range(0, n_train - k - q + 1, spec.episodes.stride):
             found.episodes["train"].append(pairs[start : start + k + q])
+
+
+def _shuffled(sessions: list[list[Row]], user: Any, spec: DatasetSpec, split_by: str) -> list[list[Row]]:
+    """Items permuted inside of each session; under leave_one_out those from the last but one target on stay."""
+    free = sum(map(len, sessions))
+    if split_by == "leave_one_out":
+        starts = [sum(map(len, sessions[:n])) for n in range(len(sessions))]
+        targets = [start + n for start, session in zip(starts, sessions, strict=True) for n in range(1, len(session))]
+        free = targets[-2] if len(targets) >= 2 else free
+    other = []
+    for session in sessions:
+        moving = list(range(min(len(session), free)))
+        free -= len(moving)
+        came_from = order(str(user), session[0].number, spec.sessions.shuffle_seed, moving) if session else []
+        items = [session[place].item for place in came_from] + [row.item for row in session[len(moving) :]]
+        other.append([replace(row, item=item) for row, item in zip(session, items, strict=True)])
+    return other
 
 
 def _n_events(sessions: dict[Any, list[list[Row]]]) -> int:

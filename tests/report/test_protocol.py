@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from reference.small_reports import write_run
 
+from metarec.report.comparison import comparison
+from metarec.report.comparison_text import conditions
 from metarec.report.finished import Run, read_run
-from metarec.report.protocol import refusals, unrecorded
+from metarec.report.protocol import order_notes, refusals, unrecorded
 
 
 def pair(tmp_path: Path, **second: Any) -> list[Run]:
@@ -36,6 +38,7 @@ def test_equal_protocols_are_paired(tmp_path: Path) -> None:
         ("n_support", 3, "5 in a; 3 in b"),
         ("n_query", 5, "4 in a; 5 in b"),
         ("ties", "first", "conservative in a; first in b"),
+        ("order", "shuffled", "real in a; shuffled in b"),
         ("candidates", "100 sampled", "the catalogue in a; 100 sampled in b"),
         ("n_items", 51, "50 in a; 51 in b"),
         ("max_len", 10, "50 in a; 10 in b"),  # the longest prefix has 12 events
@@ -81,6 +84,44 @@ def test_other_data_are_named_by_the_option_that_differs(option: str, value: Any
     (error,) = refusals(runs)  # what follows from it, other episodes, is not told beside it
     assert error.where == key
     assert f"{value} in b" in error.value
+
+
+def shuffled(tmp_path: Path, *seeds: int | None) -> list[Run]:
+    """Two runs, shuffled by a seed or (None) from before there was the option, or in real order (-1)."""
+    runs = []
+    for n, seed in enumerate(seeds):
+        protocol = {"data_sha256": f"{n}" * 64, **({"order": "shuffled"} if seed is not None and seed >= 0 else {})}
+        run = read_run(write_run(tmp_path / f"{n}", n_users=5, protocol=protocol), "ab"[n])
+        options = run.document["config"]["dataset"]["sessions"]
+        options.update(order="real" if seed == -1 else "shuffled", shuffle_seed=max(seed or 0, 0))
+        if seed is None:
+            del options["order"], options["shuffle_seed"]
+        runs.append(run)
+    return runs
+
+
+def test_shuffled_order_is_refused_once_and_with_its_reason(tmp_path: Path) -> None:
+    for n, first in enumerate((-1, None)):
+        (error,) = refusals(shuffled(tmp_path / f"{n}", first, 7))
+        assert str(error).startswith(
+            "order: real in a; shuffled in b: in one the items of every session stand as they came"
+        )
+    (error,) = refusals(shuffled(tmp_path / "2", 7, 8))
+    assert (error.where, error.value) == ("dataset.sessions.shuffle_seed", "7 in a; 8 in b")
+    runs = shuffled(tmp_path / "3", -1, None)  # the option is real where it is not recorded
+    assert [error.where for error in refusals(runs)] == ["data_sha256"]
+    for run in runs:
+        del run.document["protocol"]["data_sha256"]
+    assert refusals(runs) == []
+
+
+def test_a_comparison_of_shuffled_runs_says_so(tmp_path: Path) -> None:
+    for protocol, lines in (({"order": "shuffled"}, 1), ({}, 0)):
+        assert len(order_notes(protocol)) == lines
+    place = tmp_path / "run"
+    runs = [read_run(write_run(place / n, seed=int(n), protocol={"order": "shuffled"}), n) for n in "12"]
+    said = conditions(comparison(runs, defaults={}))
+    assert sum(line.startswith("ORDER SHUFFLED: items permuted inside their sessions") for line in said) == 1
 
 
 def test_options_are_compared_where_no_contents_are_recorded(tmp_path: Path) -> None:
