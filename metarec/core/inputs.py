@@ -54,7 +54,7 @@ class Reading:
     """One pass: which numbers are which weight's, and which positions are real."""
 
     def __init__(self, into: Moments, *of: Weights) -> None:
-        self.into, self.real = into, None
+        self.into, self.real, self.all_real = into, None, False
         self.places: dict[int, list[tuple[int, int, str]]] = {}
         for weights in of:
             for name, weight in weights.items():
@@ -65,6 +65,7 @@ class Reading:
                     self.places.setdefault(shared.untyped_storage().data_ptr(), []).append(place)
 
     real: Tensor | None  # bool [T, N]
+    all_real: bool  # then nothing needs to be picked out
 
     def name(self, shared: Tensor) -> str | None:
         """Of the weight [*S] that these numbers are; None for one that nobody asks for."""
@@ -85,8 +86,9 @@ class Reading:
         with torch.autocast(x.device.type, enabled=False):
             flat = x.detach().to(shared.dtype).reshape(-1, x.shape[-1])
             if self.real is not None and not every:
-                flat = flat[self._real(x.shape[:-1])]
-            total, count = flat.T @ flat, flat.new_tensor(float(len(flat)))
+                real = self._real(x.shape[:-1])
+                flat = flat if self.all_real else flat[real]
+            total, count = _squares(flat), flat.new_tensor(float(len(flat)))
             if name in self.into.inputs:
                 before, number = self.into.inputs[name]
                 total, count = before + total, number + count
@@ -115,6 +117,7 @@ class OwnReading:
     """One pass whose weights are told at their taps what each task reads by them; nobody else asks."""
 
     real: Tensor | None = None  # bool [T, N]
+    all_real: bool = False
 
     def name(self, shared: Tensor) -> None:
         """Of no weight [*S] are numbers asked for by where they lie."""
@@ -133,6 +136,23 @@ class OwnReading:
 
     def looked_up(self, shared: Tensor, ids: Tensor, every: bool = False) -> None:
         """Rows ids int64 [...] of a table: not told."""
+
+
+WIDE, PARTS = 128, 4  # inputs of a width from which on the moment is made in so many strips
+
+
+def _squares(x: Tensor) -> Tensor:
+    """x^T x [in, in] of x [n, in]; of wide ones what stands below the diagonal is copied, for two thirds of the time."""
+    width = x.shape[1]
+    if width < WIDE:
+        return x.T @ x
+    out, strip = x.new_empty(width, width), -(-width // PARTS)
+    for begin in range(0, width, strip):
+        end = min(begin + strip, width)
+        found = x[:, begin:end].T @ x[:, begin:]
+        out[begin:end, begin:] = found
+        out[end:, begin:end] = found[:, end - begin :].T
+    return out
 
 
 active: Reading | OwnReading | None = None  # of the pass that is being made
@@ -184,8 +204,9 @@ def only(real: Callable[[], Tensor | None]) -> AbstractContextManager[None]:
 
 @contextmanager
 def _masked(pass_: Reading | OwnReading, real: Tensor | None) -> Iterator[None]:
-    before, pass_.real = pass_.real, real
+    before = pass_.real, pass_.all_real
+    pass_.real, pass_.all_real = real, real is not None and bool(real.all())
     try:
         yield
     finally:
-        pass_.real = before
+        pass_.real, pass_.all_real = before

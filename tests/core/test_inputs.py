@@ -249,3 +249,9 @@ def test_a_mask_of_another_shape_is_no_mask() -> None:
         assert inputs.active is not None
         with pytest.raises(ValueError, match=r"positions \[2, 4\] are read, and which are real is said of \[2, 5\]"):
             inputs.active.seen(weights["w"], torch.zeros(2, 4, 3))
+
+
+@pytest.mark.parametrize("width", [1, 5, 127, 128, 130, 255, 256])
+def test_the_moment_of_wide_inputs_is_made_in_strips(width: int) -> None:
+    x = torch.randn(37, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
+    torch.testing.assert_close(inputs._squares(x), torch.einsum("ni,nj->ij", x, x), rtol=0, atol=1e-12)

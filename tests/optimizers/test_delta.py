@@ -275,3 +275,50 @@ def test_a_resumed_run_ends_with_the_same_bits_and_tells_the_same(
     )
     assert lines == others
     assert sorted(lines.values()) == list(lines.values())  # the largest so far
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_bound_never_says_below_what_is_above(tied: bool) -> None:
+    """Of flat and of steep spectra: what is above the limit is never said to be below, what is a little below mostly is."""
+    said = []
+    for seed in range(60):
+        drawn = torch.Generator().manual_seed(seed)
+        basis = torch.linalg.qr(torch.randn(24, 24, generator=drawn))[0]
+        values = torch.linspace(1, 0, 24).abs() ** (seed % 6) * 10.0 ** (seed % 5 - 2)
+        moment, shares = basis @ values.diag() @ basis.T, torch.rand(9, generator=drawn) if tied else None
+        top = float(torch.linalg.eigvalsh(moment.double())[-1]) + (float(shares.max()) if shares is not None else 0.0)
+        rate = 0.3
+        assert not delta.within(rate * top * (1 - 1e-5), rate, moment, shares)
+        assert delta.within(rate * top * 2.3, rate, moment, shares)  # 24^(1/4), of 24 equal ones
+        said.append(delta.within(rate * top * 1.1, rate, moment, shares))
+    assert sum(said) > 30
+
+
+def test_an_eigenvalue_problem_is_solved_only_for_a_new_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is told is what it would be if each step solved its own."""
+    told: list[dict[str, float]] = []
+    solved: list[int] = []
+    plain = delta.eigenvalue
+    monkeypatch.setattr(delta, "eigenvalue", lambda *args: solved.append(1) or plain(*args))
+    for always in (False, True):
+        if always:
+            monkeypatch.setattr(delta, "within", lambda *args: False)
+        params, count = start(), len(solved)
+        optimizer = made(params, SGD, decay=0.02)
+        for number in range(30):
+            step(params, optimizer, number)
+        told.append(optimizer.largest())
+        solved.append(-count)
+    assert told[0] == told[1]
+    assert sum(one for one in solved if one > 0) < 2 * 3 * 30
+
+
+@pytest.mark.parametrize("rate", [0.01, 3.0, 1e6])
+def test_the_solve_without_look_ups_is_that_of_eigenvectors(rate: float) -> None:
+    """On both sides of where the inverse is trusted."""
+    drawn = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(n, 8, generator=drawn, dtype=torch.float64) for n in (40, 5))
+    moment = x.T @ x / 40
+    whole = torch.eye(8, dtype=torch.float64) + rate * moment
+    found = delta.solved(weight, rate, moment, None)
+    torch.testing.assert_close(found, torch.linalg.solve(whole, weight, left=False), rtol=0, atol=1e-11)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metarec import build, parts
 from metarec.core import inputs, ops
+from metarec.objectives import seen
 from metarec.runs import checkpoint
 from metarec.runs.guard import Guard, Rules
 from metarec.runs.guarded import Guarded
@@ -109,6 +110,32 @@ def test_a_step_that_a_guard_left_out_is_no_gradient(tmp_path: Path) -> None:
     _, document = fitted(tmp_path, params, cms(params, flush=False), 17, bad=(4, 9))
     assert [own["updates"] for own in document["levels"].values()] == [15, 5, 1]
     assert [own["since"] for own in document["levels"].values()] == [0, 0, 7]
+
+
+def test_surprise_of_a_step_that_a_guard_left_out_is_not_seen(tmp_path: Path) -> None:
+    """Nor that of one whose inner loop gave up half-way; the sums of steps 0, 1, 3 are told at the end."""
+    params = start()
+    own = optimizer("adam", params)
+    watch = Timescales.of(own, True)
+    assert watch is not None
+    guard = Guarded(Guard(Rules(on_nonfinite="skip"), tmp_path / "events.jsonl", lambda line: None), params, own)
+    one = torch.ones(1, 1, 1)
+
+    def loss(step: int) -> Tensor:
+        assert seen.active is watch.seen
+        seen.active.add("fast", one, one * (step + 1), one[0] * (math.nan if step == 2 else step), one[0] > 0)
+        return loss_at(params, step) * (math.nan if step == 2 else 1.0)
+
+    with History(tmp_path / "history.jsonl") as history:
+        fit(
+            params, loss, own, lambda step: 1.0, Plan(4, 4, 0, 4, 0.0, "score", 4), lambda: {"score": 0.0},
+            history=history, guard=guard, watch=watch,
+        )  # fmt: skip
+    assert seen.active is None
+    (line,) = [line for line in read_history(tmp_path / "history.jsonl") if line["kind"] == "train"]
+    wanted = pytest.approx({"u": (1 + 2 + 4) / 3, "term": (0 + 1 + 3) / 3, "cosine": 1.0})
+    assert line["timescales"]["surprise"]["fast"] == wanted
+    assert watch.document(4)["surprise"]["fast"]["pairs"] == 3
 
 
 def test_a_level_without_gradients_has_not_stepped() -> None:
