@@ -12,9 +12,14 @@ def base_unused(seen: Seen) -> Iterator[Refusal]:
     base = seen.get("optimizer.base")
     if base is None:
         return
-    for name in ("betas", "eps") if base == "sgd" else ("momentum",):
+    for name in ("betas", "eps") if base.endswith("sgd") else ("momentum",):
         for key in seen.asked(f"optimizer.{name}"):
             yield key, f"does nothing: optimizer.base={base} has none", "drop it, or choose another optimizer.base"
+    if not base.startswith("delta_"):
+        for name in ("decay", "form", "unstable"):
+            for key in seen.asked(f"optimizer.{name}"):
+                what = f"does nothing: with optimizer.base={base} nothing forgets"
+                yield key, what, "drop it, or use optimizer.base=delta_adam or delta_sgd"
 
 
 def chunks_of_one(seen: Seen) -> Iterator[Refusal]:
@@ -29,8 +34,8 @@ def chunks_of_one(seen: Seen) -> Iterator[Refusal]:
 
 def delta_unused(seen: Seen) -> Iterator[Refusal]:
     """How to forget where nothing is forgotten, and what to do where the proximal form would grow, which it never does."""
-    decay = seen.get("optimizer.decay")
-    if decay is None:
+    decay, base = seen.get("optimizer.decay"), str(seen.get("optimizer.base", "delta_"))
+    if decay is None or not base.startswith("delta_"):
         return
     if decay == 0:
         for name in ("form", "unstable"):

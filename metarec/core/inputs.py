@@ -30,6 +30,20 @@ from torch import Tensor
 from metarec.core.weights import FastWeight, Weights
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What was read of one weight; None where it was not read that way."""
+
+    total: Tensor | None  # sum of x x^T [in, in]
+    count: Tensor | None  # number of x, a scalar
+    rows: Tensor | None  # look-ups of each row [rows]
+
+    def means(self) -> tuple[Tensor | None, Tensor | None]:
+        """M [in, in] and f [rows]."""
+        moment = None if self.total is None or self.count is None else self.total / self.count.clamp(min=1)
+        return moment, None if self.rows is None else self.rows / self.rows.sum().clamp(min=1)
+
+
 @dataclass
 class Moments:
     """Sums over all passes since they were last taken, of the weights called `names`."""
@@ -40,10 +54,17 @@ class Moments:
 
     def take(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
         """Name -> (M [in, in], f [rows]) of each weight that was read, None where it was not read that way; then empty."""
-        means = {name: total / count.clamp(min=1) for name, (total, count) in self.inputs.items()}
-        shares = {name: counts / counts.sum().clamp(min=1) for name, counts in self.rows.items()}
+        return {name: sums.means() for name, sums in self.sums().items()}
+
+    def sums(self) -> dict[str, Sums]:
+        """Name -> what was read of each weight that was read at all, in the order of `names`; then empty."""
+        found = {}
+        for name in self.names:
+            if name in self.inputs or name in self.rows:
+                total, count = self.inputs.get(name, (None, None))
+                found[name] = Sums(total, count, self.rows.get(name))
         self.clear()
-        return {name: (means.get(name), shares.get(name)) for name in self.names if name in means or name in shares}
+        return found
 
     def clear(self) -> None:
         """Forget what was read."""

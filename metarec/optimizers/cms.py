@@ -4,6 +4,8 @@
     w_l <- base(w_l, G_l or G_l / C_l),   G_l <- 0      where t mod C_l = 0;     lr_l = lr, lr / C_l or lr / sqrt(C_l)
 
 `base` is Adam, AdamW or SGD with moments of its own for each parameter, so with all C_l = 1 this is the base, bit for bit.
+With delta_adam or delta_sgd a matrix forgets as well when it steps, along all that it has read in the chunk (`delta`);
+`lr_scale` does not scale what it forgets.
 How gradients of a chunk are reduced (sum, mean) and how a level's step size is scaled are two choices. Adam does not see
 the first, but for eps; with it `lr_scale: inverse` makes a level slow twice over, C_l times rarer steps of a C_l-th: in T
 steps it moves T lr / C_l^2, and the level at 256 is frozen.
@@ -21,7 +23,8 @@ Source: Behrouz et al. 2025, Nested Learning, the continuum memory system. Shape
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,6 +34,7 @@ from torch import Tensor
 from metarec.errors import ConfigError
 from metarec.optimizers import Given
 from metarec.optimizers.base import base_of, step
+from metarec.optimizers.delta import Delta, matrices_of
 from metarec.options import Refusal, matching, ranged
 
 RATES = "rates/*"  # learned inner step sizes
@@ -45,7 +49,7 @@ class Config:
     """conf/optimizer/cms.yaml"""
 
     name: str = "cms"
-    base: str = ranged("adam", choices=["adam", "adamw", "sgd"])
+    base: str = ranged("adam", choices=["adam", "adamw", "sgd", "delta_adam", "delta_sgd"])
     lr: float | None = ranged(None, min=0, exclusive=["min"])  # None = that of adam, with base=sgd 0.1
     chunks: list[int] = ranged([1, 16, 256], min=1)
     levels: list[list[str]] | None = None  # None = as the model says
@@ -56,6 +60,9 @@ class Config:
     eps: float = ranged(1e-8, min=0, exclusive=["min"])
     momentum: float = ranged(0.0, min=0, max=1, exclusive=["max"])
     weight_decay: float = ranged(0.0, min=0)
+    decay: float = ranged(1e-3, min=0)  # these three of the delta rule
+    form: str = ranged("explicit", choices=["explicit", "proximal"])
+    unstable: str = ranged("stop", choices=["stop", "clip"])
     clip_norm: float = ranged(10.0, min=0)
 
     asks_names: ClassVar[bool] = True
@@ -63,7 +70,7 @@ class Config:
     @property
     def adaptive(self) -> bool:
         """Whether the size of a step does not follow that of the gradient."""
-        return self.base != "sgd"
+        return self.base not in ("sgd", "delta_sgd")
 
     @property
     def slots(self) -> int:
@@ -89,10 +96,12 @@ def build(config: Config, given: Given) -> CMS:
             if own:
                 scaled = group.get("lr", lr) / {"none": 1, "inverse": chunk, "sqrt": chunk**0.5}[config.lr_scale]
                 groups.append({**group, "params": own, "lr": scaled})
-    base = base_of(
-        config.base, groups, lr=lr, betas=config.betas, eps=config.eps, momentum=config.momentum,
+    base: torch.optim.Optimizer = base_of(
+        config.base.removeprefix("delta_"), groups, lr=lr, betas=config.betas, eps=config.eps, momentum=config.momentum,
         weight_decay=config.weight_decay,
     )  # fmt: skip
+    if config.base.startswith("delta_"):
+        base = Delta(base, matrices_of(given, config.decay), config.decay, config.form, config.unstable)
     chunks = {value: config.chunks[at] for value, at in number.items()}
     return CMS(base, chunks, config.grad_reduction, config.flush, number)
 
@@ -137,6 +146,14 @@ class CMS(torch.optim.Optimizer):
         self.base, self.chunk, self.grad_reduction, self.flush = base, dict(chunk), grad_reduction, flush
         self.state = base.state
 
+    def recording(self) -> AbstractContextManager[None]:
+        """Around the losses of a step, where the base is to see what matrices read."""
+        return self.base.recording() if isinstance(self.base, Delta) else nullcontext()
+
+    def shown(self) -> dict[str, float]:
+        """Of a base with the delta rule, for history.jsonl."""
+        return self.base.shown() if isinstance(self.base, Delta) else {}
+
     @property
     def seen(self) -> int:
         """t: how many gradients there were."""
@@ -144,7 +161,7 @@ class CMS(torch.optim.Optimizer):
             (int(self.state[value]["seen"]) for value in self.chunk if "seen" in self.state.get(value, {})), default=0
         )
 
-    def timescales(self) -> dict[str, dict[str, dict[str, int]]]:
+    def timescales(self) -> dict[str, dict[str, Any]]:
         """`levels`: by number from 1, C, how many parameters and numbers, updates, and gradients since the last."""
         out, now = {}, self.seen
         for at, first in sorted(self.first.items()):
@@ -153,7 +170,7 @@ class CMS(torch.optim.Optimizer):
                 "chunk": self.chunk[first], "parameters": len(own), "numbers": sum(value.numel() for value in own),
                 "updates": int(state.get("updates", 0)), "since": now - int(state.get("stepped", 0)),
             }  # fmt: skip
-        return {"levels": out}
+        return {"levels": out, **(self.base.timescales() if isinstance(self.base, Delta) else {})}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -169,7 +186,7 @@ class CMS(torch.optim.Optimizer):
             if value.grad is not None:
                 state["pending"] = state["pending"].add_(value.grad) if "pending" in state else value.grad
             value.grad = None if now % chunk else self._reduced(state, chunk)
-        self._step(now)
+        self._step(now, {value for value, chunk in self.chunk.items() if not now % chunk})
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -179,10 +196,12 @@ class CMS(torch.optim.Optimizer):
         now = self.seen
         for value, chunk in self.chunk.items():
             value.grad = self._reduced(self.state[value], now % chunk)
-        self._step(now)
+        self._step(now, {value for value, chunk in self.chunk.items() if now % chunk})
 
-    def _step(self, now: int) -> None:
-        """The base's step, of what has a gradient, and whose level then has stepped at t = now."""
+    def _step(self, now: int, due: Collection[Tensor]) -> None:
+        """The base's step, of what has a gradient, and whose level then has stepped at t = now; `due`: whose chunk ends."""
+        if isinstance(self.base, Delta):
+            self.base.due = {name for name, value in self.base.matrices.items() if value in due}
         step(self.base, OWN)
         for at in {self.level[value] for value in self.level if value.grad is not None}:
             state = self.state[self.first[at]]

@@ -30,7 +30,7 @@ Shapes: W [out, in]; parameters are of any shape [*S].
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -42,7 +42,9 @@ from metarec.errors import ConfigError, DivergedError
 from metarec.optimizers import Given
 from metarec.optimizers.base import step
 
-OWN = ("largest",)  # slot: the largest a * eigenvalue so far, a scalar
+# slots: the largest a * eigenvalue so far, a scalar; of a matrix in mid-chunk what it has read since its last step
+READ = {"total": "read_total", "count": "read_count", "rows": "read_rows"}
+OWN = ("largest", *READ.values())
 LIMIT = 2.0
 MARGIN = 1.0001  # of a bound, for rounding
 WELL = 10.0  # condition number less one, below which I + a M is inverted as it is
@@ -72,6 +74,7 @@ class Delta(torch.optim.Optimizer):
         self.base, self.matrices, self.decay, self.form, self.unstable = base, matrices, decay, form, unstable
         self.state, self.moments = base.state, inputs.Moments(matrices)
         self._began = [(group, float(group["lr"])) for group in self.param_groups]
+        self.due: Collection[str] | None = None  # names of what steps now, None = all; the others go on reading
 
     def recording(self) -> AbstractContextManager[None]:
         """Around the losses of a step."""
@@ -98,9 +101,7 @@ class Delta(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Forget and step. DivergedError, before anything has moved, where a matrix would grow and `unstable` is stop."""
         assert closure is None
-        read = self.moments.take() if self.decay else {}
-        if self.decay and not read:
-            raise _nothing("no trained matrix is read as a linear layer or a table")
+        read = {name: sums.means() for name, sums in self._read().items()} if self.decay else {}
         pulls: dict[str, Tensor] = {}
         solves: dict[str, tuple[float, Tensor | None, Tensor | None]] = {}
         products: dict[str, float] = {}
@@ -125,6 +126,26 @@ class Delta(torch.optim.Optimizer):
             self.matrices[name].sub_(pull)
         for name, (rate, moment, shares) in solves.items():
             self.matrices[name].copy_(solved(self.matrices[name], rate, moment, shares))
+
+    def _read(self) -> dict[str, inputs.Sums]:
+        """What those have read that step now, since their last step; of the others it is kept in their slots."""
+        now = self.moments.sums()
+        if not now and not any(slot in self.state.get(value, {}) for value in self.matrices.values() for slot in OWN):
+            raise _nothing("no trained matrix is read as a linear layer or a table")
+        if self.due is None:
+            return now
+        found = {}
+        for name, value in self.matrices.items():
+            state, sums = self.state[value], now.get(name)
+            for part, slot in READ.items():
+                new, held = None if sums is None else getattr(sums, part), state.get(slot)
+                if new is not None:
+                    state[slot] = new if held is None else held + new
+            if name in self.due:
+                held = {part: state.pop(slot, None) for part, slot in READ.items()}
+                if any(part is not None for part in held.values()):
+                    found[name] = inputs.Sums(**held)
+        return found
 
     def _rate(self, name: str) -> float:
         """a now: `decay`, scaled as the step size of its group is."""

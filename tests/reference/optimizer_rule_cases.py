@@ -35,6 +35,18 @@ CASES = [
         "optimizer=cms optimizer.base=adamw optimizer.eps=1e-6",
     ),
     (
+        "base_unused",
+        "optimizer=cms optimizer.decay=0.1",
+        "optimizer.decay: 0.1: does nothing: with optimizer.base=adam nothing forgets",
+        "optimizer=cms optimizer.base=delta_adam optimizer.decay=0.1",
+    ),
+    (
+        "delta_unused",
+        "optimizer=cms optimizer.base=delta_sgd optimizer.form=proximal optimizer.unstable=clip",
+        "optimizer.unstable: clip: does nothing: the proximal form is stable for every decay",
+        "optimizer=cms optimizer.base=delta_sgd optimizer.unstable=clip",
+    ),
+    (
         "chunks_of_one",
         "optimizer=cms optimizer.chunks=[1,1] optimizer.lr_scale=sqrt",
         "optimizer.lr_scale: sqrt: does nothing: every chunk is one step",
