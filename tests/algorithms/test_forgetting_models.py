@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from metarec.residual.context import build as contexts_of
 from metarec.tasks import Tasks
 
 LOG = small_log(5, n_users=3, max_len=4)
+LLAMA = causal_lm.Config(hidden_size=8, n_layers=1, n_heads=2, n_kv_heads=1, max_len=8)
 MODELS: dict[str, Any] = {
     "gru4rec": GRU4Rec(11, 3, 4, n_layers=2),
     "gru4rec tied": GRU4Rec(11, 4, 4, tie=True),
@@ -39,7 +41,8 @@ MODELS: dict[str, Any] = {
     "nested lstm": Nested(11, 4, "lstm", 5, 6, tie=True),
     "sasrec": SASRec(11, 4, 2, 2, max_len=4),
     "sasrec untied": SASRec(11, 4, 1, 2, max_len=4, tie=False),
-    "causal_lm": causal_lm.build(causal_lm.Config(hidden_size=8, n_layers=1, n_heads=2, n_kv_heads=1, max_len=8), 11),
+    "causal_lm": causal_lm.build(LLAMA, 11),
+    "causal_lm recomputed": causal_lm.build(replace(LLAMA, gradient_checkpointing=True), 11),
     "conv4": Conv4(3, filters=2, image_size=16),
 }
 FORMS = ("explicit", "proximal")
