@@ -177,7 +177,7 @@ def meta_train(
     # a frozen base stands in every checkpoint: it is what the control and the residual start from
     fixed = {f"base/{name}": value for name, value in base.items()}
     state = fixed_state(config, bench, control, source) | {"outer_steps": steps}
-    store, timer, recent = Store(run_dir / "checkpoints", fixed, state), Timer(), list[float]()
+    store, timer, recent = Store(run_dir / "checkpoints", fixed, state, run_dir), Timer(), list[float]()
     with (
         History(run_dir / "history.jsonl", tracker) as history,
         progress(plan.steps, "meta-train", config.logger.console, done=at.step if at else 0) as bar,

@@ -59,6 +59,7 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
     directory.mkdir(parents=True, exist_ok=True)
     lines, events = run_dir / "pretrain_history.jsonl", run_dir / PRETRAIN_FILE
     with filelock.FileLock(directory / f"{key}.lock"):  # the runs of a sweep pretrain once
+        atomic.clean_leftovers(directory, key)
         cached = directory / key
         if cached.exists():
             try:
