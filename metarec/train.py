@@ -117,7 +117,7 @@ class Store:
 
 
 def point_last(directory: Path, name: str, step: int, best_step: int, was: Mapping[str, Any] | None) -> None:
-    """Let last.json name the checkpoint of `step`, its best one, and `before`: both of the one it named until now (`was`)."""
+    """Let last.json name the checkpoint of `step`, its best one, and `before`: both of the one it named until now, `was`."""
     before: list[str] = []
     if was is not None:  # one saved again, by a signal, has the same one before it
         there = [was["checkpoint"], was["fields"].get("best", was["checkpoint"])]

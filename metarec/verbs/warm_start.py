@@ -25,7 +25,7 @@ from metarec.models.convert import from_state_dict
 from metarec.objectives.surprise import Surprise
 from metarec.pretrain import loss_of_step, training_pieces, validation_pairs
 from metarec.report.progress import progress
-from metarec.runs import atomic, checkpoint
+from metarec.runs import atomic, checkpoint, disk
 from metarec.runs.environment import metarec_version
 from metarec.runs.guard import PRETRAIN_FILE
 from metarec.runs.history import History, read_history
@@ -187,6 +187,10 @@ def pretrain(
         at, tensors, stored = restore(resume_from, params, optimizer)
         if guard is not None:
             guard.load(tensors, stored.get("guard"))
+    if store is not None and store.lines_of is not None:
+        weights = sum(value.numel() * value.element_size() for value in params.values())
+        needed = disk.checkpoints_bytes(3 * weights, plan.steps, at.step if at else 0, plan.checkpoint_every)  # Adam
+        disk.refuse(store.lines_of, needed, "or set output_dir to another disk")
     with progress(plan.steps, "pretrain", config.logger.console, done=at.step if at else 0) as bar:
 
         def on_step(step: int, shown: Any) -> None:
