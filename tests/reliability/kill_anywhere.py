@@ -1,8 +1,8 @@
 """kill -9 at any instant of a run, and again while it is resumed: weights, optimizer and figures end bitwise equal.
 
-Real processes and SIGKILL. Instant i is of method i mod 5 (fomaml, maml_pp, generator, supervised, optimizer=cms); when and how
-often it is killed (one to three times) follows from i. Every fourth has an empty cache, so that preparation and pretraining are
-killed too. Where nothing can be resumed yet, the command is given again, as a person would. What is finished stands in
+Real processes and SIGKILL. Instant i is of method i mod 5 (fomaml, maml_pp, generator, supervised, optimizer=cms); when and
+how often it is killed (one to three times) follows from i. Some have an empty cache, so that preparation and pretraining
+are killed too. Where nothing can be resumed yet, the command is given again, as a person would. What is finished stands in
 OUT/instants.jsonl, so that a hundred instants can be measured in several sittings.
 """
 

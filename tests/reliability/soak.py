@@ -1,7 +1,7 @@
 """It lasts: memory, open files and threads of a run do not grow with its steps, and a step does not get slower.
 
-A run of 20,000 outer steps in a process of its own, watched from outside through /proc; validations, checkpoints and histories
-included. Memory is a straight line fitted to the resident set over the steps behind the first tenth, in which libraries
+A run of 20,000 outer steps in a process of its own, watched from outside through /proc; validations, checkpoints and
+histories included. Memory is a straight line fitted to the resident set over the steps behind the first tenth, in which libraries
 and the first checkpoints take theirs.
 """
 
@@ -102,13 +102,16 @@ def judged(samples: list[Sample], steps: int, *, strict: bool) -> list[dict[str,
     drift = float(np.median(times[-quarter:]) / np.median(times[:quarter]))
     files, threads = sorted({one.files for one in warm}), sorted({one.threads for one in warm})
     usual = sum(one.files == min(files) for one in warm) / len(warm)
+    most = SLOPE if strict else 20 * SLOPE
     return [
-        figure("MB of memory in 1,000 steps", f"at most {SLOPE:g}", round(grown, 3), grown <= (SLOPE if strict else 20 * SLOPE)),
+        figure("MB of memory in 1,000 steps", f"at most {SLOPE:g}", round(grown, 3), grown <= most),
         # a checkpoint that is being written or read has one or two more open for a moment
-        figure("open files", "as many at the end as at the start", f"{warm[0].files} and {warm[-1].files}, {usual:.0%} of the time {min(files)}",
+        figure("open files", "as many at the end as at the start",
+               f"{warm[0].files} and {warm[-1].files}, {usual:.0%} of the time {min(files)}",
                max(files) - min(files) <= 4 and abs(warm[-1].files - warm[0].files) <= 3),
         figure("threads", "constant", threads if len(threads) > 1 else threads[0], len(threads) == 1),
-        figure("time of a step, last quarter over first", f"at most {DRIFT:g}", round(drift, 3), drift <= DRIFT or not strict),
+        figure("time of a step, last quarter over first", f"at most {DRIFT:g}", round(drift, 3),
+               drift <= DRIFT or not strict),
     ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Flipped bits, truncations, zeroed blocks and swapped files in every file of a run and of the cache: none is silent.
 
-One file at a time of a finished run, of a run that goes on, of prepared data, pretrained weights, tuned choices, teachers and
-a trained tokenizer is damaged and then read by what the package reads it by. Counted as silent is a reader that says
+One file at a time of a finished run, of a run that goes on, of prepared data, pretrained weights, tuned choices, teachers
+and a trained tokenizer is damaged and then read by what the package reads it by. Counted as silent is a reader that says
 nothing, and one whose error does not name the file. What a start writes anew and never reads (funnel.json of a run that
 goes on, the empty files of locks) is left out.
 """
@@ -158,7 +158,7 @@ def silent(target: Target, data: bytes) -> str | None:
         return f"{target.of}: {target.path.name}: silent"
     return (
         None
-        if target.path.name in said or _stands_for(target.path, said)
+        if str(target.path) in said or _stands_for(target.path, said)
         else f"{target.of}: {target.path.name}: {said}"
     )
 

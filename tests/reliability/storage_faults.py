@@ -108,7 +108,7 @@ def run(full: bool, out: Path) -> dict[str, Any]:
         kinds = sorted({call.split()[0] for call in calls})
         return {
             "figures": [
-                figure("calls of the save path that are failed", "all", f"{len(calls)} ({', '.join(kinds)})", len(calls) > 50),
+                figure("calls of the save path", "each failed", f"{len(calls)} ({', '.join(kinds)})", len(calls) > 50),
                 none_of("failed in " + ", ".join(MODES), findings, len(trials), "failures"),
                 none_of("against the discipline of writing", faults, len(calls), "calls"),
             ],

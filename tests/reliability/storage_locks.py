@@ -1,8 +1,8 @@
 """No two writers: of eight starts on one run one runs, a killed holder is no obstacle, and no directory is shared.
 
-Real commands, `python -m metarec train resume=RUN`, at the same time. Whoever got the lock is stopped (SIGSTOP) until the others
-have left, and then killed; the next start must finish the run. A hundred processes are told the same second and make a directory
-for a run each.
+Real commands, `python -m metarec train resume=RUN`, at the same time. Whoever got the lock is stopped (SIGSTOP) until the
+others have left, and then killed; the next start must finish the run. A hundred processes are told the same second and
+make a directory for a run each.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def run(full: bool, out: Path) -> dict[str, Any]:
         left = "whatever the load" if full else "not judged where other tests run beside"
         return {
             "figures": [
-                figure(f"{n + 1} starts on one run", f"1 runs, {n} exit 5", f"1 runs: {found['alone']}, {found['refused']} exit 5",
+                figure(f"{n + 1} starts on one run", f"1 runs, {n} exit 5",
+                       f"1 runs: {found['alone']}, {found['refused']} exit 5",
                        found["alone"] and found["refused"] == n),
                 figure("name the holder", n, found["named"], found["named"] == n),
                 figure("seconds from the command to its refusal, the slowest", f"{SECONDS:g}, {left}",

@@ -10,8 +10,8 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,7 +43,7 @@ def _files_only(path: Path) -> None:
         _SYNC(path)
 
 
-_SYNC = durable.sync
+_SYNC, _REPLACE = durable.sync, durable.replace_file
 
 
 def _in_place(path: Path, data: bytes) -> None:
@@ -65,10 +65,8 @@ def _removed_first(scratch: Path, target: Path) -> None:
 
 
 def _swallowed(path: Path, data: bytes) -> None:
-    try:
-        durable.replace_file(path, data)
-    except OSError:
-        pass
+    with suppress(OSError):
+        _REPLACE(path, data)
 
 
 def _no_prune_but(self: Store, checkpoint_every: int, *, ended: bool = False) -> None:
@@ -164,6 +162,6 @@ def run(full: bool, out: Path) -> dict[str, Any]:
             if failures and not full:
                 continue
             seen, found = caught(name, base, whole)
-            first: Callable[[], str] = lambda: next((one for one in found if one.startswith(begins)), "nothing")  # noqa: B023
-            figures.append(figure(name, f"caught as '{begins}'", f"{len(found)} said, such as: {first()}", seen))
+            first = next((one for one in found if one.startswith(begins)), "nothing")
+            figures.append(figure(name, f"caught as '{begins}'", f"{len(found)} said, such as: {first}", seen))
     return {"figures": figures}

@@ -4,7 +4,7 @@
 
     before         the process is killed before the call             (no call after it does anything)
     amid           ... in the middle of a write, else behind the call
-    power          ... before the call, and what was not fsynced is gone: contents always, names of renames in every second case
+    power          ... before the call, and what was not fsynced is gone (names of renames in every second case)
     ENOSPC         the call fails once, a write after half of its bytes
     ENOSPC_ever    ... and every later call that needs room too
     EIO, EACCES    the call fails once

@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT: saved at the next step, left within ten seconds by their codes; a second one leaves at once, whole.
 
-Real processes and signals at random moments of the outer loop; each run is then resumed, and must end with the bits of one that
-was never stopped.
+Real processes and signals at random moments of the outer loop; each run is then resumed, and must end with the bits of one
+that was never stopped.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def run(full: bool, out: Path) -> dict[str, Any]:
         "figures": [
             none_of("not as promised", [line for one in done for line in one["wrong"]], len(done), "signals"),
             figure("seconds to leave, the slowest", f"{SECONDS:g}", slowest[False], slowest[False] <= SECONDS),
-            figure("seconds to leave by a second signal", f"at once (at most {AT_ONCE:g})", slowest[True], slowest[True] <= AT_ONCE),
+            figure("seconds to leave by a second signal", f"at once (at most {AT_ONCE:g})", slowest[True],
+                   slowest[True] <= AT_ONCE),
         ]
     }  # fmt: skip
