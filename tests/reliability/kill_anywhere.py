@@ -2,8 +2,9 @@
 
 Real processes and SIGKILL. Instant i is of method i mod 5 (fomaml, maml_pp, generator, supervised, optimizer=cms); when and
 how often it is killed (one to three times) follows from i. Some have an empty cache, so that preparation and pretraining
-are killed too. Where nothing can be resumed yet, the command is given again, as a person would. What is finished stands in
-OUT/instants.jsonl, so that a hundred instants can be measured in several sittings.
+are killed too. A moment is one of the process's own processor time, uniform over what the whole run takes: a busy machine
+does not distort it. Where nothing can be resumed yet, the command is given again, as a person would. What is finished
+stands in OUT/instants.jsonl, so that a hundred instants can be measured in several sittings.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from reference.tiny_runs import Work, assert_same_run, ended
 from reliability.figures import figure, none_of
-from reliability.kill_runs import METHODS, Wholes, card, lines
+from reliability.kill_runs import METHODS, Wholes, card, cpu_seconds, lines
 
 from metarec.runs.rundir import verify
 
@@ -27,14 +28,13 @@ NAME = "kill_anywhere"
 INSTANTS = 100
 QUICK = 5
 AT_ONCE = 2
-LONGEST = 240.0  # seconds that a process may take; nothing of a tiny run takes so long
-SPAN = 4.0  # seconds within which it is killed; a run of one process takes about three
+LONGEST = 600.0  # seconds that a process may take; nothing of a tiny run takes so long
 
 
-def instant(number: int, root: Path, wholes: Wholes, span: float = SPAN) -> dict[str, Any]:
+def instant(number: int, root: Path, wholes: Wholes) -> dict[str, Any]:
     """Kill and resume until done; {"wrong": what was not equal, or None, "kills": where each kill found the run}."""
     rng, method = random.Random(number), list(METHODS)[number % len(METHODS)]
-    whole = wholes.of(method)
+    whole, span = wholes.of(method), wholes.cpu_seconds(method)
     root = root / f"instant-{number}"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
@@ -47,7 +47,9 @@ def instant(number: int, root: Path, wholes: Wholes, span: float = SPAN) -> dict
                 shutil.rmtree(root / "outputs", ignore_errors=True)
             process = work.start_train(*words) if run is None else work.start("train", f"resume={run}")
             if len(kills) < wanted:
-                process.join(rng.uniform(0, span))
+                moment = rng.uniform(0, span)
+                while process.is_alive() and cpu_seconds(process.pid or 0) < moment:
+                    process.join(0.002)
                 process.kill()
                 if ended(process, LONGEST) != 0:
                     kills.append(_where(work))
