@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reliability.figures import figure, none_of
+from reliability.figures import figure, none_of, remembered
 from reliability.storage_shim import KILLS, MODES, Killed, Shim
 from reliability.storage_tiny import differences, go, newest_good
 
@@ -104,7 +104,8 @@ def run(full: bool, out: Path) -> dict[str, Any]:
         base, whole = prepare(Path(where))
         calls, faults = traced(base)
         trials = chosen(len(calls), MODES, None if full else QUICK)
-        findings = [found for nth, mode in trials for found in trial(base, whole, nth, mode)]
+        told = remembered(out / "trials.jsonl", trials, lambda one: trial(base, whole, *one))
+        findings = [found for one in told for found in one]
         kinds = sorted({call.split()[0] for call in calls})
         return {
             "figures": [

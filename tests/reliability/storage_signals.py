@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reference.tiny_runs import Work, assert_same_run, ended, state, wait_for
-from reliability.figures import figure, none_of
+from reliability.figures import figure, none_of, remembered
 from reliability.kill_runs import METHODS, Wholes, card, lines
 
 from metarec.runs.rundir import verify
@@ -72,7 +72,8 @@ def case(number: int, root: Path, wholes: Wholes) -> dict[str, Any]:
 def run(full: bool, out: Path) -> dict[str, Any]:
     """The figures; quick: each case once."""
     wholes = Wholes(out / "wholes", out / "cache")
-    done = [case(number, out, wholes) for number in range(FULL if full else len(CASES))]
+    numbers = range(FULL if full else len(CASES))
+    done = remembered(out / "cases.jsonl", numbers, lambda number: case(number, out, wholes))
     slowest = {twice: max(one["seconds"] for one in done if one["twice"] is twice) for twice in (False, True)}
     return {
         "figures": [
