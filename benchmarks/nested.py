@@ -1,6 +1,6 @@
 """Claim: a step with cms, the delta rule or surprise costs little more than the step without.
 
-    python benchmarks/nested.py --threads 1                                 # all settings, about 10 minutes
+    python benchmarks/nested.py --threads 1                                 # all settings
     python benchmarks/nested.py --threads 1 --settings wikitext2 --turns 30
     python benchmarks/nested.py --tiny                                      # a few steps of small worlds: does it run
 
