@@ -101,7 +101,7 @@ class Store:
     def prune(self, checkpoint_every: int) -> None:
         """Keep the periodic checkpoints and what a pointer names; validations leave no others behind."""
         names = [path.name for path in checkpoint.list_checkpoints(self.directory)]
-        periodic = {name for name in names if int(name.rsplit("-", 1)[1]) % checkpoint_every == 0}
+        periodic = {name for name in names if checkpoint.step_of(name) % checkpoint_every == 0}
         checkpoint.prune(self.directory, periodic)
 
 

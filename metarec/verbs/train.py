@@ -25,6 +25,7 @@ from metarec.runs.guard import FILE, PRETRAIN_FILE, counted
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
+from metarec.runs.stored import check_state
 from metarec.trackers.tracker import Tracker, tracked
 from metarec.train import Progress, Store
 from metarec.verbs import adapter, perplexity
@@ -192,7 +193,7 @@ def _resumed(run_dir: Path, bench: AnyBench, say: Callable[[str], None]) -> Path
     progress_state = state["progress"]
     name = _best_name(state)
     for later in checkpoint.list_checkpoints(directory):  # damaged, or of steps that will be done again
-        if int(later.name.rsplit("-", 1)[1]) > progress_state["step"]:
+        if checkpoint.step_of(later.name) > progress_state["step"]:
             checkpoint.discard(later)
     checkpoint.point(directory, "best", name, step=progress_state["best_step"])
     checkpoint.point(directory, "last", found.name, step=progress_state["step"])
@@ -205,6 +206,7 @@ def _resumed(run_dir: Path, bench: AnyBench, say: Callable[[str], None]) -> Path
 def _usable(path: Path) -> None:
     """CheckpointError unless a run can go on from `path`: it, and the best checkpoint at that time, are whole."""
     _, state = checkpoint.load_checkpoint(path)
+    check_state(path, state)
     checkpoint.verify_checkpoint(path.parent / _best_name(state))
 
 
