@@ -26,7 +26,7 @@ import yaml
 
 from metarec.errors import ConfigError
 
-LARGEST, DEEPEST, MOST, MOST_FILES = 2**18, 24, 20_000, 2_000
+LARGEST, DEEPEST, MOST, MOST_FILES = 2**17, 24, 20_000, 2_000
 FIX = "remove it from the file"
 TYPE = "write the value itself, or type it on the command line"
 PLAIN = {
@@ -101,10 +101,13 @@ def _nodes(text: str, *, groups: Collection[str] = (), interpolations: bool = Tr
     if len(text) > LARGEST:
         yield f"{len(text):,} characters", f"a configuration has at most {LARGEST:,}", "divide it"
         return
+    if _open_brackets(text) > 4 * DEEPEST:  # the scanner's time is the square of them
+        yield "brackets", "nested too deeply for a YAML file", FIX
+        return
     try:
         top = yaml.compose(text, Loader=yaml.SafeLoader)  # nodes alone: nothing is built, no tag is looked up
     except RecursionError:
-        yield "brackets", "nested too deeply", FIX
+        yield "levels", "nested too deeply for a YAML file", FIX
         return
     except (yaml.YAMLError, ValueError) as reason:
         said = " ".join(str(reason).split())[:200]
@@ -181,6 +184,15 @@ def _default(node: yaml.Node, group: str | None) -> Iterator[tuple[str, str, str
         yield f"defaults: {shown}", "no name of a file in a group", "write GROUP: NAME, of a group that metarec has"
     elif group is None and "/" in name:
         yield f"defaults: {name}", "names a file outside of its group", "write GROUP: NAME"
+
+
+def _open_brackets(text: str) -> int:
+    """The most brackets that are open at a time, those in quotes and comments counted as well."""
+    found = now = 0
+    for character in re.findall(r"[\[\]{}]", text):
+        now = now + 1 if character in "[{" else max(0, now - 1)
+        found = max(found, now)
+    return found
 
 
 class _TooMuch(Exception):

@@ -65,7 +65,8 @@ class Run:
     @cached_property
     def table(self) -> dict[str, npt.NDArray[Any]]:
         """The columns of per_user.parquet, [U] each, read once."""
-        read = pq.read_table(self.path / "per_user.parquet")
+        with understood(self.path / "per_user.parquet", "the figures of each user"):  # Arrow's errors are ValueErrors
+            read = pq.read_table(self.path / "per_user.parquet")
         return {name: read.column(name).to_numpy(zero_copy_only=False) for name in read.column_names}
 
     @property
