@@ -19,10 +19,11 @@ def run(full: bool, out: Path) -> dict[str, Any]:
     cache = out / "cache"
     finished = hostile_files_drive.finished(out / "run", cache)
     legacy = hostile_files.LEGACY if full else hostile_files.LEGACY[::4]
+    files = [*legacy, *hostile_files.CHECKPOINTS, *hostile_files.RUNS, *hostile_files.OTHERS]
     figures = []
     for name, cases in (
         ("hostile words and YAML files", hostile_words.ALL),
-        ("hostile checkpoints, runs and models", [*legacy, *hostile_files.CHECKPOINTS, *hostile_files.RUNS, *hostile_files.OTHERS]),
+        ("hostile checkpoints, runs and models", files),
     ):  # fmt: skip
         wrong = []
         for case in cases:

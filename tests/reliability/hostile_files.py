@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from reliability import hostile_making as h
 
 from metarec.runs.checkpoint import MANIFEST, STATE, TENSORS
 from metarec.runs.manifest import sealed_bytes
-from reliability import hostile_making as h
 
 Make = Callable[[Path, Path], list[str]]
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reference.tiny_runs import MEASURE, MODEL, OUTER, PRETRAIN, SHOWN, WORLD, Work
-
 from reliability.hostile_files import Hostile
 from reliability.hostile_hook import watched
 from reliability.inputs_drive import run_apart, run_here

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reliability import hostile_making as h
 from safetensors.torch import load, save
 
 from metarec.runs.checkpoint import TENSORS
-from reliability import hostile_making as h
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def stored(case: Stored, run: Path, cache: Path, folder: Path, *, apart: bool = 
     shutil.copytree(run, copy)
     case.change(copy)
     words = [word.replace("RUN", str(copy)) for word in case.words]
-    words += hostile_files_drive.tiny(words) + hostile_files_drive.places(words, cache, folder)
+    words[1:1] = hostile_files_drive.tiny(words)  # ahead: what the case says counts
+    words += hostile_files_drive.places(words, cache, folder)
     return faults(words, folder, case.code, case.parts, apart=apart, lines=0 if case.code == 2 else 1)
 
 
