@@ -193,6 +193,7 @@ def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
     """``metarec VERB resume=RUN_DIR`` (a search's directory, too), alone; raises MetarecError."""
     from metarec.config.compose import config_from_yaml
     from metarec.config.search import FILE, need_optuna
+    from metarec.contained import refuse_links
 
     word = next(word for word in overrides if word.startswith("resume="))
     run_dir = Path(word.partition("=")[2].strip("'\"")).expanduser()
@@ -203,6 +204,7 @@ def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
     stored = run_dir / "config.yaml"
     if not run_dir.is_dir():
         raise ConfigError("resume", run_dir, "no such run directory", f"give OUTPUT_DIR/{verb}/RUN")
+    refuse_links(run_dir)  # a resume writes to what is there: histories, locks
     if verb == "train" and (run_dir / FILE).is_file():
         need_optuna()
         from metarec.verbs.search import resume_search

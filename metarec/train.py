@@ -113,7 +113,7 @@ class Store:
         to where the last is damaged.
         """
         names = [path.name for path in checkpoint.list_checkpoints(self.directory)]
-        keep = {name for name in names if int(name.rsplit("-", 1)[1]) % checkpoint_every == 0}
+        keep = {name for name in names if checkpoint.step_of(name) % checkpoint_every == 0}
         last = checkpoint.read_pointer(self.directory, "last")
         if last is not None and not ended:
             keep |= set(last["fields"].get("before", []))

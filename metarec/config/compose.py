@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarec import parts
 from metarec.config.check import checked
+from metarec.config.own_files import check_text
 from metarec.config.paths import conf_dir
 from metarec.config.schema import Config
 from metarec.data.spec import DatasetSpec
@@ -31,6 +32,7 @@ from metarec.errors import ConfigError
 
 # From 1.4 on Hydra has no compatibility levels to choose from.
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+DEFAULTS = "dataset_defaults"  # as conf/*.yaml call all options of the group dataset; no file has that name
 # Parts of Hydra's node that record the composition itself, and so differ with every choice.
 RECORDS = ("overrides", "runtime", "job.override_dirname", "job.config_name")
 
@@ -45,7 +47,7 @@ def slug(overrides: str) -> str:
 def register() -> None:
     """What the YAML files refer to; called when this module is imported, in a launcher's worker process too."""
     OmegaConf.register_new_resolver("metarec_slug", lambda *parts: slug(",".join(map(str, parts))), replace=True)
-    ConfigStore.instance().store("dataset_defaults", {"dataset": dataclasses.asdict(DatasetSpec())})
+    ConfigStore.instance().store(DEFAULTS, {"dataset": dataclasses.asdict(DatasetSpec())})
 
 
 register()
@@ -63,6 +65,7 @@ class Composer:
     """Hydra set up on `conf/` and, after it, on further directories; use `composer`."""
 
     def __init__(self, searchpath: Sequence[str]) -> None:
+        self._searched = list(searchpath)
         self._search = [f"hydra.searchpath=[{','.join(quoted(path) for path in searchpath)}]"] if searchpath else []
         self._done: dict[tuple[str, ...], DictConfig] = {}
 
@@ -75,7 +78,9 @@ class Composer:
     def compose(self, verb: str, choices: Sequence[str]) -> DictConfig:
         """The config under these group choices, Hydra's own node `guard`ed and taken out; raises ConfigError."""
         composed = self._hydra(verb, tuple(choices))
-        guard(composed.hydra, self._hydra(verb, tuple(word for word in choices if word.startswith("hydra/"))).hydra)
+        # without the search path: metarec's own files, and what the installed launchers bring
+        shipped = Composer(())._hydra(verb, tuple(word for word in choices if word.startswith("hydra/"))).hydra
+        guard(composed.hydra, shipped, self._searched)
         config = composed.copy()
         OmegaConf.set_struct(config, False)
         del config["hydra"]
@@ -158,14 +163,17 @@ def _reason(trouble: BaseException) -> str:
     return " ".join(kept)[:400]
 
 
-def guard(node: DictConfig, shipped: DictConfig) -> None:
+def guard(node: DictConfig, shipped: DictConfig, searched: Sequence[str] = ()) -> None:
     """Refuse a configuration *file* that sets anything of Hydra's own node; raises ConfigError.
 
     Hydra calls `hydra.callbacks.*`, launchers, sweepers and logging handlers by the names in that node, and sets
     `hydra.job.env_set`, before any of our code runs; whoever types the command may choose them, a file may not.
-    `node` is composed from all files without the ``hydra.*`` values typed, `shipped` from metarec's own files alone.
+    `node` is composed from all files without the ``hydra.*`` values typed, `shipped` from metarec's own files alone;
+    `searched` are the directories that were typed.
     """
     found, expected = _leaves(node), _leaves(shipped)
+    if searched:
+        expected["searchpath"] = list(searched)
     for key in (*found, *expected):
         if found.get(key) != expected.get(key) and not key.startswith(RECORDS):
             fix = "remove it from the file; it can be typed on the command line"
@@ -210,6 +218,9 @@ def config_from_yaml(text: str, verb: str) -> Config:
 
     Nothing in the text is looked up or called: interpolations stay the text they are, and YAML tags are refused.
     """
+    wrong = check_text("config.yaml", text)
+    if wrong:
+        raise wrong[0]
     try:
         loaded = OmegaConf.create(text)
         values = OmegaConf.to_container(loaded, resolve=False)

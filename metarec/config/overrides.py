@@ -23,8 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarec import parts
 from metarec.config.check import check, raise_all
-from metarec.config.compose import Composer, composer, from_hydra, plain, quoted
+from metarec.config.compose import DEFAULTS, Composer, composer, from_hydra, plain, quoted
 from metarec.config.fields import alternatives, explain_unknown, groups, keys
+from metarec.config.hydra_words import check_hydra_word, search_directories
+from metarec.config.own_files import check_directory
 from metarec.config.paths import conf_dir
 from metarec.config.schema import GROUPS, Config
 from metarec.config.show import choose, show
@@ -108,11 +110,12 @@ def checks(
     verb: str, words: Sequence[str], config_dir: Path | None, **options: bool
 ) -> Iterator[tuple[Checks, list[Override]]]:
     """What checks jobs of these normalised words, and the words parsed; the errors so far stand in its `errors`."""
-    if config_dir is not None:
-        _check_config_dir(config_dir)
     parsed, errors = _parse(words, verb)
-    typed = [o.value() for o in parsed if o.key_or_group == "hydra.searchpath"]
-    search = [str(path) for paths in typed if isinstance(paths, list) for path in paths]
+    raise_all([error for o in parsed if is_hydra(o) for error in check_hydra_word(o)])
+    search = [str(path) for path in search_directories(parsed)]
+    for name, own in (("--config-dir", config_dir), *(("hydra.searchpath", Path(path)) for path in search)):
+        if own is not None:
+            _check_config_dir(name, own, verb)
     with composer(verb, config_dir, search) as found:
         found.compose(verb, [])  # reads the search path, which `choices` needs
         run = Checks(verb, found, **options)
@@ -146,18 +149,26 @@ def _no_equals(word: str, verb: str) -> ConfigError:
     return ConfigError("command line", word, "not key=value", fix)
 
 
-def _check_config_dir(config_dir: Path) -> None:
-    """A file under --config-dir with the name of a shipped one would silently not be read."""
+def _check_config_dir(name: str, config_dir: Path, verb: str) -> None:
+    """A directory of the user's own files: none may be hidden by a shipped one (it would silently not be read), stand in
+    for one, or hold what a file may not (`own_files`)."""
     if not config_dir.is_dir():
-        raise ConfigError("--config-dir", config_dir, "no such directory", "give one with GROUP/NAME.yaml files")
+        raise ConfigError(name, config_dir, "no such directory", "give one with GROUP/NAME.yaml files")
+    if config_dir.resolve() == conf_dir().resolve():
+        return
     if (config_dir / "hydra").exists():
-        raise ConfigError("--config-dir", config_dir / "hydra", "may not set up Hydra itself", "remove that directory")
+        raise ConfigError(name, config_dir / "hydra", "may not set up Hydra itself", "remove that directory")
+    if (config_dir / f"{DEFAULTS}.yaml").exists():
+        what = "would stand in for metarec's own defaults"
+        raise ConfigError(name, config_dir / f"{DEFAULTS}.yaml", what, "rename it; options go into GROUP/NAME.yaml")
+    own = groups(verb)
+    paths = [*config_dir.glob("*.yaml"), *(path for group in own for path in (config_dir / group).rglob("*.yaml"))]
     hidden = [
         ConfigError(str(path), path.stem, "hidden by metarec's own file of that name", "rename it")
-        for path in sorted(config_dir.rglob("*.yaml"))
-        if (conf_dir() / path.relative_to(config_dir)).is_file() and config_dir.resolve() != conf_dir().resolve()
+        for path in sorted(paths)
+        if (conf_dir() / path.relative_to(config_dir)).is_file()
     ]
-    raise_all(hidden)
+    raise_all(hidden + check_directory(config_dir, own))
 
 
 def is_hydra(override: Override) -> bool:
@@ -202,7 +213,7 @@ class Checks:
         if o.is_delete():
             self.fail(f"~{key}", text, "nothing can be removed", "set the key to the value you want")
         elif is_hydra(o):
-            return True
+            return True  # `checks` has looked
         elif o.package is not None:
             self.fail(f"{key}@{o.package}", text, "a group has one place", f"write {key}={text}")
         elif o.type == OverrideType.ADD and (key in self.groups or self._known(key)):

@@ -186,6 +186,12 @@ def _unit_by_hand(unit: str, counts: dict[str, Any], v: str) -> str:
             "bring the column to one unit, or say dataset.time_unit=auto",
             f"{v} >= {100 * UNITS[unit][1]}",
         )
+    if counts["low"] >= UNITS[unit][1]:  # a clock that starts at zero may end there, but not begin
+        raise TimeFault(
+            f"not {UNITS[unit][3]}: in that unit every time is beyond the year 5138",
+            "say dataset.time_unit=auto, or the unit that the column has",
+            f"{v} >= {UNITS[unit][1]}",
+        )
     names = list(UNITS)
     lower = {name: counts[name] for name in names[: names.index(unit)] if counts.get(name)}
     # A clock that starts at zero passes through every class below its own; a mix of units leaves the lowest one empty.

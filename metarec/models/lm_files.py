@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarec.contained import plain_file
 from metarec.errors import CheckpointError, ConfigError, nearest
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
@@ -90,7 +91,7 @@ def read_tensors(
     where: dict[str, Path] = {}
     for path in paths:
         try:
-            with safe_open(str(path), framework="pt") as file:
+            with safe_open(str(plain_file(path)), framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 -- no mapping
                     if isinstance(files, dict) and files.get(name) != path:
                         raise CheckpointError(path, name, f"{INDEX} does not say that it is here", WAY)
@@ -146,7 +147,7 @@ def _json(path: Path, directory: Path) -> dict[str, Any]:
         fix = f"did you mean {directory.parent / near}?" if near else WAY
         raise ConfigError(KEY, directory, "no such directory (models are read from the disk, none is fetched)", fix)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads((plain_file(path) if path.is_symlink() else path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(KEY, directory, f"it has no {path.name}", WAY) from None
     except (ValueError, OSError) as reason:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from metarec.contained import understood
 from metarec.errors import CheckpointError, ConfigError
 from metarec.runs.history import read_history
 from metarec.runs.rundir import MANIFEST, verify
@@ -64,7 +65,8 @@ class Run:
     @cached_property
     def table(self) -> dict[str, npt.NDArray[Any]]:
         """The columns of per_user.parquet, [U] each, read once."""
-        read = pq.read_table(self.path / "per_user.parquet")
+        with understood(self.path / "per_user.parquet", "the figures of each user"):  # Arrow's errors are ValueErrors
+            read = pq.read_table(self.path / "per_user.parquet")
         return {name: read.column(name).to_numpy(zero_copy_only=False) for name in read.column_names}
 
     @property
@@ -120,12 +122,13 @@ def read_run(path: Path, name: str) -> Run:
     """The run at ``path`` once every file of it is as its manifest says; raises CheckpointError."""
     if not (path / MANIFEST).exists():
         ended = path / "job.json"
-        reason = json.loads(ended.read_text(encoding="utf-8")).get("error") if ended.exists() else None
+        with understood(ended, "error"):
+            reason = json.loads(ended.read_text(encoding="utf-8")).get("error") if ended.exists() else None
         what = f"the run did not finish{f' ({reason})' if reason else ''}"
         raise CheckpointError(path, f"no {MANIFEST}", what, "go on with it by resume=RUN, or name the runs without it")
     verify(path)
     try:
-        document = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        document = _document(path / "metrics.json")
     except FileNotFoundError as error:
         raise ConfigError("RUN", path, "holds no figures of a run: no metrics.json", FIX) from error
     missing = [key for key in NEEDED if key not in document]
@@ -133,6 +136,29 @@ def read_run(path: Path, name: str) -> Run:
         what = f"{missing[0] if missing else 'per_user.parquet'} is missing: it comes from another version of metarec"
         raise CheckpointError(path / "metrics.json", "incomplete", what, f"measure it again: metarec eval ckpt={path}")
     return Run(path, name, document)
+
+
+def _document(path: Path) -> Json:
+    """metrics.json, of which the parts that tables are made of are what they should be."""
+    with understood(path, "metrics.json"):
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        if not isinstance(found, dict):
+            raise TypeError("no object")
+        for key in NEEDED:
+            if not isinstance(found.get(key, {}), dict | list):
+                raise TypeError(f"{key} is no section")
+        figures = [value for row in found.get("metrics", {}).values() for value in row.values()]
+        if not all(isinstance(value, int | float) or value is None for value in figures):
+            raise TypeError("metrics: a figure that is no number")
+        if "seeds" in found:
+            int(found["seeds"]["run"])
+        if "config" in found:
+            str((found.get("evaluated") or found["config"])["evaluation"]["monitor"])
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no figure")
 
 
 def find(words: Sequence[str]) -> list[Path]:

@@ -30,6 +30,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
+from metarec.contained import plain_file, refuse_link
 from metarec.errors import CheckpointError, nearest
 from metarec.runs import atomic
 from metarec.runs.manifest import read_regular, read_sealed, read_verified
@@ -259,12 +260,13 @@ def _bytes(path: Path) -> bytes:
     """The file, held against the manifest of an export that lists it (its own directory's, or that of its users)."""
     for root in (path.parent, path.parent.parent.parent):
         if (root / MANIFEST).is_file():
+            refuse_link(root / MANIFEST)
             files = read_sealed(root / MANIFEST, kind=KIND, version=FORMAT).get("files")
             name = path.relative_to(root).as_posix()
             if isinstance(files, dict) and name in files:
                 return read_verified(path, files[name])
-    real = path.resolve()  # a download cache is made of links
-    return read_regular(real, limit=min(LARGEST[path.name], real.stat().st_size if real.exists() else 0))
+    real = plain_file(path)  # a download cache is made of links
+    return read_regular(real, limit=min(LARGEST[path.name], real.stat().st_size))
 
 
 def _wrong(where: Path, value: str, what: str, fix: str = "save it again, or give another one") -> CheckpointError:

@@ -26,6 +26,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
+from metarec.contained import refuse_link, understood
 from metarec.durable import sync, temporary, write_new
 from metarec.errors import CheckpointError, DivergedError, nearest
 from metarec.runs import atomic
@@ -130,15 +131,19 @@ def read_pointer(directory: Path, pointer: str) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     content = read_sealed(path, kind=POINTER_KIND, version=FORMAT)
-    target = directory / _checked_name(content["checkpoint"], path)
+    with understood(path, "checkpoint, manifest_sha256 or fields"):
+        name, expected, fields = content["checkpoint"], content["manifest_sha256"], dict(content["fields"])
+    target = directory / _checked_name(name, path)
     manifest = target / MANIFEST
+    for inside in (target, manifest):
+        refuse_link(inside)
     if not manifest.is_file():
         raise CheckpointError(
             path, target.name, "the checkpoint it names is not there", _others(directory, target.name)
         )
-    if digest_file(manifest)["sha256"] != content["manifest_sha256"]:
+    if digest_file(manifest)["sha256"] != expected:
         raise damaged(manifest, f"it is not the checkpoint that {path.name} was set to")
-    return {"checkpoint": content["checkpoint"], "fields": content["fields"]}
+    return {"checkpoint": name, "fields": fields}
 
 
 def resolve(path: Path) -> Path:
@@ -155,6 +160,8 @@ def resolve(path: Path) -> Path:
     if path.is_file() and path.name in (TENSORS, STATE, MANIFEST, "best.json", "last.json"):
         path = path.parent
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if directory != path:
+        refuse_link(directory)
     if (directory / TENSORS).exists() or (directory / STATE).exists():
         return directory
     found = read_pointer(directory, pointer) if directory.is_dir() else None
@@ -172,7 +179,8 @@ def list_checkpoints(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     found = [entry for entry in directory.iterdir() if _NAME.fullmatch(entry.name) and entry.is_dir()]
-    return sorted(found, key=lambda entry: (_step(entry.name), entry.name))
+    found = [entry for entry in found if not entry.is_symlink()]
+    return sorted(found, key=lambda entry: (step_of(entry.name), entry.name))
 
 
 def latest_good(directory: Path, check: Callable[[Path], None] = verify_checkpoint) -> tuple[Path | None, list[str]]:
@@ -266,7 +274,8 @@ def _checked_name(name: object, where: Path) -> str:
     return name
 
 
-def _step(name: str) -> int:
+def step_of(name: str) -> int:
+    """The number that a checkpoint's name ends in; -1 where there is none, as in a directory that no run has made."""
     digits = re.search(r"(\d{1,18})$", name)
     return int(digits[1]) if digits else -1
 

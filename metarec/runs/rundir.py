@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from metarec.contained import refuse_links
 from metarec.durable import sync
 from metarec.errors import CheckpointError, EnvironmentFault
 from metarec.runs import atomic
@@ -139,6 +140,7 @@ def verify(run_dir: Path) -> list[str]:
     """
     if not (run_dir / MANIFEST).exists():
         raise CheckpointError(run_dir / MANIFEST, "missing", "the run did not finish", "go on with it by resume=RUN")
+    refuse_links(run_dir)
     files = read_sealed(run_dir / MANIFEST, kind=KIND, version=FORMAT).get("files")
     if not isinstance(files, dict):
         raise damaged(run_dir / MANIFEST, "it lists no files")

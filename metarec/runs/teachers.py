@@ -30,6 +30,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
+from metarec.contained import refuse_links
 from metarec.core.gram import Product, squared_norm
 from metarec.core.weights import Params
 from metarec.errors import CheckpointError, DivergedError, EnvironmentFault
@@ -63,6 +64,7 @@ class Teachers:
         if content is None:
             what, fix = "no directory of teachers", "make it by `metarec teachers to=DIR`, or leave the key out"
             raise CheckpointError(path, "no manifest.json" if path.is_dir() else "missing", what, fix)
+        refuse_links(path)
         found = Teachers(path, terms_of(path, content), content)
         made = sum(shard["users"] for shard in found.shards)
         if content["complete"] is not True or made != found.terms.n_users:

@@ -21,9 +21,11 @@ from metarec.report.tables import show
 from metarec.runs import atomic, checkpoint, rundir
 from metarec.runs.lock import hold
 from metarec.runs.signals import stop_on_signals
+from metarec.runs.stored import check_state
 from metarec.verbs import measure as m
 from metarec.verbs import perplexity
 from metarec.verbs.curves import check_curves, extras
+from metarec.verbs.fits import check_learned, check_start
 from metarec.verbs.panel import check_panel, panel
 from metarec.verbs.references import reference_of
 from metarec.verbs.row_steps import with_row_steps
@@ -92,6 +94,7 @@ def opened(config: EvalConfig | ExportConfig, given: Collection[str]) -> Opened:
     assert config.ckpt is not None  # the configuration check asks for it
     found = checkpoint.resolve(Path(config.ckpt).expanduser())
     tensors, state = checkpoint.load_checkpoint(found)
+    check_state(found, state)
     trained_as = config_from_dict(state["config"], "train")
     assert isinstance(trained_as, TrainConfig)
     config.hardware = _as_trained("hardware", config.hardware, trained_as.hardware, given)
@@ -136,7 +139,9 @@ def trained_of(config: EvalConfig | ExportConfig, run: Opened) -> m.Trained:
             f"the checkpoint was trained with residual={trained_as.residual.name}, where nothing adapts", "leave it out",
         )  # fmt: skip
     control = run.state["control"]
+    check_start(run.found, run.tensors, run.bench, trained_as)
     trained = m.trained_from(run.bench, trained_as, run.tensors, Control(**control) if control else None)
+    check_learned(run.found, trained, run.bench, trained_as)
     if config.lr is not None and trained.algorithm is not None and trained.algorithm.inner.rates != "fixed":
         raise ConfigError(
             "lr", config.lr, "the run learned a step size for every weight", "leave it out, or evaluate other steps"

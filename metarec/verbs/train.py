@@ -28,6 +28,7 @@ from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
 from metarec.runs.memory import Peak
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
+from metarec.runs.stored import check_state
 from metarec.runs.timescales import PRETRAIN_FILE as PRETRAIN_TIMESCALES
 from metarec.trackers.tracker import Tracker, tracked
 from metarec.train import Progress, Store, Timer, point_last, step_name
@@ -200,7 +201,7 @@ def _resumed(run_dir: Path, bench: AnyBench, say: Callable[[str], None]) -> Path
     progress_state = state["progress"]
     name = _best_name(state)
     for later in checkpoint.list_checkpoints(directory):  # damaged, or of steps that will be done again
-        if int(later.name.rsplit("-", 1)[1]) > progress_state["step"]:
+        if checkpoint.step_of(later.name) > progress_state["step"]:
             checkpoint.discard(later)
     checkpoint.point(directory, "best", name, step=progress_state["best_step"])
     point_last(directory, found.name, progress_state["step"], progress_state["best_step"], None)
@@ -217,6 +218,7 @@ def _usable(path: Path) -> None:
     """CheckpointError unless a run can go on from `path`: it, the best checkpoint at that time, and what the
     histories held then are whole."""
     _, state = checkpoint.load_checkpoint(path)
+    check_state(path, state)
     checkpoint.verify_checkpoint(path.parent / _best_name(state))
     lines.check(path.parent.parent, state.get("lines", {}))
 

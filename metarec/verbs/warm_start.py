@@ -17,6 +17,7 @@ from metarec import build, parts
 from metarec.algorithms.inner import RATE
 from metarec.benches import AnyBench, SequenceBench
 from metarec.config.schema import TrainConfig
+from metarec.contained import understood
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
 from metarec.errors import CheckpointError
@@ -32,6 +33,7 @@ from metarec.runs.history import History, read_history
 from metarec.runs.legacy import read_legacy
 from metarec.runs.memory import Peak
 from metarec.runs.signals import Stop
+from metarec.runs.stored import check_state
 from metarec.runs.timescales import PRETRAIN_FILE as TIMESCALES
 from metarec.runs.timescales import Timescales
 from metarec.tasks import Model
@@ -239,11 +241,18 @@ def _from_path(path: Path, bench: AnyBench) -> Params:
     """A metarec run or checkpoint (its weights without adaptation), or a legacy file."""
     shapes = bench.model.shapes()
     if path.is_file() and path.suffix in (".pth", ".pt"):
-        return from_state_dict(read_legacy(path), shapes, path, bench.hardware.dtype)
+
+        def place(tensors: Params) -> Params:
+            return from_state_dict(tensors, shapes, path, bench.hardware.dtype)
+
+        return place(read_legacy(path, place))
     found = checkpoint.resolve(path)
     tensors, state = checkpoint.load_checkpoint(found)
+    check_state(found, state)
     check_vocabulary(found, state, bench)
-    return from_state_dict(theta(tensors, state, bench.model), shapes, found, bench.hardware.dtype)
+    with understood(found, "config.residual, or the tensors under it"):
+        own = theta(tensors, state, bench.model)
+    return from_state_dict(own, shapes, found, bench.hardware.dtype)
 
 
 def theta(tensors: Params, state: dict[str, Any], model: Model) -> Params:

@@ -39,10 +39,10 @@ def read_head(path: Path, zipped: bool, reader: Reader) -> tuple[bytes, str]:
     if kind == "UTF-16 text" or kind == "UTF-32 text":
         fix = "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
         raise DataError(path, kind, f"{reader.is_} read as UTF-8", fix)
-    if b"\x00" in head:
-        raise _nul(path, f"NUL at byte {head.index(0)}", reader)
     if not is_text(kind, head[:HEAD]):
         raise DataError(path, kind, f"inside the gzip stream is no {reader.noun}", read_here())
+    if b"\x00" in head:
+        raise _nul(path, f"NUL at byte {head.index(0)}", reader)
     return head, kind
 
 
