@@ -42,14 +42,15 @@ from metarec.errors import CheckpointError
 
 _NESTED = ("model_state_dict", "state_dict")
 _FIX = "save it with torch.save(model.state_dict(), path), or give a metarec checkpoint"
-SECONDS = 60.0  # to start and read, and one more for every BYTES_A_SECOND
+SECONDS = 60.0  # of the processor, to start and read, and one more for every BYTES_A_SECOND
 BYTES_A_SECOND = 50e6
 MOST = 10_000  # tensors
 ROOM = 2**28  # bytes that the child may take beside the tensors, which stand there three times
 FORBIDDEN = (
     "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.remove", "os.rename", "os.mkdir",
     "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown", "os.kill", "os.putenv", "os.truncate", "shutil.",
-    "socket.", "import", "ctypes.", "exec", "compile", "pty.", "webbrowser.", "urllib.", "ftplib.", "smtplib.", "tempfile.",
+    "socket.", "import", "pickle.", "ctypes.", "exec", "compile", "pty.", "webbrowser.", "urllib.", "ftplib.", "smtplib.",
+    "tempfile.",
 )  # fmt: skip
 Accept = Callable[[dict[str, Tensor]], object]
 
@@ -116,7 +117,8 @@ def _child(path: Path, read: int, write: int, size: int, accept: Accept | None) 
     ) as child:  # fmt: skip
         assert child.stdin is not None
         assert child.stdout is not None
-        clock = threading.Timer(SECONDS + size / BYTES_A_SECOND, child.kill)
+        # of the wall, against a hang alone: the processor's own limit is in `limits`, and a machine may be busy
+        clock = threading.Timer(5 * (SECONDS + size / BYTES_A_SECOND), child.kill)
         clock.daemon = True
         clock.start()
         try:

@@ -79,7 +79,7 @@ class Watch:
             return None if self._installed(args[1]) else str(args[1])[:200]
         if event == "open" and isinstance(args[0], str | bytes) and isinstance(args[2], int):
             writes = args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-            unnamed = args[2] & os.O_TMPFILE == os.O_TMPFILE  # a file without a name
+            unnamed = os.path.isdir(args[0])  # a file without a name, in the directory of temporary ones
             return str(args[0]) if writes and not unnamed and not self._allowed(args[0]) else None
         if event in CHANGES:
             paths = [path for path in args[:2] if isinstance(path, str | bytes | os.PathLike)]
