@@ -66,7 +66,8 @@ def _trained(name: str, size: int, texts: list[str], cache_dir: Path, tell: Call
     key = hashlib.sha256(json.dumps([size, tokenizers.__version__, texts]).encode()).hexdigest()[:32]
     path = cache_dir / "tokenizers" / f"{key}.json"
     try:
-        made = tokenizers.Tokenizer.from_str(_vouched(path.read_text(encoding="utf-8"))) if path.exists() else None
+        kept = path.read_text(encoding="utf-8") if path.exists() else None
+        made = None if kept is None else tokenizers.Tokenizer.from_str(_vouched(key, kept))
     except Exception as error:  # the library raises bare Exceptions
         tell(f"tokenizer in the cache is damaged and made again: {path}: {error}")
         made = None
@@ -75,7 +76,7 @@ def _trained(name: str, size: int, texts: list[str], cache_dir: Path, tell: Call
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             text = made.to_str()
-            replace_file(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+            replace_file(path, f"{_digest(key, text)}\n{text}".encode())
         except OSError as error:
             what = "the tokenizer cannot be kept in the cache"
             raise EnvironmentFault(path, error.strerror or error, what, "free space or set cache_dir=DIR") from error
@@ -86,10 +87,15 @@ def _trained(name: str, size: int, texts: list[str], cache_dir: Path, tell: Call
     return Tokenizer(name, n + SPECIAL, digest, _encoder(made), (n,), (n + 1,), n + 2)
 
 
-def _vouched(stored: str) -> str:
-    """What stands behind its own SHA-256: a merge with one letter changed is a whole tokenizer too."""
+def _digest(key: str, text: str) -> str:
+    """Of a tokenizer and of what it was made for: another one's file is a whole tokenizer too."""
+    return hashlib.sha256(f"{key} {text}".encode()).hexdigest()
+
+
+def _vouched(key: str, stored: str) -> str:
+    """What stands behind its digest: a merge with one letter changed is a whole tokenizer too."""
     digest, _, text = stored.partition("\n")
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
+    if _digest(key, text) != digest:
         raise ValueError("its SHA-256 is not the one in its first line")
     return text
 

@@ -105,6 +105,7 @@ def point(directory: Path, pointer: str, name: str, **fields: Any) -> None:
     content = {
         "kind": POINTER_KIND,
         "format": FORMAT,
+        "pointer": pointer,
         "checkpoint": name,
         "manifest_sha256": digest_file(target / MANIFEST)["sha256"],
         "fields": fields,
@@ -130,6 +131,8 @@ def read_pointer(directory: Path, pointer: str) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     content = read_sealed(path, kind=POINTER_KIND, version=FORMAT)
+    if content.get("pointer", pointer) != pointer:  # one of an earlier metarec does not say
+        raise damaged(path, f"it is the file of another pointer, {content['pointer']}")
     target = directory / _checked_name(content["checkpoint"], path)
     manifest = target / MANIFEST
     if not manifest.is_file():

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import filelock
@@ -15,7 +16,7 @@ from metarec.config.schema import TrainConfig
 from metarec.errors import CheckpointError
 from metarec.runs import atomic
 from metarec.runs.environment import metarec_version
-from metarec.runs.manifest import read_sealed, sealed_bytes
+from metarec.runs.manifest import damaged, read_sealed, sealed_bytes
 
 KIND, FORMAT = "metarec-tuned", 1
 
@@ -33,12 +34,21 @@ def tuned(config: TrainConfig, kind: str, depends_on: Any, make: Callable[[], di
         atomic.clean_leftovers(path.parent, path.name)
         if path.exists():
             try:
-                # as text, for a sealed file sorts its keys and a record keeps their order
-                found: dict[str, Any] = json.loads(read_sealed(path, kind=KIND, version=FORMAT)["record"])
-                return found
-            except (CheckpointError, KeyError, TypeError, ValueError) as error:
+                return read_record(path)
+            except CheckpointError as error:
                 print(f"a tuned choice in the cache is damaged and made again: {error}", file=sys.stderr, flush=True)
         record = make()
+        # as text, for a sealed file sorts its keys and a record keeps their order
         text = atomic.json_bytes(record, str(path), indent=None).decode()
-        atomic.write_bytes(path, sealed_bytes({"kind": KIND, "format": FORMAT, "record": text}, str(path)))
+        content = {"kind": KIND, "format": FORMAT, "key": path.stem, "record": text}
+        atomic.write_bytes(path, sealed_bytes(content, str(path)))
     return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record in `path`; CheckpointError where it is damaged, or of something else than its name says."""
+    content = read_sealed(path, kind=KIND, version=FORMAT)
+    if content.get("key") != path.stem:
+        raise damaged(path, "it is the record of another choice")
+    found: dict[str, Any] = json.loads(content["record"])
+    return found

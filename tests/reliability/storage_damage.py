@@ -24,7 +24,6 @@ from metarec.data.store import open_prepared
 from metarec.errors import MetarecError
 from metarec.runs import checkpoint, rundir
 from metarec.runs.checkpoint import load_checkpoint
-from metarec.runs.manifest import read_sealed
 from metarec.runs.teachers import Teachers
 from metarec.verbs import train as verb
 from metarec.verbs import tuned
@@ -78,7 +77,8 @@ def _read(what: Callable[[], object]) -> Callable[[], str]:
 def _tokenizer(cache: Path) -> Callable[[], str]:
     def read() -> str:
         said: list[str] = []
-        tokens.tokenizer("bpe:280", TEXTS, cache, said.append)
+        for name in ("bpe:280", "bpe:290"):
+            tokens.tokenizer(name, TEXTS, cache, said.append)
         return "\n".join(said)
 
     return read
@@ -94,7 +94,8 @@ def targets(root: Path) -> list[Target]:
     shutil.copytree(finished, going)
     for name in ("manifest.json", "metrics.json", "per_user.parquet", "funnel.json"):
         (going / name).unlink()
-    tokens.tokenizer("bpe:280", TEXTS, work.cache, lambda line: None)
+    for name in ("bpe:280", "bpe:290"):
+        tokens.tokenizer(name, TEXTS, work.cache, lambda line: None)
     found = []
     for run, read, of in ((finished, _verified, "finished run"), (taught, _verified, "finished run, taught"),
                           (going, _going_on, "run that goes on")):  # fmt: skip
@@ -113,10 +114,9 @@ def targets(root: Path) -> list[Target]:
         elif kind == "teachers":
             found.append(Target(path, _read(lambda whole=whole: _all_of(whole)), kind))  # type: ignore[misc]
         elif kind == "tokenizers":
-            found.append(Target(path, _tokenizer(work.cache), kind))
+            found.append(Target(path, _tokenizer(work.cache), kind))  # both are opened
         else:
-            sealed = _read(lambda path=path: read_sealed(path, kind=tuned.KIND, version=tuned.FORMAT))  # type: ignore[misc]
-            found.append(Target(path, sealed, kind))
+            found.append(Target(path, _read(lambda path=path: tuned.read_record(path)), kind))  # type: ignore[misc]
     return found
 
 
@@ -126,7 +126,7 @@ def _all_of(directory: Path) -> None:
 
 
 def damaged(data: bytes, other: bytes, kind: str, rng: random.Random) -> bytes:
-    """`data` with one thing wrong; never equal to it."""
+    """`data` with one thing wrong, or `other` in its place; never equal to it."""
     if kind == "swap" and other != data:
         return other
     if kind == "truncate":
@@ -181,7 +181,8 @@ def run(full: bool, out: Path) -> dict[str, Any]:
         wrong, files = [], set()
         for number, target in enumerate(order):
             kind = KINDS[number % len(KINDS)]
-            data, other = target.path.read_bytes(), rng.choice(every).path.read_bytes()
+            like = [one for one in every if one.path.parent == target.path.parent] if number % 2 else every
+            data, other = target.path.read_bytes(), rng.choice(like).path.read_bytes()
             if found := silent(target, damaged(data, other, kind, rng)):
                 wrong.append(f"{found} [{kind}]")
             files.add(target.path)

@@ -21,6 +21,7 @@ from reliability import (
 from reliability.__main__ import drivers
 from reliability.soak import Sample
 
+from metarec.errors import CheckpointError
 from metarec.runs import checkpoint, lock, manifest
 
 OURS = (kill_anywhere, soak, storage_damage, storage_faults, storage_locks, storage_mutations, storage_signals)
@@ -38,7 +39,6 @@ def test_promises_are_kept(driver: ModuleType, tmp_path: Path) -> None:
     assert [one for one in result["figures"] if not one["kept"]] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "driver", [kill_anywhere, storage_locks, storage_signals, soak], ids=lambda module: module.NAME
 )
@@ -71,6 +71,17 @@ def test_silent_damage_is_seen(tmp_path: Path) -> None:
         assert storage_damage.silent(target, data) == "checkpoint: state.json: silent"
     with mock.patch.object(manifest, "damaged", lambda path, why: KeyError(why)):
         assert "not in one line: KeyError" in str(storage_damage.silent(target, data))
+
+
+def test_a_pointer_in_the_place_of_the_other_is_seen(tmp_path: Path) -> None:
+    """Found by the full driver: last.json copied onto best.json was whole, and named a checkpoint that is there."""
+    for step in (1, 2):
+        checkpoint.save_checkpoint(tmp_path, f"step-{step}", {}, {})
+    checkpoint.point(tmp_path, "best", "step-1")
+    checkpoint.point(tmp_path, "last", "step-2")
+    (tmp_path / "best.json").write_bytes((tmp_path / "last.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"best\.json: damaged: it is the file of another pointer, last"):
+        checkpoint.resolve(tmp_path)
 
 
 def test_damage_is_damage() -> None:

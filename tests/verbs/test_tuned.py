@@ -54,3 +54,15 @@ def test_a_changed_digit_is_seen_said_and_made_again(
         assert found == first
         assert f"a tuned choice in the cache is damaged and made again: {path}: damaged" in capsys.readouterr().err
         assert path.read_bytes() == whole
+
+
+def test_the_record_of_another_choice_is_no_record_of_this_one(choose: Any, tmp_path: Path) -> None:
+    """Whole, sealed, and in the wrong place."""
+    first, _ = choose()
+    (path,) = (tmp_path / "control").glob("*.json")
+    whole = path.read_bytes()
+    tuned(SimpleNamespace(), "control", ["y"], lambda: {"steps": 9})  # type: ignore[arg-type]
+    (other,) = (one for one in (tmp_path / "control").glob("*.json") if one != path)
+    path.write_bytes(other.read_bytes())
+    assert choose()[0] == first
+    assert path.read_bytes() == whole
