@@ -39,6 +39,7 @@ def test_promises_are_kept(driver: ModuleType, tmp_path: Path) -> None:
     assert [one for one in result["figures"] if not one["kept"]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "driver", [kill_anywhere, storage_locks, storage_signals, soak], ids=lambda module: module.NAME
 )

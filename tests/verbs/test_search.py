@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -281,8 +282,22 @@ def test_one_process_at_a_time_and_no_more_trials_once_test_was_seen(work: Work)
         work.root / "study.sqlite", "optimizer.lr=1e-3,1e-2,1e-1", "hydra.sweeper.n_trials=2", "logger.console=quiet"
     )
     study = Study(work.root / "study.sqlite", search)
-    with hold(work.root), pytest.raises(EnvironmentFault, match="another process is writing this run"):
-        module._go_on(work.root, study, search)
+    held, done = threading.Event(), threading.Event()
+
+    def other() -> None:  # a lock is held by a thread, and a second block of the same one is inside of the first
+        with hold(work.root):
+            held.set()
+            done.wait(60)
+
+    holder = threading.Thread(target=other)
+    holder.start()
+    assert held.wait(60)
+    try:
+        with pytest.raises(EnvironmentFault, match="another process is writing this run"):
+            module._go_on(work.root, study, search)
+    finally:
+        done.set()
+        holder.join()
     (work.root / "best.json").write_text("{}")
     with pytest.raises(ConfigError, match="its best setting was measured on test"):
         module._go_on(work.root, study, search)
