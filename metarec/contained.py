@@ -16,6 +16,8 @@ from pathlib import Path
 
 from metarec.errors import CheckpointError
 
+# of a tracker, which links from there to its own logs; nothing of ours is read or written in it
+THEIRS = "wandb"
 _FIX = "copy the directory with its contents (cp -rL), if you trust where the link leads"
 _FIX_DAMAGE = "use another checkpoint, or copy the file again from where it is intact"
 
@@ -33,7 +35,8 @@ def refuse_links(directory: Path) -> None:
         for entry in found:
             mode = entry.stat(follow_symlinks=False).st_mode
             if stat.S_ISDIR(mode):
-                ahead.append(Path(entry.path))
+                if Path(entry.path) != directory / THEIRS:
+                    ahead.append(Path(entry.path))
             elif stat.S_ISLNK(mode) and _leads_into(Path(entry.path), home):
                 continue  # trackers keep such links to their latest files
             elif not stat.S_ISREG(mode):

@@ -71,3 +71,21 @@ def test_only_parsing_is_understood() -> None:
         {}["a"]
     with pytest.raises(ZeroDivisionError), understood(Path("x"), "guard"):
         _ = 1 / 0
+
+
+def test_what_a_tracker_keeps_may_link_to_its_own_logs_and_its_directory_may_be_no_link(tmp_path: Path) -> None:
+    logs, run = tmp_path / "logs", tmp_path / "run"
+    logs.mkdir()
+    (run / "wandb" / "offline").mkdir(parents=True)
+    (run / "wandb" / "offline" / "debug.log").symlink_to(logs)
+    refuse_links(run)
+    (run / "other").mkdir()
+    (run / "other" / "wandb").mkdir()
+    (run / "other" / "wandb" / "debug.log").symlink_to(logs)
+    with pytest.raises(CheckpointError, match=r"other/wandb/debug\.log"):
+        refuse_links(run)
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "wandb").symlink_to(logs)
+    with pytest.raises(CheckpointError, match="wandb"):
+        refuse_links(second)

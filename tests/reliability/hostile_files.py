@@ -22,7 +22,7 @@ import torch
 from reliability import hostile_making as h
 
 from metarec.runs.checkpoint import MANIFEST, STATE, TENSORS
-from metarec.runs.manifest import sealed_bytes
+from metarec.runs.manifest import digest_file, sealed_bytes
 
 Make = Callable[[Path, Path], list[str]]
 
@@ -143,6 +143,7 @@ def config_yaml(change: Callable[[str], str]) -> Make:
         (run / "manifest.json").unlink()
         path = run / "config.yaml"
         path.write_text(change(path.read_text()).replace("MARK", str(folder / "MARK")))
+        h.sealed(run / "card.json", lambda c: c | {"files": c["files"] | {path.name: digest_file(path)}})
 
     return of_run(make, "train")
 
@@ -185,6 +186,7 @@ def teachers(change: Callable[[dict[str, Any], Path], dict[str, Any]], link_to: 
             "train",
             "algorithm=generator",
             "residual=lora",
+            "schedule=constant",
             "algorithm.loss.delta_w=1",
             f"algorithm.teacher.path={at}",
         ]

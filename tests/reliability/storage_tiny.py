@@ -27,6 +27,8 @@ SCORES = {0: 0.0, 2: 5.0, 4: 4.0, 6: 3.0, 8: 9.0}  # of each validation: the bes
 PLAN = Plan(
     steps=STEPS, eval_every=2, patience=0, checkpoint_every=4, clip_norm=0.0, monitor="score", log_every=1
 )  # fmt: skip
+# what a resume asks of a checkpoint beside its progress (`metarec.runs.stored`)
+STATE = {"config": {"residual": {}}, "vocabulary_sha256": "v", "n_items": 1, "control": None, "warm_start": {}}
 BENCH: Any = SimpleNamespace(prepared=SimpleNamespace(vocabulary_sha256="v", n_items=1))
 
 
@@ -58,7 +60,7 @@ def go(run_dir: Path, *, stop_at: int | None = None, saved: list[int] | None = N
     with contextlib.redirect_stderr(told), hold(run_dir):
         found = verb._resumed(run_dir, BENCH, lambda line: None)
         at = restore(found, params, optimizer)[0] if found else None
-        store = Noted(run_dir / "checkpoints", {}, {"vocabulary_sha256": "v"}, run_dir)
+        store = Noted(run_dir / "checkpoints", {}, STATE, run_dir)
         with History(run_dir / "history.jsonl") as history:
             fit(
                 params, loss, optimizer, lambda step: 1 / (1 + step), PLAN,

@@ -103,6 +103,7 @@ def test_entries_that_overlap_are_refused_before_the_child_starts(
         for number in range(9):
             twin = zipfile.ZipInfo(f"m/data/{number + 1}")
             twin.file_size = twin.compress_size = 1000
+            twin.header_offset = twin.CRC = 0
             archive.filelist.append(twin)
     with pytest.raises(CheckpointError, match="its entries overlap"):
         read_legacy(tmp_path / "m.pth")
