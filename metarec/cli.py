@@ -12,26 +12,28 @@ Nothing heavy is imported before a run starts (help, completion and refusals nee
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from metarec.config.schema import VERBS
-from metarec.errors import INTERRUPTED, TERMINATED, ConfigError, MetarecError, nearest
+from metarec.errors import INTERRUPTED, TERMINATED, ConfigError, EnvironmentFault, MetarecError, nearest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from omegaconf import DictConfig
 
     from metarec.config.arguments import Arguments
     from metarec.config.schema import Config
 
+# what a disk or an owner does, wherever it happens; other OSErrors are bugs
+ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 KNOWN = (*VERBS, "report")
 RESUMABLE = ("train", "compare")
 
@@ -74,10 +76,21 @@ def guarded(action: Callable[[], int]) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            return _bug()
+        from metarec.runs.atomic import fault
+
+        print(f"error: {fault(Path(error.filename or '.'), error)}", file=sys.stderr)
+        return EnvironmentFault.exit_code
     except Exception:
-        traceback.print_exc()
-        print("error: this is a bug in metarec; please report it with the lines above", file=sys.stderr)
-        return 1
+        return _bug()
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    print("error: this is a bug in metarec; please report it with the lines above", file=sys.stderr)
+    return 1
 
 
 def dispatch(words: list[str]) -> int:
@@ -178,8 +191,6 @@ def search(verb: str, args: Arguments) -> int:
 
 def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
     """``metarec VERB resume=RUN_DIR`` (a search's directory, too), alone; raises MetarecError."""
-    from pathlib import Path
-
     from metarec.config.compose import config_from_yaml
     from metarec.config.search import FILE, need_optuna
 
@@ -202,7 +213,13 @@ def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
     except (OSError, UnicodeDecodeError) as reason:
         what = "not readable, so this is no run directory"
         raise ConfigError(stored, reason, what, f"give OUTPUT_DIR/{verb}/RUN") from reason
-    run_verb(verb, config_from_yaml(text, verb), run_dir, True)
+    from metarec.runs.lock import hold
+    from metarec.runs.rundir import check_card
+
+    with hold(run_dir):  # before torch is imported: whoever comes second is told at once
+        for line in check_card(run_dir):
+            print(line, file=sys.stderr, flush=True)
+        run_verb(verb, config_from_yaml(text, verb), run_dir, True)
     return 0
 
 
@@ -211,8 +228,6 @@ _ended: list[int] = []  # exit codes of the jobs that ran in this process; Hydra
 
 def job(composed: DictConfig) -> None:
     """One run, called by Hydra, here or in a launcher's worker; raises no Exception, for that would end a sweep."""
-    from pathlib import Path
-
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metarec.core.weights import Params
 from metarec.errors import CheckpointError, DivergedError
-from metarec.runs import checkpoint
+from metarec.runs import checkpoint, lines
 from metarec.runs.guarded import Guarded, not_finite
 from metarec.runs.history import History
 from metarec.runs.signals import Stop
@@ -80,33 +80,58 @@ class Store:
     directory: Path
     fixed_tensors: Mapping[str, Tensor]  # e.g. the frozen base
     fixed_state: Mapping[str, Any]
+    lines_of: Path | None = None  # the run directory, whose histories each checkpoint vouches for
 
     def save(
         self, params: Params, optimizer: torch.optim.Optimizer, at: Progress, keep: bool,
         guard: Guarded | None = None, watch: Timescales | None = None,
     ) -> None:  # fmt: skip
         """A checkpoint of `at.step`, pointed to as last, and as best where it is; `keep`: pruning leaves it."""
-        name = f"step-{at.step:06d}"
+        name = step_name(at.step)
         tensors = {f"phi/{key}": value for key, value in params.items()} | dict(self.fixed_tensors)
         tensors |= optimizer_tensors(params, optimizer)
         # null stands for "no validation yet": JSON has no infinity
         progress = {k: None if v == -math.inf else v for k, v in asdict(at).items()}
         state = {**self.fixed_state, "progress": progress, "periodic": keep}
+        if self.lines_of is not None:
+            state["lines"] = lines.measured(self.lines_of)
         if guard is not None:
             tensors |= guard.tensors()
             state["guard"] = guard.state()
         if watch is not None:
             tensors |= watch.tensors()
+        was = checkpoint.read_pointer(self.directory, "last")
         checkpoint.save_checkpoint(self.directory, name, tensors, state)
         if at.best_step == at.step:
             checkpoint.point(self.directory, "best", name, step=at.step)
-        checkpoint.point(self.directory, "last", name, step=at.step)
+        point_last(self.directory, name, at.step, at.best_step, was)
 
-    def prune(self, checkpoint_every: int) -> None:
-        """Keep the periodic checkpoints and what a pointer names; validations leave no others behind."""
+    def prune(self, checkpoint_every: int, *, ended: bool = False) -> None:
+        """Keep the periodic checkpoints and what a pointer names; validations leave no others behind.
+
+        Until the run has `ended` also the checkpoint before the last and the best at that time: what a resume falls back
+        to where the last is damaged.
+        """
         names = [path.name for path in checkpoint.list_checkpoints(self.directory)]
-        periodic = {name for name in names if int(name.rsplit("-", 1)[1]) % checkpoint_every == 0}
-        checkpoint.prune(self.directory, periodic)
+        keep = {name for name in names if int(name.rsplit("-", 1)[1]) % checkpoint_every == 0}
+        last = checkpoint.read_pointer(self.directory, "last")
+        if last is not None and not ended:
+            keep |= set(last["fields"].get("before", []))
+        checkpoint.prune(self.directory, keep)
+
+
+def point_last(directory: Path, name: str, step: int, best_step: int, was: Mapping[str, Any] | None) -> None:
+    """Let last.json name the checkpoint of `step`, its best one, and `before`: both of the one it named until now, `was`."""
+    before: list[str] = []
+    if was is not None:  # one saved again, by a signal, has the same one before it
+        there = [was["checkpoint"], was["fields"].get("best", was["checkpoint"])]
+        before = was["fields"].get("before", []) if was["checkpoint"] == name else there
+    checkpoint.point(directory, "last", name, step=step, best=step_name(best_step), before=before)
+
+
+def step_name(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"step-{step:06d}"
 
 
 def optimizer_tensors(params: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -268,6 +293,7 @@ def fit(
     for group, lr in zip(optimizer.param_groups, base_lr, strict=True):
         group["lr"] = lr
     if store is not None:
+        store.prune(plan.checkpoint_every, ended=True)
         tensors, _ = checkpoint.load_checkpoint(checkpoint.resolve(store.directory))
         best = {name: tensors[f"phi/{name}"].to(value.device) for name, value in params.items()}
     return at, best

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from metarec.durable import sync
 from metarec.errors import ConfigError, EnvironmentFault
 
 
@@ -70,6 +71,7 @@ def new_directory(output_dir: str, verb: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir()  # fails if it exists: made by this process or not at all
+        sync(path.parent)
     except OSError as reason:
         found = reason.strerror or type(reason).__name__
         raise EnvironmentFault(path, found, "cannot make the run directory", "give output_dir=DIR") from reason

@@ -6,7 +6,6 @@ Records are files because jobs may run in other processes; the summary is the on
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 import traceback
@@ -19,6 +18,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from metarec.durable import replace_file
 from metarec.errors import INTERRUPTED, TERMINATED, MetarecError, Pruned, Stopped
 
 RECORD = "job.json"
@@ -85,13 +85,7 @@ def read_record(directory: Path) -> Record | None:
 
 def write_json(path: Path, value: object) -> None:
     """A whole file or none: temporary file, flush to disk, rename; NaN is refused (ValueError)."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=2, allow_nan=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    replace_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_record(directory: Path, record: Record) -> None:

@@ -117,7 +117,7 @@ def _write_all(prepared: Prepared, work: Path) -> list[str]:
         _write(work / name, EPISODES, about, _episode_batches(prepared, split))
     numbers = {item: number for number, item in enumerate(prepared.item_ids.tolist())}
     (work / "course2id.json").write_text(json.dumps(numbers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    (work / "README.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (work / "README.json").write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return sorted(p.name for p in work.iterdir())
 
 

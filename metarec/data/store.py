@@ -283,6 +283,9 @@ def open_prepared(root: Path, *, verify: bool = True) -> Prepared:
     ):
         raise DataError(root / MANIFEST, f"not format {FORMAT}", "the directory is of another version of metarec", FIX)
     listed = manifest["files"]
+    for name, entry in listed.items():
+        if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"} or Path(name).name != name:
+            raise DataError(root / MANIFEST, name, "the manifest is damaged: it gives no size and SHA-256", FIX)
     for name in (*(f"{array}.npy" for array in ARRAYS), "users.parquet", "items.parquet", "meta.json", "funnel.json"):
         if name not in listed:
             raise DataError(root / MANIFEST, name, "the manifest does not list this file", FIX)

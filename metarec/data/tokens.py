@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarec.durable import replace_file
 from metarec.errors import ConfigError, DataError, EnvironmentFault
 
 KEY = "dataset.prompts.tokenizer"
@@ -66,21 +66,32 @@ def _trained(name: str, size: int, texts: list[str], cache_dir: Path, tell: Call
     key = hashlib.sha256(json.dumps([size, tokenizers.__version__, texts]).encode()).hexdigest()[:32]
     path = cache_dir / "tokenizers" / f"{key}.json"
     try:
-        made = tokenizers.Tokenizer.from_file(str(path)) if path.exists() else None
+        made = tokenizers.Tokenizer.from_str(_vouched(path.read_text(encoding="utf-8"))) if path.exists() else None
     except Exception as error:  # the library raises bare Exceptions
         tell(f"tokenizer in the cache is damaged and made again: {path}: {error}")
         made = None
     if made is None:
         made = _learn(size - SPECIAL, texts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(made.to_str(), encoding="utf-8")
-        beside.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = made.to_str()
+            replace_file(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+        except OSError as error:
+            what = "the tokenizer cannot be kept in the cache"
+            raise EnvironmentFault(path, error.strerror or error, what, "free space or set cache_dir=DIR") from error
     n = made.get_vocab_size()
     if n < size - SPECIAL:
         tell(f"{name}: the training texts give {n + SPECIAL} tokens only")
     digest = hashlib.sha256(made.to_str().encode()).hexdigest()
     return Tokenizer(name, n + SPECIAL, digest, _encoder(made), (n,), (n + 1,), n + 2)
+
+
+def _vouched(stored: str) -> str:
+    """What stands behind its own SHA-256: a merge with one letter changed is a whole tokenizer too."""
+    digest, _, text = stored.partition("\n")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise ValueError("its SHA-256 is not the one in its first line")
+    return text
 
 
 def _learn(size: int, texts: list[str]) -> Any:

@@ -8,11 +8,12 @@ from the records of history.jsonl; a dict inside a record is one series for each
 from __future__ import annotations
 
 import importlib.util
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metarec.durable import replace_file
 from metarec.errors import EnvironmentFault
 from metarec.metrics import heading as heading_of
 from metarec.runs.history import numbers
@@ -156,12 +157,11 @@ def _running_mean(values: Sequence[float], width: int) -> list[float]:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a picture, whole or not at all; EnvironmentFault names it where that cannot be."""
-    scratch = path.with_name(f".{path.name}.tmp")
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
     try:
-        figure.savefig(scratch, format="png")
-        os.replace(scratch, path)
+        replace_file(path, data.getvalue())
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise EnvironmentFault(
             path, type(error).__name__, error.strerror or str(error), "free space or set logger.plots=false"
         ) from error

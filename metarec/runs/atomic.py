@@ -10,16 +10,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
-import secrets
 import shutil
 from pathlib import Path
 
-from metarec.durable import sync
+from metarec import durable
 from metarec.errors import EnvironmentFault
 from metarec.metrics.finite import plain_json
 
-_TEMPORARY = re.compile(r"^\.(new|old|gone)-(?P<name>.+)-[0-9a-f]{16}\.tmp$")
 _WAY_OUT = {
     errno.ENOSPC: "free some space, or set output_dir to another disk; what was written before is intact",
     errno.EDQUOT: "free some of your quota, or set output_dir to another disk; what was written before is intact",
@@ -39,37 +36,16 @@ def fault(path: Path, error: OSError) -> EnvironmentFault:
     return EnvironmentFault(path, name, reason, way_out)
 
 
-def temporary(target: Path, purpose: str) -> Path:
-    """A fresh name beside ``target``: purpose new (being written), old (being replaced) or gone (being deleted)."""
-    return target.with_name(f".{purpose}-{target.name}-{secrets.token_hex(8)}.tmp")
-
-
 def is_temporary(name: str) -> bool:
     """Whether ``name`` is one that ``temporary`` makes."""
-    return _TEMPORARY.match(name) is not None
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Create ``path`` (which must not exist) with ``data`` and fsync it; raises OSError as it comes."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        view = memoryview(data)
-        while view:  # a write may be partial, on a nearly full disk for one
-            view = view[os.write(handle, view) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return durable.TEMPORARY.match(name) is not None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``, atomically and durably. Raises EnvironmentFault naming ``path``."""
-    scratch = temporary(path, "new")
     try:
-        write_new(scratch, data)
-        os.replace(scratch, path)
-        sync(path.parent)
+        durable.replace_file(path, data)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise fault(path, error) from error
 
 
@@ -89,8 +65,10 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, json_bytes(value, path.name))
 
 
-def clean_leftovers(directory: Path) -> list[str]:
+def clean_leftovers(directory: Path, name: str | None = None) -> list[str]:
     """Remove what a killed writer left in ``directory``; hold the run's lock. Returns one line for each.
+
+    name: only what was to become an entry of this name; where others may be writing other entries.
 
     An "old" entry whose target is missing is the only copy of a checkpoint that was being replaced: it is put back.
     """
@@ -98,8 +76,8 @@ def clean_leftovers(directory: Path) -> list[str]:
     if not directory.is_dir():
         return done
     for entry in sorted(directory.iterdir()):
-        found = _TEMPORARY.match(entry.name)
-        if found is None:
+        found = durable.TEMPORARY.match(entry.name)
+        if found is None or name not in (None, found["name"]):
             continue
         target = directory / found["name"]
         try:

@@ -26,7 +26,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
-from metarec.durable import sync
+from metarec.durable import sync, temporary, write_new
 from metarec.errors import CheckpointError, DivergedError, nearest
 from metarec.runs import atomic
 from metarec.runs.environment import metarec_version
@@ -54,12 +54,12 @@ def save_checkpoint(directory: Path, name: str, tensors: Mapping[str, Tensor], s
     files = {file: digest(data) for file, data in contents.items()}
     manifest = {"kind": KIND, "format": FORMAT, "metarec": metarec_version(), "files": files}
     contents[MANIFEST] = sealed_bytes(manifest, str(target / MANIFEST))
-    scratch = atomic.temporary(target, "new")
+    scratch = temporary(target, "new")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         scratch.mkdir()
         for file, data in contents.items():
-            atomic.write_new(scratch / file, data)
+            write_new(scratch / file, data)
         sync(scratch)
         _put_in_place(scratch, target)
     except OSError as error:
@@ -111,6 +111,17 @@ def point(directory: Path, pointer: str, name: str, **fields: Any) -> None:
     }
     path = directory / f"{pointer}.json"
     atomic.write_bytes(path, sealed_bytes(content, str(path)))
+
+
+def unpoint(directory: Path, pointer: str) -> None:
+    """Remove a pointer, of which nothing is read; one that was never set is no fault."""
+    path = directory / f"{pointer}.json"
+    try:
+        if os.path.lexists(path):
+            path.unlink()
+            sync(directory)
+    except OSError as error:
+        raise atomic.fault(path, error) from error
 
 
 def read_pointer(directory: Path, pointer: str) -> dict[str, Any] | None:
@@ -195,7 +206,7 @@ def prune(directory: Path, keep: Collection[str]) -> list[str]:
 
 def discard(path: Path) -> None:
     """Remove one checkpoint; renamed first, so that a kill in between leaves no half checkpoint under its name."""
-    going = atomic.temporary(path, "gone")
+    going = temporary(path, "gone")
     try:
         os.rename(path, going)
         sync(path.parent)
@@ -209,7 +220,7 @@ def _put_in_place(scratch: Path, target: Path) -> None:
     a kill between the two renames is mended by ``atomic.clean_leftovers``, which puts it back."""
     aside = None
     if target.exists():
-        aside = atomic.temporary(target, "old")
+        aside = temporary(target, "old")
         os.rename(target, aside)
     try:
         os.rename(scratch, target)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
-from metarec.errors import DataError
+from metarec.errors import DataError, EnvironmentFault
 from metarec.runs import atomic
 
 
@@ -41,7 +41,8 @@ class History:
     def __init__(self, path: Path, listener: Listener | None = None) -> None:
         self.path, self.listener = path, listener
         try:
-            self._file: BinaryIO = path.open("ab")
+            # unbuffered: what a full disk did not take is not tried again behind our back when the file is closed
+            self._file: BinaryIO = path.open("ab", buffering=0)
         except OSError as error:
             raise atomic.fault(path, error) from error
 
@@ -51,8 +52,9 @@ class History:
             raise ValueError(f"a record needs an int step: {record!r}")
         line = atomic.json_bytes(dict(record), self.path.name, indent=None)
         try:
-            self._file.write(line)
-            self._file.flush()
+            view = memoryview(line)
+            while view:  # a write may be partial, on a nearly full disk for one
+                view = view[self._file.write(view) :]
         except OSError as error:
             raise atomic.fault(self.path, error) from error
         if self.listener is not None:
@@ -70,8 +72,10 @@ class History:
     def close(self) -> None:
         """Sync and close."""
         if not self._file.closed:
-            self.sync()
-            self._file.close()
+            try:
+                self.sync()
+            finally:
+                self._file.close()
 
     def __enter__(self) -> History:
         return self
@@ -79,7 +83,11 @@ class History:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except EnvironmentFault:
+            if error is None:  # else the first failure is the one to tell, and this one follows from it
+                raise
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -116,6 +124,10 @@ def truncate_after(path: Path, step: int) -> int:
     return sum(record["step"] > step for record, _ in lines)
 
 
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")  # json.loads would take NaN, which nothing of ours writes
+
+
 def _lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
     out = []
     try:
@@ -126,7 +138,7 @@ def _lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
         if not line.endswith(b"\n"):
             break  # torn by a kill, so never synced: it belongs to a step after the last checkpoint
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=_no_number)
             usable = type(record["step"]) is int
         except (ValueError, TypeError, KeyError):
             usable = False

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,17 +20,23 @@ from metarec.errors import EnvironmentFault
 from metarec.runs import atomic
 
 LOCK, HOLDER = ".lock", ".lock_holder.json"
+_held: set[tuple[str, int]] = set()  # (directory, thread) that have a lock in this process
 _PATIENCE = 0.5  # seconds a second starter waits; also gives the holder time to write its name
 
 
 @contextmanager
 def hold(run_dir: Path, *, timeout: float = _PATIENCE) -> Iterator[None]:
-    """Hold the lock of ``run_dir`` (which must exist) inside the ``with`` block.
+    """Hold the lock of ``run_dir`` (which must exist) inside the ``with`` block; inside of another such block of the same
+    thread nothing more happens.
 
     Raises EnvironmentFault naming the holder's pid and start time when another process has it for ``timeout`` seconds.
     """
     if not run_dir.is_dir():  # the lock would create it, and with it a run that nobody started
         raise EnvironmentFault(run_dir, "missing", "no run directory to lock", "give the directory of an existing run")
+    own = (str(run_dir.resolve()), threading.get_ident())
+    if own in _held:  # the command took it before anything heavy was imported
+        yield
+        return
     lock = filelock.FileLock(run_dir / LOCK, timeout=timeout)
     try:
         lock.acquire()
@@ -39,12 +46,18 @@ def hold(run_dir: Path, *, timeout: float = _PATIENCE) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise atomic.fault(run_dir / LOCK, error) from error
+    except NotImplementedError as error:
+        what = "the file system has no locks, so two writers could not be told apart"
+        raise EnvironmentFault(run_dir / LOCK, error, what, "set output_dir to a local disk") from error
+    _held.add(own)
     try:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         atomic.write_json(run_dir / HOLDER, {"pid": os.getpid(), "started": started})
         yield
     finally:
-        (run_dir / HOLDER).unlink(missing_ok=True)
+        _held.discard(own)
+        with suppress(OSError):  # it is words for a message only
+            (run_dir / HOLDER).unlink(missing_ok=True)
         lock.release()
 
 

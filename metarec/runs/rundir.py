@@ -1,7 +1,9 @@
 """The directory of one run: made by one process only, described at the start, sealed at the end.
 
-config.yaml        the resolved configuration          overrides.json   what was typed
-environment.json   versions, machine, commit           manifest.json    size and SHA-256 of every file, at the end
+card.json          size and SHA-256 of the next three, and of itself; written first
+overrides.json     what was typed                      environment.json   versions, machine, commit
+config.yaml        the resolved configuration, last: where it is, the run can be carried on
+manifest.json      size and SHA-256 of every file, at the end
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -19,9 +21,10 @@ from metarec.errors import CheckpointError, EnvironmentFault
 from metarec.runs import atomic
 from metarec.runs.environment import capture
 from metarec.runs.lock import HOLDER, LOCK
-from metarec.runs.manifest import damaged, digest_file, read_sealed, sealed_bytes
+from metarec.runs.manifest import damaged, digest, digest_file, read_sealed, read_verified, sealed_bytes
 
 MANIFEST, KIND, FORMAT = "manifest.json", "metarec-run", 1
+CARD, CARD_KIND = "card.json", "metarec-card"
 _UNSEALED_SUFFIX = ".log"  # a log may still be written to after the seal
 
 
@@ -64,10 +67,36 @@ def fresh_run_dir(output_dir: Path, verb: str) -> Path:
 def write_run_card(
     run_dir: Path, *, config_yaml: str, overrides: Sequence[str], command: Sequence[str] | None = None
 ) -> None:
-    """Write config.yaml, overrides.json and environment.json."""
-    atomic.write_text(run_dir / "config.yaml", config_yaml)
-    atomic.write_json(run_dir / "overrides.json", list(overrides))
-    atomic.write_json(run_dir / "environment.json", capture(command))
+    """Write card.json, overrides.json, environment.json and config.yaml, in this order."""
+    contents = {
+        "overrides.json": atomic.json_bytes(list(overrides), "overrides.json"),
+        "environment.json": atomic.json_bytes(capture(command), "environment.json"),
+        "config.yaml": config_yaml.encode("utf-8"),
+    }
+    files = {name: digest(data) for name, data in contents.items()}
+    card = {"kind": CARD_KIND, "format": FORMAT, "files": files}
+    atomic.write_bytes(run_dir / CARD, sealed_bytes(card, str(run_dir / CARD)))
+    for name, data in contents.items():
+        atomic.write_bytes(run_dir / name, data)
+
+
+def check_card(run_dir: Path) -> list[str]:
+    """CheckpointError naming the file of the run card that is not as it was written: no run goes on by a damaged one.
+
+    Returns a line where nothing vouches for the card, for the run is of a metarec that wrote none.
+    """
+    if not os.path.lexists(run_dir / CARD):
+        return [f"{run_dir}: {CARD} is missing, so nothing vouches for its config.yaml; going on by it as it is"]
+    files = read_sealed(run_dir / CARD, kind=CARD_KIND, version=FORMAT).get("files")
+    if not isinstance(files, dict) or "config.yaml" not in files:
+        raise damaged(run_dir / CARD, "it lists no config.yaml")
+    for name, expected in files.items():
+        try:
+            read_verified(run_dir / name, expected)
+        except CheckpointError as error:
+            fix = "a run carries on as it began: copy the file again from where it is intact, or start a new run"
+            raise CheckpointError(error.where, error.value, error.what, fix) from error
+    return []
 
 
 @contextmanager
@@ -81,12 +110,15 @@ def whole_or_nothing(run_dir: Path) -> Iterator[None]:
 
 
 def empty(run_dir: Path) -> None:
-    """Remove everything in the directory of a run that failed before it had anything to keep."""
-    for path in run_dir.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    """Remove everything in the directory of a run that failed before it had anything to keep; what cannot be removed stays,
+    for the failure that is on its way is what matters."""
+    with suppress(OSError):
+        for path in run_dir.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
 
 
 def seal(run_dir: Path) -> Path:

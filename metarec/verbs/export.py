@@ -21,12 +21,13 @@ from urllib.parse import quote
 import torch
 from safetensors.torch import save as pack_tensors
 
+from metarec import durable
 from metarec.algorithms.inner import start
 from metarec.config.compose import config_to_yaml
 from metarec.config.overrides import given_keys
 from metarec.config.schema import ExportConfig
 from metarec.core.weights import Params, Weights, fast
-from metarec.durable import sync
+from metarec.durable import sync, temporary
 from metarec.errors import ConfigError, DataError, DivergedError, EnvironmentFault
 from metarec.residual import lora
 from metarec.runs import adapters, atomic, rundir
@@ -45,7 +46,7 @@ def run_export(config: ExportConfig, run_dir: Path, overrides: Sequence[str]) ->
     run = opened(config, given_keys(overrides))
     trained = trained_of(config, run)
     _refuse(config, run, trained)
-    scratch = atomic.temporary(target, "new")
+    scratch = temporary(target, "new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.mkdir()
@@ -177,5 +178,5 @@ def _folder(user: str) -> str:
 def _write(directory: Path, files: dict[str, bytes]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        atomic.write_new(directory / name, data)
+        durable.write_new(directory / name, data)
     sync(directory)

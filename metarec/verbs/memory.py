@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from metarec.benches import AnyBench, SequenceBench
 from metarec.config.schema import NoGuardConfig, TrainConfig
 from metarec.core.batch import EpisodeBatch, Sequences
 from metarec.errors import EnvironmentFault
+from metarec.runs import disk
 from metarec.runs.memory_need import Batch, Loop, Need, available, estimate, refuse, state_numbers
 from metarec.tasks import Model
 
@@ -134,6 +136,18 @@ def _per_state(model: Model, batch: Batch) -> int:
     kernels = [shape[0] for shape in shapes.values() if len(shape) == 4]
     of_maps = sum(3 * channels >> 2 * depth for depth, channels in enumerate(kernels))
     return state_numbers(shapes, model.head) + of_maps
+
+
+def room_on_disk(config: TrainConfig, run_dir: Path, need: Need, steps: int, done: int, *, pretrains: bool) -> None:
+    """EnvironmentFault where the disk of `run_dir`, or of the cache, has no room for what steps `done` to `steps` write."""
+    tensors = need.weights + need.learned + need.optimizer + need.guard
+    every = config.train.checkpoint_every
+    needed = disk.checkpoints_bytes(tensors, steps, done, every)
+    disk.refuse(run_dir, needed, f"set output_dir to another disk, or train.checkpoint_every to more than {every}")
+    if pretrains and config.warm_start == "auto":
+        cache = build.cache_dir(config)
+        cache.mkdir(parents=True, exist_ok=True)
+        disk.refuse(cache, need.weights, "or set cache_dir to another disk")
 
 
 def there(bench: AnyBench) -> tuple[int | None, str]:

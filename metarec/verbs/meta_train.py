@@ -100,10 +100,14 @@ def meta_train(
     statistics = build.statistics(nominal, bench.model)
     if getattr(config.optimizer, "asks_names", False):
         _ask_optimizer(config, options, bench, nominal)
-    memory.expected(config, bench, nominal, say, weights_are_there=False)
+    first = memory.expected(config, bench, nominal, say, weights_are_there=False)
     stored: dict[str, Any] = {}
     if found:
         tensors, stored = checkpoint.load_checkpoint(found)
+    memory.room_on_disk(
+        config, run_dir, first, config.train.steps, stored["progress"]["step"] if found else 0, pretrains=not found
+    )
+    if found:
         on = bench.hardware
         # in the model's own order, as at the first start: sums and draws over all weights follow it
         base = {name: tensors[f"base/{name}"].to(on.device, on.dtype) for name in bench.model.shapes()}
@@ -184,7 +188,7 @@ def meta_train(
     # a frozen base stands in every checkpoint: it is what the control and the residual start from
     fixed = {f"base/{name}": value for name, value in base.items()}
     state = fixed_state(config, bench, control, source) | {"outer_steps": steps}
-    store, timer, recent = Store(run_dir / "checkpoints", fixed, state), Timer(), list[float]()
+    store, timer, recent = Store(run_dir / "checkpoints", fixed, state, run_dir), Timer(), list[float]()
     with (
         History(run_dir / "history.jsonl", tracker) as history,
         progress(plan.steps, "meta-train", config.logger.console, done=at.step if at else 0) as bar,

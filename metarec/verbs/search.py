@@ -31,9 +31,11 @@ from metarec.config.overrides import check_words
 from metarec.config.search import OPTIONS, Search, document, stored_search, write_search
 from metarec.config.sweep import RECORD, Record, read_record, write_record
 from metarec.config.threads import too_many
+from metarec.durable import sync, sync_tree
 from metarec.errors import ConfigError, Stopped
 from metarec.report.trials import figure, print_trials, trials_document
 from metarec.runs import atomic, rundir
+from metarec.runs.lines import LINES
 from metarec.runs.lock import hold
 from metarec.verbs import measure as m
 from metarec.verbs.storage import Row, Study
@@ -201,7 +203,7 @@ class _Trials:
     def cards(self, where: Path, runs: Mapping[str, list[str]]) -> None:
         """A run card for each run that has none; raises ConfigError for values that contradict each other."""
         for name, words in runs.items():
-            if not (where / name / "environment.json").exists():  # the last one written
+            if not (where / name / "config.yaml").exists():  # the last one written
                 (job,) = check_words("train", words, config_dir=self.search.config_dir).jobs
                 (where / name).mkdir(exist_ok=True)
                 rundir.write_run_card(where / name, config_yaml=config_to_yaml(job.config), overrides=words)
@@ -269,10 +271,12 @@ class _Trials:
         for name in runs:
             trained = self.place(row) / name
             shutil.copytree(trained / "checkpoints", partial / name / "checkpoints")
-            for lines in ("history.jsonl", "pretrain_history.jsonl"):
+            for lines in LINES:
                 if (trained / lines).exists():
                     shutil.copy2(trained / lines, partial / name / lines)
+        sync_tree(partial)
         partial.rename(best)
+        sync(best.parent)
 
     def _best_document(self, row: Row, best: Path, runs: Mapping[str, list[str]]) -> dict[str, Any]:
         found = {name: json.loads((best / name / "metrics.json").read_text(encoding="utf-8")) for name in runs}

@@ -22,7 +22,7 @@ from metarec.report.plots import plot_curves
 from metarec.report.reported import plain
 from metarec.report.tables import funnel_table, show
 from metarec.report.timescale_plots import plot_timescales
-from metarec.runs import atomic, checkpoint, rundir
+from metarec.runs import atomic, checkpoint, lines, rundir
 from metarec.runs.guard import FILE, PRETRAIN_FILE, counted
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
@@ -30,7 +30,7 @@ from metarec.runs.memory import Peak
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
 from metarec.runs.timescales import PRETRAIN_FILE as PRETRAIN_TIMESCALES
 from metarec.trackers.tracker import Tracker, tracked
-from metarec.train import Progress, Store, Timer
+from metarec.train import Progress, Store, Timer, point_last, step_name
 from metarec.verbs import adapter, perplexity
 from metarec.verbs import measure as m
 from metarec.verbs.curves import check_curves, extras
@@ -100,14 +100,14 @@ def _told(
 
     found, cost = _resumed(run_dir, bench, say) if resume else None, Cost()
     config = adapter.resolved(config, bench.model, given, found)
-    lines = run_dir / "history.jsonl"
+    record = run_dir / "history.jsonl"
     notes = {
         "dataset": prepared.name,
         "split": prepared.split_note,
         "counts": prepared.counts,
         "funnel": prepared.funnel,
     }
-    tracker.begin(asdict(config), notes, read_history(lines) if lines.exists() else [])
+    tracker.begin(asdict(config), notes, read_history(record) if record.exists() else [])
     told: dict[str, Any] = {}
     if isinstance(config.algorithm, SupervisedConfig):
         at = _supervised(config, bench, run_dir, found, stop, tracker, cost, told)
@@ -146,7 +146,7 @@ def _told(
         "seeds": {"run": config.seed, "split": config.dataset.split.seed},
         "training": {
             "best_step": at.best_step, "steps": at.step, "stopped_early": at.stopped,
-            **_best(config, at, lines), "warm_start": state["warm_start"],
+            **_best(config, at, record), "warm_start": state["warm_start"],
         },
         **_guarded(config, run_dir),
         **_timescales(run_dir, told, cost),
@@ -158,7 +158,7 @@ def _told(
     m.write_per_user(run_dir / "per_user.parquet", columns)
     if config.logger.plots:
         drawn = plot_curves(
-            read_history(lines), run_dir, metric=config.evaluation.monitor,
+            read_history(record), run_dir, metric=config.evaluation.monitor,
             title=f"{prepared.name}, {config.algorithm.name}, residual {config.residual.name}", best_step=at.best_step,
             clip_norm=(config.pretrain if isinstance(config.algorithm, SupervisedConfig) else config.optimizer).clip_norm,
         )  # fmt: skip
@@ -189,10 +189,11 @@ def _resumed(run_dir: Path, bench: AnyBench, say: Callable[[str], None]) -> Path
         print(line, file=sys.stderr, flush=True)  # even when quiet: work is done again
     if found is None:
         say("no checkpoint to go on from: the run starts from the beginning")
-        for name in ("history.jsonl", FILE):
-            (run_dir / name).unlink(missing_ok=True)
+        lines.cut(run_dir, {})
         for path in checkpoint.list_checkpoints(directory):
             checkpoint.discard(path)
+        for pointer in checkpoint.POINTERS:  # to what was discarded, or damaged
+            checkpoint.unpoint(directory, pointer)
         return None
     _, state = checkpoint.load_checkpoint(found)
     check_vocabulary(found, state, bench)
@@ -202,17 +203,22 @@ def _resumed(run_dir: Path, bench: AnyBench, say: Callable[[str], None]) -> Path
         if int(later.name.rsplit("-", 1)[1]) > progress_state["step"]:
             checkpoint.discard(later)
     checkpoint.point(directory, "best", name, step=progress_state["best_step"])
-    checkpoint.point(directory, "last", found.name, step=progress_state["step"])
-    for lines in ("history.jsonl", FILE):
-        truncate_after(run_dir / lines, progress_state["step"])
+    point_last(directory, found.name, progress_state["step"], progress_state["best_step"], None)
+    if "lines" in state:
+        lines.cut(run_dir, state["lines"])
+    else:  # of a metarec whose checkpoints did not vouch for them
+        for growing in lines.GROWING:
+            truncate_after(run_dir / growing, progress_state["step"])
     say(f"going on from {found.name}")
     return found
 
 
 def _usable(path: Path) -> None:
-    """CheckpointError unless a run can go on from `path`: it, and the best checkpoint at that time, are whole."""
+    """CheckpointError unless a run can go on from `path`: it, the best checkpoint at that time, and what the
+    histories held then are whole."""
     _, state = checkpoint.load_checkpoint(path)
     checkpoint.verify_checkpoint(path.parent / _best_name(state))
+    lines.check(path.parent.parent, state.get("lines", {}))
 
 
 def _guarded(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
@@ -232,15 +238,15 @@ def _timescales(run_dir: Path, told: dict[str, Any], cost: Cost) -> dict[str, An
     return {"timescales": {loop: own for loop, own in found.items() if own}} if told or before else {}
 
 
-def _best(config: TrainConfig, at: Progress, lines: Path) -> dict[str, float]:
+def _best(config: TrainConfig, at: Progress, record: Path) -> dict[str, float]:
     """The best validation of what this run trained."""
     if isinstance(config.algorithm, SupervisedConfig):
-        return best_values(config, at, lines)
+        return best_values(config, at, record)
     return {f"val_{config.evaluation.monitor}": at.best_value}
 
 
 def _best_name(state: dict[str, Any]) -> str:
-    return f"step-{state['progress']['best_step']:06d}"
+    return step_name(state["progress"]["best_step"])
 
 
 def _supervised(
@@ -252,7 +258,7 @@ def _supervised(
     else:
         warm = warm_start(config, bench, run_dir, stop)
         start, source = warm.params, warm.source
-    store = Store(run_dir / "checkpoints", {}, fixed_state(config, bench, None, source))
+    store = Store(run_dir / "checkpoints", {}, fixed_state(config, bench, None, source), run_dir)
     peak, timer = Peak(bench.hardware.device), Timer()
     with History(run_dir / "history.jsonl", tracker) as history:
         _, at = pretrain(

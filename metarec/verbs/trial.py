@@ -24,6 +24,7 @@ from metarec.config.compose import config_from_yaml
 from metarec.config.schema import TrainConfig
 from metarec.config.sweep import recorded
 from metarec.errors import Pruned
+from metarec.runs import rundir
 from metarec.runs.lock import hold
 from metarec.verbs.train import run_train
 
@@ -71,6 +72,8 @@ def _trial(directory: Path, runs: Mapping[str, list[str]], search: Connection) -
     values: list[float] = []
     for done, (name, words) in enumerate(runs.items(), 1):
         where = directory / name
+        for line in rundir.check_card(where):
+            print(line, file=sys.stderr, flush=True)
         config = config_from_yaml((where / "config.yaml").read_text(encoding="utf-8"), "train")
         assert isinstance(config, TrainConfig)
         monitor = config.evaluation.monitor

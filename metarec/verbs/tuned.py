@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,12 @@ import filelock
 
 from metarec import build
 from metarec.config.schema import TrainConfig
+from metarec.errors import CheckpointError
 from metarec.runs import atomic
 from metarec.runs.environment import metarec_version
+from metarec.runs.manifest import read_sealed, sealed_bytes
+
+KIND, FORMAT = "metarec-tuned", 1
 
 
 def tuned(config: TrainConfig, kind: str, depends_on: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -25,12 +30,15 @@ def tuned(config: TrainConfig, kind: str, depends_on: Any, make: Callable[[], di
     path = build.cache_dir(config) / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
+        atomic.clean_leftovers(path.parent, path.name)
+        if path.exists():
+            try:
+                # as text, for a sealed file sorts its keys and a record keeps their order
+                found: dict[str, Any] = json.loads(read_sealed(path, kind=KIND, version=FORMAT)["record"])
                 return found
-        except (OSError, ValueError):
-            pass  # not tuned yet, or damaged
+            except (CheckpointError, KeyError, TypeError, ValueError) as error:
+                print(f"a tuned choice in the cache is damaged and made again: {error}", file=sys.stderr, flush=True)
         record = make()
-        atomic.write_json(path, record)
+        text = atomic.json_bytes(record, str(path), indent=None).decode()
+        atomic.write_bytes(path, sealed_bytes({"kind": KIND, "format": FORMAT, "record": text}, str(path)))
     return record

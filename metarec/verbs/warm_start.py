@@ -25,7 +25,7 @@ from metarec.models.convert import from_state_dict
 from metarec.objectives.surprise import Surprise
 from metarec.pretrain import loss_of_step, training_pieces, validation_pairs
 from metarec.report.progress import progress
-from metarec.runs import atomic, checkpoint
+from metarec.runs import atomic, checkpoint, disk
 from metarec.runs.environment import metarec_version
 from metarec.runs.guard import PRETRAIN_FILE
 from metarec.runs.history import History, read_history
@@ -62,6 +62,7 @@ def warm_start(config: TrainConfig, bench: AnyBench, run_dir: Path, stop: Stop) 
     directory.mkdir(parents=True, exist_ok=True)
     lines, events, scales = run_dir / "pretrain_history.jsonl", run_dir / PRETRAIN_FILE, run_dir / TIMESCALES
     with filelock.FileLock(directory / f"{key}.lock"):  # the runs of a sweep pretrain once
+        atomic.clean_leftovers(directory, key)
         cached = directory / key
         if cached.exists():
             try:
@@ -207,6 +208,10 @@ def pretrain(
             guard.load(tensors, stored.get("guard"))
         if watch is not None:
             watch.load(tensors)
+    if store is not None and store.lines_of is not None:
+        weights = sum(value.numel() * value.element_size() for value in params.values())
+        needed = disk.checkpoints_bytes(3 * weights, plan.steps, at.step if at else 0, plan.checkpoint_every)  # Adam
+        disk.refuse(store.lines_of, needed, "or set output_dir to another disk")
     with progress(plan.steps, "pretrain", config.logger.console, done=at.step if at else 0) as bar:
 
         def on_step(step: int, shown: Any) -> None:

@@ -124,6 +124,15 @@ def test_another_format_is_refused(copy: Path) -> None:
         open_prepared(copy)
 
 
+@pytest.mark.parametrize("key", ["size", "sha256"])
+def test_a_letter_of_the_manifest_is_damage_and_no_bug(key: str, copy: Path) -> None:
+    """Where a key was misspelt the entry had nothing to compare with, and a KeyError came out."""
+    path = copy / store.MANIFEST
+    path.write_text(path.read_text().replace(f'"{key}"', f'"{key[:-1]}!"', 1))
+    with pytest.raises(DataError, match=r"manifest\.json: .*: the manifest is damaged"):
+        open_prepared(copy)
+
+
 def test_vocabulary_hash_knows_borders_and_order() -> None:
     lists = [["ab", "c"], ["a", "bc"], ["c", "ab"], ["abc"], [], [""], ["", ""]]
     assert len({vocabulary_hash(items) for items in lists}) == len(lists)

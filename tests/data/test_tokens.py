@@ -52,10 +52,19 @@ def test_bpe_comes_from_the_cache_and_a_damaged_one_is_made_again(
     monkeypatch.setattr(tokens, "_learn", lambda size, texts: pytest.fail("it was in the cache"))
     assert made("bpe:280", tmp_path).sha256 == first.sha256
     monkeypatch.setattr(tokens, "_learn", learn)
-    file.write_text("{")
-    said: list[str] = []
-    assert made("bpe:280", tmp_path, said=said).sha256 == first.sha256
-    assert "damaged and made again" in said[0]
+    kept = file.read_text(encoding="utf-8")
+    # the last is a whole tokenizer all the same, of another merge
+    for text in (
+        "{",
+        kept[:-3],
+        kept.replace('"vocab"', '"Vocab"', 1),
+        kept.replace('"t","h"', '"t","i"').replace("t h", "t i"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        said: list[str] = []
+        assert made("bpe:280", tmp_path, said=said).sha256 == first.sha256
+        assert text == kept or "damaged and made again" in said[0]
+        assert file.read_text(encoding="utf-8") == kept
 
 
 def test_bpe_of_more_tokens_than_the_texts_give_says_so(tmp_path: Path) -> None:

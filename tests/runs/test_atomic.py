@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from metarec import durable
 from metarec.errors import DivergedError, EnvironmentFault
 from metarec.runs import atomic
 
@@ -98,8 +99,8 @@ def test_json_is_never_nan_and_names_the_key(tmp_path: Path) -> None:
 
 def test_leftovers_of_both_kinds(tmp_path: Path) -> None:
     kept = tmp_path / "step-000001"
-    (atomic.temporary(kept, "old") / "x").mkdir(parents=True)  # the only copy: put back
-    (atomic.temporary(tmp_path / "step-000002", "new")).mkdir()
+    (durable.temporary(kept, "old") / "x").mkdir(parents=True)  # the only copy: put back
+    (durable.temporary(tmp_path / "step-000002", "new")).mkdir()
     (tmp_path / ".other.tmp").write_text("not ours")
     lines = atomic.clean_leftovers(tmp_path)
     assert len(lines) == 2

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -60,3 +61,43 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(EnvironmentFault, match=r"history\.jsonl: ENOSPC"):
         history.sync()
+
+
+def test_a_full_disk_is_one_fault_and_not_tried_again_on_closing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A buffer would be written once more when the file is closed, and its error would hide the first one."""
+    path = tmp_path / "history.jsonl"
+
+    class Full:
+        closed = False
+
+        def __init__(self, real: BinaryIO) -> None:
+            self.real = real
+
+        def write(self, data: memoryview) -> int:
+            self.real.write(data[:5])  # a nearly full disk takes a part
+            raise OSError(28, "No space left on device")
+
+        def fileno(self) -> int:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            self.real.close()
+
+    def two_records() -> None:
+        with History(path) as history:
+            history.append({"step": 1, "kind": "train", "loss": 1.0})
+            history._file = Full(history._file)  # type: ignore[assignment]
+            history.append({"step": 2, "kind": "train", "loss": 1.0})
+
+    with pytest.raises(EnvironmentFault, match=r"history\.jsonl: ENOSPC"):
+        two_records()
+    assert [record["step"] for record in read_history(path)] == [1]
+
+
+def test_a_bare_nan_in_a_file_is_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 1, "loss": NaN}\n')
+    with pytest.raises(DataError, match="line 1"):
+        read_history(path)

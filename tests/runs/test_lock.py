@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 from metarec.errors import EnvironmentFault
@@ -72,3 +74,34 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="no run directory to lock"), hold(tmp_path / "missing"):
         pass
     assert not (tmp_path / "missing").exists()
+
+
+def test_the_same_thread_may_hold_it_twice_and_another_may_not(tmp_path: Path) -> None:
+    """The command takes it before it imports torch, the verb where it writes."""
+    told: list[str] = []
+
+    def other() -> None:
+        try:
+            with hold(tmp_path, timeout=0.05):
+                told.append("held")
+        except EnvironmentFault as error:
+            told.append(str(error))
+
+    with hold(tmp_path), hold(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert (tmp_path / HOLDER).exists()
+    assert not (tmp_path / HOLDER).exists()
+    assert "another process is writing this run" in told[0]
+    other()
+    assert told[1] == "held"
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(self: object, **options: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with pytest.raises(EnvironmentFault, match="no locks, so two writers could not be told apart"), hold(tmp_path):
+        pass

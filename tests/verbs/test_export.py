@@ -14,11 +14,11 @@ from reference.tiny_runs import Work, assert_same_run, metrics, same_bits, state
 from safetensors.torch import load_file
 from torch import Tensor
 
-from metarec import cli
+from metarec import cli, durable
 from metarec.config.schema import ExportConfig
 from metarec.core.weights import Params
 from metarec.errors import CheckpointError, ConfigError, DataError, EnvironmentFault
-from metarec.runs import adapters, atomic
+from metarec.runs import adapters
 from metarec.runs.rundir import verify
 from metarec.verbs import export, warm_start
 from metarec.verbs.eval import opened
@@ -63,7 +63,7 @@ def test_the_start_is_the_checkpoints(work: Work, run: Path) -> None:
     assert same_bits(factors(made), phi(run))
     assert verify(made) == []
     assert {path.name for path in made.iterdir()} == {
-        adapters.WEIGHTS, adapters.CONFIG, "config.yaml", "overrides.json", "environment.json", "manifest.json",
+        adapters.WEIGHTS, adapters.CONFIG, "card.json", "config.yaml", "overrides.json", "environment.json", "manifest.json",
     }  # fmt: skip
     assert adapters.read_config(made) == adapters.Adapter(3, 5.0, False, False, ("gru.weight_ih_l0",))
     last = exported(work, run / "checkpoints" / "last.json", "last")
@@ -179,10 +179,10 @@ def test_without_a_place_it_goes_to_its_own(work: Work, run: Path) -> None:
     assert same_bits(factors(made), phi(run))
 
 
-@pytest.mark.parametrize("call", [0, 4, 7, 8, 11])
+@pytest.mark.parametrize("call", [0, 4, 8, 9, 11])
 def test_a_write_that_fails_leaves_nothing(call: int, work: Work, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full at the n-th file, or the last rename does not happen."""
-    real, count = atomic.write_new, [0]
+    real, count = durable.write_new, [0]
 
     def full(path: Path, data: bytes) -> None:
         count[0] += 1
@@ -191,12 +191,12 @@ def test_a_write_that_fails_leaves_nothing(call: int, work: Work, run: Path, mon
             raise OSError(28, "No space left on device", str(path))
         real(path, data)
 
-    monkeypatch.setattr(atomic, "write_new", full)
+    monkeypatch.setattr(durable, "write_new", full)
     if call == 11:  # files are all there
         monkeypatch.setattr(export.os, "rename", lambda *ends: (_ for _ in ()).throw(OSError(5, "Input/output error")))
-    if call == 8:  # there are eight files
+    if call == 9:  # there are nine files
         assert exported(work, run, "a", f"users=[{users(run, 0)[0]}]").exists()
-        assert count[0] == 8
+        assert count[0] == 9
         return
     with pytest.raises(EnvironmentFault):
         exported(work, run, "a", f"users=[{users(run, 0)[0]}]")

@@ -40,7 +40,7 @@ def test_a_log_without_any_mapping(work: Work, log: Path, capsys: pytest.Capture
     assert "1,440" in out
     assert str(found["data"]) in out
     assert {path.name for path in work.directories("prepare")[0].iterdir()} >= {
-        "config.yaml", "overrides.json", "environment.json", "funnel.json", "manifest.json",
+        "config.yaml", "overrides.json", "environment.json", "card.json", "funnel.json", "manifest.json",
     }  # fmt: skip
 
 

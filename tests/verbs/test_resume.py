@@ -19,7 +19,7 @@ import pytest
 from reference.tiny_runs import Work, assert_same_run, ended, metrics, state, wait_for
 
 from metarec import cli
-from metarec.runs.rundir import verify
+from metarec.runs.rundir import verify, write_run_card
 
 META = (  # clipping, drawing and pulling: whatever depends on the order of the weights
     "train.steps=40", "train.eval_every=8", "train.checkpoint_every=12", "train.patience=0",
@@ -231,6 +231,68 @@ def test_damaged_pointers_are_set_anew(work: Work, whole: Callable[..., Path]) -
     assert_same_run(copy, whole(*META))
 
 
+def test_of_a_run_that_goes_on_the_one_before_the_last_is_kept(work: Work, whole: Callable[..., Path]) -> None:
+    """With its best, so that damage of the last costs one interval; all checkpoints damaged is a start from nothing."""
+    process = work.start_train(*META)
+    wait_for(lambda: lines(work) >= 45, process)  # step 38 of 40
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
+    (run,) = work.directories("train")
+    found = sorted((run / "checkpoints").glob("step-*"))
+    last, before = found[-1], found[-2]
+    assert int(last.name[5:]) - int(before.name[5:]) in (4, 8)
+    for path in found[-1:]:
+        flip(path / "tensors.safetensors")
+    second = work.start("train", f"resume={run}")
+    assert ended(second) == 0
+    told = work.output(second)
+    assert f"skipped {last.name}" in told
+    assert f"skipped {before.name}" not in told
+    assert_same_run(run, whole(*META))
+
+
+def test_where_every_checkpoint_is_damaged_the_run_starts_over(work: Work, whole: Callable[..., Path]) -> None:
+    copy = interrupted(work, whole(*META), 40)
+    for path in (copy / "checkpoints").glob("step-*"):
+        flip(path / "state.json")
+    resume(work)
+    assert_same_run(copy, whole(*META))
+
+
+def test_a_damaged_line_of_a_history_is_passed_over_and_said(
+    work: Work, whole: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A digit that flips leaves valid JSON. The checkpoints saved behind that line do not count any more."""
+    copy = interrupted(work, whole(*META), 40)
+    history = copy / "history.jsonl"
+    rows = history.read_bytes().splitlines(keepends=True)
+    (place,) = [number for number, row in enumerate(rows) if b'"step": 14, "kind": "train"' in row]
+    digit = rows[place].index(b'"loss": ') + len(b'"loss": ')
+    rows[place] = rows[place][:digit] + bytes([rows[place][digit] ^ 1]) + rows[place][digit + 1 :]
+    json.loads(rows[place])
+    history.write_bytes(b"".join(rows))
+    resume(work)
+    told = capsys.readouterr().err
+    assert f"skipped step-000040: {history}: damaged" in told
+    assert_same_run(copy, whole(*META))
+
+
+def test_a_damaged_run_card_is_refused(
+    work: Work, whole: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = interrupted(work, whole(*META), 40)
+    for name in ("config.yaml", "overrides.json", "environment.json", "card.json"):
+        kept = (copy / name).read_bytes()
+        flip(copy / name)
+        assert cli.main(["train", f"resume={copy}"]) == 4, name
+        assert f"error: {copy / name}: damaged" in capsys.readouterr().err
+        (copy / name).write_bytes(kept)
+    (copy / "card.json").unlink()  # a run of a metarec that wrote none
+    resume(work)
+    assert "card.json is missing, so nothing vouches for its config.yaml" in capsys.readouterr().err
+    assert_same_run(copy, whole(*META))
+
+
 def test_of_two_resumes_at_once_one_runs(work: Work, whole: Callable[..., Path]) -> None:
     """The second leaves with 5 and names the holder; after a kill of the holder the next start works at once."""
     assert killed(work, META, lambda: lines(work) >= 5) == -signal.SIGKILL
@@ -254,6 +316,6 @@ def test_data_that_changed_since_is_refused(
     copy = interrupted(work, whole(*META), 24)
     text = (copy / "config.yaml").read_text()
     assert "n_items: 30\n" in text
-    (copy / "config.yaml").write_text(text.replace("n_items: 30\n", "n_items: 31\n"))
+    write_run_card(copy, config_yaml=text.replace("n_items: 30\n", "n_items: 31\n"), overrides=[])
     assert cli.main(["train", f"resume={copy}"]) == 4
     assert "vocabulary" in capsys.readouterr().err

@@ -32,7 +32,8 @@ from metarec.verbs.warm_start import warm_start
 TUNE = ("evaluation.control.users=12", "evaluation.control.lrs=[0.3]", "logger.console=quiet")
 TINY = (*WORLD, *MODEL, *PRETRAIN, *TUNE, "residual.rank=2", "algorithm.teacher.users=50", "algorithm.teacher.chunk=8")
 GIVEN = ("algorithm.teacher.lr=0.5", "algorithm.teacher.steps=3")
-FILES = {"config.yaml", "environment.json", "manifest.json", "overrides.json", "start.safetensors", "teachers.json"}
+FILES = {"card.json", "config.yaml", "environment.json", "manifest.json", "overrides.json", "start.safetensors",
+         "teachers.json"}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
