@@ -24,7 +24,8 @@ from reference.tiny_runs import Work, metrics, same_bits, state, tensors
 from reliability.figures import figure, none_of, remembered
 
 NAME = "determinism"
-USERS, SESSIONS, EVENTS, ITEMS = 120, 4, 7, 25
+USERS, SESSIONS, EVENTS, ITEMS = 120, 10, 8, 25
+SHAPE = ("dataset.split.time_quantiles=[0.34,0.67]", "dataset.episodes.n_support=4", "dataset.episodes.n_query=4")
 Rows = list[tuple[Any, Any, int]]
 OF_PLACE = ("dataset", "cache_dir", "output_dir", "data_dir")  # keys of `config` that may differ
 
@@ -33,7 +34,7 @@ def log(seed: int = 0) -> Rows:
     """(user, item, time) of sessions in which an item is mostly followed by the next one."""
     rng, rows = random.Random(seed), []
     for user in range(USERS):
-        time, item = 1_600_000_000 + rng.randrange(40_000), rng.randrange(ITEMS)
+        time, item = 1_600_000_000 + rng.randrange(20_000), rng.randrange(ITEMS)
         for _ in range(SESSIONS):
             for _ in range(EVENTS):
                 rows.append((user * 7 + 3, item * 11 + 5, time))
@@ -126,7 +127,7 @@ def one_side(root: Path, side: Side, words: Sequence[str]) -> Path:
     root.mkdir(parents=True)
     given = [*words, *side.words]
     if side.write is not None:
-        given += ["dataset=events", f"dataset.path={side.write(root / side.file, side.change(log()))}"]
+        given += ["dataset=events", *SHAPE, f"dataset.path={side.write(root / side.file, side.change(log()))}"]
     return Work(root, root / "cache").train(*given)
 
 

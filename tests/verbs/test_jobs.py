@@ -17,16 +17,17 @@ from metarec.verbs import jobs
 
 @pytest.fixture
 def asleep(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[str]]:
-    """In place of runs, processes that sleep; those that were started."""
+    """In place of runs, processes that sleep and do not hear SIGTERM; those that were started."""
     made: list[subprocess.Popen[str]] = []
     real = subprocess.Popen
 
     class Popen(real):  # type: ignore[type-arg,misc,valid-type]
         def __init__(self, command: list[str], **options: Any) -> None:
             job = "metarec" in command  # not git, which the run card asks
-            super().__init__([sys.executable, "-c", "import time; time.sleep(60)"] if job else command, **options)
+            deaf = {"preexec_fn": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)} if job else {}
+            sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+            super().__init__(sleep if job else command, **options, **deaf)
             if job:
-                self.send_signal(signal.SIGSTOP)
                 made.append(self)
 
     monkeypatch.setattr(jobs.subprocess, "Popen", Popen)
@@ -58,7 +59,7 @@ def later(action: Any) -> None:
 def test_a_killed_job_is_told_by_its_signal(
     number: int, said: str, asleep: list[subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    later(lambda: (asleep[0].send_signal(number), asleep[0].send_signal(signal.SIGCONT)))
+    later(lambda: asleep[0].send_signal(number))
     with pytest.raises(jobs.Failed) as failed:
         run(tmp_path / "a")
     assert failed.value.exit_code == 5
@@ -68,7 +69,7 @@ def test_a_killed_job_is_told_by_its_signal(
 def test_a_hung_job_ends_with_its_patience(
     asleep: list[subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM does not reach a stopped process; after PATIENCE it is killed."""
+    """It is asked, and killed when PATIENCE is over."""
     monkeypatch.setattr(jobs, "PATIENCE", 0.3)
     later(jobs.stop_jobs)
     with pytest.raises(jobs.Failed):
