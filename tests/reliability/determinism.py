@@ -2,9 +2,10 @@
 
 Pairs of whole runs, pretraining included, each with a cache of its own: nothing that one has made serves the other. Equal
 means every tensor of both checkpoints, the optimizer's among them, every line of the histories, the figures of every user,
-and metrics.json byte for byte, less `seconds` and `cost` (time, memory, host), `config` of where files lie, and, where
-the log is another file, what names it. Ids are told apart by their order (a user's split, an item's row), so the contract is
-for new names that keep it; with any other renaming other users are tested.
+and metrics.json byte for byte, less `seconds` and `cost` (time, memory, host), the directories in `config`, and, where the
+log is another file, its path and the key of its cached weights; where ids are others, the SHA-256 of the ids. Ids are told
+apart by their order (a user's split and an item's row follow from it), so the contract is for new names that keep it; with
+any other renaming other users are tested.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NAME = "determinism"
 USERS, SESSIONS, EVENTS, ITEMS = 120, 10, 8, 25
 SHAPE = ("dataset.split.time_quantiles=[0.34,0.67]", "dataset.episodes.n_support=4", "dataset.episodes.n_query=4")
 Rows = list[tuple[Any, Any, int]]
-OF_PLACE = ("dataset", "cache_dir", "output_dir", "data_dir")  # keys of `config` that may differ
+PLACES = ("cache_dir", "output_dir")  # keys of `config` that may differ
 
 
 def log(seed: int = 0) -> Rows:
@@ -131,18 +132,21 @@ def one_side(root: Path, side: Side, words: Sequence[str]) -> Path:
     return Work(root, root / "cache").train(*given)
 
 
-def document(run: Path, *, same_log: bool) -> bytes:
-    """metrics.json less what may differ, as bytes."""
+def document(run: Path, names: str = "") -> dict[str, Any]:
+    """metrics.json less what may differ; `names`: also what names the "log", or the log and its "ids"."""
     found = {key: value for key, value in metrics(run).items() if key not in ("seconds", "cost")}
-    places = OF_PLACE if not same_log else OF_PLACE[1:]
-    found["config"] = {key: value for key, value in found["config"].items() if key not in places}
-    if not same_log:
-        found = {key: value for key, value in found.items() if key not in ("data_fingerprint", "vocabulary_sha256")}
-        found["funnel"] = None  # its first line names the file
-    return json.dumps(found, indent=1).encode()
+    found["config"] = {key: value for key, value in found["config"].items() if key not in PLACES}
+    if names:
+        found["config"]["dataset"].pop("path")
+        if isinstance(source := found["training"]["warm_start"], dict):
+            source.pop("key", None)  # in the cache, where pretrained weights lie by the files that they are made of
+    if names == "ids":
+        for key in ("data_sha256", "vocabulary_sha256"):
+            found["protocol"].pop(key)
+    return found
 
 
-def differences(a: Path, b: Path, *, same_log: bool, chunks: bool = False) -> list[str]:
+def differences(a: Path, b: Path, names: str = "", *, chunks: bool = False) -> list[str]:
     """What of two runs is not bitwise equal; `chunks`: their configurations differ in that, and are left out."""
     found = []
     for pointer in ("best", "last"):
@@ -154,24 +158,29 @@ def differences(a: Path, b: Path, *, same_log: bool, chunks: bool = False) -> li
         here, there = ((run / name).read_bytes() if (run / name).exists() else None for run in (a, b))
         if here != there:
             found.append(name)
-    left, right = (json.loads(document(run, same_log=same_log)) for run in (a, b))
-    keys = [key for key in {**left, **right} if not (chunks and key == "config")]
-    found += [f"metrics.json: {key}" for key in keys if left.get(key) != right.get(key)]
-    ours, theirs = (pq.read_table(run / "per_user.parquet") for run in (a, b))
-    names = [name for name in ours.column_names if same_log or name not in ("user", "user_id")]
-    if not ours.select(names).equals(theirs.select([name for name in names if name in theirs.column_names])):
-        found.append("per_user.parquet")
-    if same_log and not chunks and document(a, same_log=True) != document(b, same_log=True):
-        found.append("bytes of metrics.json")
-    return found
+    left, right = (document(run, names) for run in (a, b))
+    if chunks:
+        left.pop("config"), right.pop("config")
+    found += [f"metrics.json: {key}" for key in {**left, **right} if _text(left.get(key)) != _text(right.get(key))]
+    if _text(left) != _text(right) and not found:
+        found.append("bytes of metrics.json")  # the same values in another order
+    users = [pq.read_table(run / "per_user.parquet") for run in (a, b)]
+    if names == "ids":
+        users = [table.drop_columns("user_id") for table in users]
+    return found if users[0].equals(users[1]) else [*found, "per_user.parquet"]
+
+
+def _text(value: object) -> str:
+    """As it is written: 1 and 1.0, 0.0 and -0.0 differ, and so does the order of keys."""
+    return json.dumps(value, indent=1)
 
 
 def measure(number: int, root: Path) -> dict[str, Any]:
     """One pair."""
     pair, root = PAIRS[number], root / f"pair-{number}"
     runs = [one_side(root / name, side, pair.words) for name, side in (("a", pair.a), ("b", pair.b))]
-    same_log = pair.a.write is None
-    wrong = differences(runs[0], runs[1], same_log=same_log, chunks=pair.a.words != pair.b.words)
+    names = "ids" if pair.b.change is renamed else "log" if pair.a.write else ""
+    wrong = differences(runs[0], runs[1], names, chunks=pair.a.words != pair.b.words)
     if not wrong:
         shutil.rmtree(root)
     return {"what": pair.what, "wrong": wrong}
