@@ -290,9 +290,11 @@ def job(composed: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from metarec.config import command
     from metarec.config.check import checked
-    from metarec.config.compose import plain
+    from metarec.config.compose import config_from_yaml, plain
     from metarec.config.overrides import given_keys
+    from metarec.runs.parent import watch_launcher
 
     node = HydraConfig.get()
     verb, words, run_dir = str(node.job.config_name), list(node.overrides.task), Path(node.runtime.output_dir)
@@ -304,39 +306,16 @@ def job(composed: DictConfig) -> None:
         action()
         return 0
 
+    def rest() -> dict[str, Any]:
+        stored = (run_dir / "config.yaml").read_text(encoding="utf-8")
+        return go_on(verb, config_from_yaml(stored, verb), run_dir, words)
+
     if node.mode == RunMode.MULTIRUN:
-        launched = str(node.runtime.choices.get("hydra/launcher")) == "joblib"
-        _ended.append(sweep_job(verb, words, run_dir, Path(node.sweep.dir), int(node.job.num), action, launched))
+        place = command.Place(Path(node.sweep.dir), run_dir, int(node.job.num))
+        watch_launcher(str(node.runtime.choices.get("hydra/launcher")) == "joblib")
+        _ended.append(command.job(verb, words, place, action, rest))
     else:
         _ended.append(guarded(alone))
-
-
-def sweep_job(
-    verb: str, words: list[str], run_dir: Path, directory: Path, number: int, action: Callable[[], dict[str, Any]],
-    launched: bool,
-) -> int:  # fmt: skip
-    """One job of the sweep in `directory`, or what is left of it; its exit code. Only a signal ends more than the job."""
-    from metarec.config import command
-    from metarec.config.compose import config_from_yaml
-    from metarec.config.sweep import Record, recorded
-    from metarec.runs import parent
-
-    parent.watch_launcher(launched)
-    start = command.Command.read(directory).starts
-    if command.done(verb, run_dir, words):
-        return 0
-    if command.tried(run_dir, start):
-        return 1  # the summary has its code
-
-    def rest() -> dict[str, Any]:
-        stored = run_dir / "config.yaml"
-        if verb not in RESUMABLE or not stored.is_file():
-            return action()
-        (run_dir / "manifest.json").unlink(missing_ok=True)  # killed before its record: it is measured again
-        return go_on(verb, config_from_yaml(stored.read_text(encoding="utf-8"), verb), run_dir, words)
-
-    with command.running(directory, Record(number, words, "interrupted", directory=str(run_dir), start=start)):
-        return recorded(number, words, run_dir, rest, start)
 
 
 def _summarise(directory: Path, planned: Sequence[Sequence[str]]) -> int:

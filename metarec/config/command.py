@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,9 +20,11 @@ from typing import Any
 
 from metarec.config.arguments import Arguments
 from metarec.config.overrides import Checked
-from metarec.config.sweep import RECORD, Record, read_record, write_json, write_record
+from metarec.config.sweep import RECORD, Record, read_record, recorded, write_json, write_record
 from metarec.durable import replace_file
 from metarec.errors import CheckpointError, EnvironmentFault
+from metarec.runs import parent
+from metarec.runs.lock import wait_free
 from metarec.runs.manifest import read_sealed, sealed_bytes
 
 FILE, KIND, FORMAT = "command.json", "metarec-sweep", 1
@@ -101,6 +103,36 @@ def running(sweep: Path, record: Record) -> Iterator[None]:
         yield
     finally:
         marker.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is: its sweep's directory, its own, its number."""
+
+    sweep: Path
+    run: Path
+    number: int
+
+
+def job(
+    verb: str, words: list[str], at: Place, begin: Callable[[], dict[str, Any]], go_on: Callable[[], dict[str, Any]]
+) -> int:
+    """One job of a sweep, or what is left of it; its exit code. Only a signal ends more than the job."""
+    start = Command.read(at.sweep).starts
+    if done(verb, at.run, words):
+        return 0
+    if tried(at.run, start):  # begun again behind a killed worker; the summary has its code
+        return EnvironmentFault.exit_code
+
+    def rest() -> dict[str, Any]:
+        if verb not in SEALED or not (at.run / "config.yaml").is_file():
+            return begin()
+        wait_free(at.run, parent.GONE)
+        (at.run / "manifest.json").unlink(missing_ok=True)  # killed before its record: it is measured again
+        return go_on()
+
+    with running(at.sweep, Record(at.number, words, "interrupted", directory=str(at.run), start=start)):
+        return recorded(at.number, words, at.run, rest, start)
 
 
 def left(sweep: Path, status: str, exit_code: int, reason: str) -> int:

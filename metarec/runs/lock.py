@@ -61,6 +61,12 @@ def hold(run_dir: Path, *, timeout: float = _PATIENCE, way_out: str = "start a n
         lock.release()
 
 
+def wait_free(run_dir: Path, seconds: float) -> None:
+    """Wait until nobody writes ``run_dir``, at most so long: a job whose starter was killed has a moment to save."""
+    with suppress(EnvironmentFault), hold(run_dir, timeout=seconds):
+        pass
+
+
 def _holder(run_dir: Path) -> str:
     """Words for a message only: whoever the file names may have gone in this instant."""
     try:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 STDIN, PID = "METAREC_ENDS_WITH_STDIN", "METAREC_ENDS_WITH_PID"
 GRACE = 3.0  # seconds between the request and the end
 POLL = 0.25
+GONE = GRACE + 5.0  # seconds in which an orphan has let go of what it wrote, on a busy machine
 
 
 def watch() -> None:

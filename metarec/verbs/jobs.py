@@ -18,6 +18,7 @@ from metarec.config.compose import config_to_yaml
 from metarec.config.schema import TrainConfig
 from metarec.errors import EnvironmentFault, MetarecError, Stopped
 from metarec.runs import parent, rundir
+from metarec.runs.lock import wait_free
 
 PATIENCE = 60.0  # seconds that a job may take to save and end once it was asked to
 _running: set[subprocess.Popen[str]] = set()
@@ -40,6 +41,8 @@ def run_job(directory: Path, job: TrainConfig, overrides: Sequence[str], way_out
     if not (directory / "config.yaml").exists():
         directory.mkdir(parents=True, exist_ok=True)
         rundir.write_run_card(directory, config_yaml=config_to_yaml(job), overrides=overrides)
+    else:
+        wait_free(directory, parent.GONE)
     command = [sys.executable, "-m", "metarec", "train", f"resume={directory}"]
     with (directory / "output.log").open("a") as out, (directory / "errors.log").open("w+") as errors:
         process = subprocess.Popen(

@@ -49,8 +49,8 @@ class Jobs:
             path = directory / f"{number}_{'_'.join(job.overrides)}"
             path.mkdir(exist_ok=True)
             given = list(job.overrides)
-            action = partial(self.run, verb, job.config, path, False, given)
-            cli.sweep_job(verb, given, path, directory, number, action, False)
+            begin, go_on = (partial(self.run, verb, job.config, path, resume, given) for resume in (False, True))
+            command.job(verb, given, command.Place(directory, path, number), begin, go_on)
 
     def ran(self) -> list[tuple[int, bool]]:
         """Those since the last look."""
