@@ -14,7 +14,7 @@ import pytest
 
 from metarec import cli
 from metarec.config import command
-from metarec.config.compose import config_to_yaml
+from metarec.config.compose import config_to_yaml, slug
 from metarec.config.overrides import Job
 from metarec.config.sweep import RECORD, Record, read_record, write_record
 from metarec.errors import DataError, DivergedError
@@ -46,7 +46,7 @@ class Jobs:
         """One after the other as Hydra's own launcher does, which composes each of them anew for a third of a second."""
         assert key == "hydra.sweep.dir"
         for number, job in enumerate(self.planned):
-            path = directory / f"{number}_{'_'.join(job.overrides)}"
+            path = directory / f"{number}_{slug(','.join(job.overrides))}"
             path.mkdir(exist_ok=True)
             given = list(job.overrides)
             begin, go_on = (partial(self.run, verb, job.config, path, resume, given) for resume in (False, True))

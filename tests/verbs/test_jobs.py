@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,6 @@ def run(directory: Path) -> None:
 
 def later(action: Any) -> None:
     """Do it once a job is running."""
-    import threading
-    import time
 
     def body() -> None:
         while not jobs._running:
@@ -72,7 +72,9 @@ def test_a_hung_job_ends_with_its_patience(
     """It is asked, and killed when PATIENCE is over."""
     monkeypatch.setattr(jobs, "PATIENCE", 0.3)
     later(jobs.stop_jobs)
+    began = time.monotonic()
     with pytest.raises(jobs.Failed):
         run(tmp_path / "a")
+    assert time.monotonic() - began < 30  # it would sleep for 60
     assert asleep[0].returncode == -signal.SIGKILL
     assert not jobs._running
