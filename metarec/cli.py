@@ -1,7 +1,8 @@
 """The `metarec` command: take the verb, check everything, hand over to Hydra, run, turn failures into exit codes.
 
     metarec train residual=off seed=3        one run in OUTPUT_DIR/train/<timestamp>_<random>/
-    metarec train -m residual=off,on         a sweep: each job in a directory of its own below such a one
+    metarec train -m residual=off,on         a sweep: each job in a directory of its own below such a one; given again it
+                                             goes on with the jobs that are missing
     metarec train -m hydra/sweeper=optuna    a search of validation figures, docs/search.md
     metarec train resume=RUN_DIR             carry on with a run or a search; nothing is composed for a run
     metarec compare RUN...                   finished runs side by side; metarec report RUN... makes a page of them
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from metarec.config.arguments import Arguments
+    from metarec.config.overrides import Checked
     from metarec.config.schema import Config
 
 # what a disk or an owner does, wherever it happens; other OSErrors are bugs
@@ -50,6 +52,9 @@ def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return its exit code."""
+    from metarec.runs.parent import watch
+
+    watch()
     words = list(sys.argv[1:] if argv is None else argv)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -131,10 +136,9 @@ def read(verb: str, words: list[str]) -> int:
 def launch(verb: str, words: list[str]) -> int:
     """Check the words after the verb and run what they ask for; raises MetarecError."""
     from metarec.config.arguments import new_directory, parse
-    from metarec.config.compose import quoted
     from metarec.config.overrides import check_words
     from metarec.config.search import is_search
-    from metarec.config.threads import asks_for_joblib, divided
+    from metarec.config.threads import asks_for_joblib
 
     args = parse(verb, words)
     if is_search(args.overrides):
@@ -149,29 +153,77 @@ def launch(verb: str, words: list[str]) -> int:
     for key, fix in (("run.dir", "use output_dir=DIR"), ("sweep.dir", "use output_dir=DIR"), ("mode", "use -m")):
         if f"hydra.{key}" in checked.hydra_keys:
             raise ConfigError(f"hydra.{key}", "set", "is set by metarec itself", fix)
-    key = "hydra.sweep.dir" if args.multirun else "hydra.run.dir"
     if not checked.jobs:
         raise ConfigError("command line", "-m", "no job to run", "give at least one value for each key")
-    threads, note = divided(checked.words, checked.jobs) if parallel else (None, None)
-    added = [] if threads is None else [threads]
-    if note is not None:
-        print(note, file=sys.stderr, flush=True)
+    if args.multirun:
+        return sweep(verb, args, checked, parallel=parallel)
     directory = new_directory(checked.jobs[0].config.output_dir, verb)
     _ended.clear()
     try:
-        hydra_main(verb, [*args.flags, *checked.words, *added, f"{key}={quoted(str(directory))}"])
-    except Exception as trouble:
-        from metarec.config.compose import from_hydra, is_composition_trouble
+        compose_and_run(verb, [*args.flags, *checked.words], "hydra.run.dir", directory)
+    finally:
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()  # refused before anything was written
+    return _ended[-1]
 
+
+def compose_and_run(verb: str, words: Sequence[str], key: str, directory: Path) -> None:
+    """`hydra_main` with its directory; what it refuses to compose is a ConfigError."""
+    from metarec.config.compose import from_hydra, is_composition_trouble, quoted
+
+    try:
+        hydra_main(verb, [*words, f"{key}={quoted(str(directory))}"])
+    except Exception as trouble:
         if is_composition_trouble(trouble):
             raise from_hydra(trouble, verb) from trouble
         raise
-    finally:
-        if args.multirun:
-            code = _summarise(directory, [[*job.overrides, *added] for job in checked.jobs])
-        elif directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()  # refused before anything was written
-    return code if args.multirun else _ended[-1]
+
+
+def sweep(verb: str, args: Arguments, checked: Checked, *, parallel: bool) -> int:
+    """The jobs that an earlier start of the same command has left, or all; raises MetarecError."""
+    from metarec.config import command
+    from metarec.config.arguments import new_directory
+    from metarec.config.sweep import collect
+    from metarec.config.threads import divided
+    from metarec.runs import parent
+    from metarec.runs.lock import hold
+
+    output_dir, asked = checked.jobs[0].config.output_dir, command.asked(verb, args, checked)
+    before = None if args.again else command.earlier(Path(output_dir), asked)
+    if before is None:
+        threads, note = divided(checked.words, checked.jobs) if parallel else (None, None)
+        if note is not None:
+            print(note, file=sys.stderr, flush=True)
+        card = command.Command(asked, () if threads is None else (threads,))
+        directory = new_directory(output_dir, verb)
+    else:
+        directory, card = before
+    planned = [[*job.overrides, *card.added] for job in checked.jobs]
+    with hold(directory, way_out="begin a new sweep by adding --again"):
+        if before is not None:
+            found = [record for record in collect(directory, planned)[: len(planned)] if record.directory]
+            where = {record.number: directory / Path(str(record.directory)).name for record in found}
+            ended = sum(command.done(verb, path, planned[number]) is not None for number, path in where.items())
+            what = f"going on with {directory}, where {ended} of {len(planned)} jobs are done"
+            print(f"the same command was given before: {what}; --again begins a new sweep", flush=True)
+            if ended == len(planned):
+                return _summarise(directory, planned)
+        card.begin(directory)
+        _ended.clear()
+        os.environ[parent.PID] = str(os.getpid())
+        try:
+            while True:
+                try:
+                    compose_and_run(verb, [*args.flags, *checked.words, *card.added], "hydra.sweep.dir", directory)
+                    break
+                except Exception as trouble:
+                    if not command.worker_killed(directory, trouble):
+                        raise
+        finally:
+            os.environ.pop(parent.PID, None)
+            command.left(directory, "interrupted", TERMINATED, "error: stopped with the sweep")
+            code = _summarise(directory, planned)
+        return code
 
 
 def search(verb: str, args: Arguments) -> int:
@@ -182,6 +234,8 @@ def search(verb: str, args: Arguments) -> int:
         raise ConfigError("hydra/sweeper", "optuna", f"metarec {verb} has nothing to search by", "use metarec train")
     if not args.multirun:
         raise ConfigError("hydra/sweeper", "optuna", "a search runs several jobs", "add -m")
+    if args.again:
+        raise ConfigError("command line", "--again", "a search without a storage begins anew by itself", "leave it out")
     need_optuna()
     asked = read_search(args.overrides, args.config_dir)
     from metarec.verbs.search import run_search
@@ -215,14 +269,19 @@ def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
     except (OSError, UnicodeDecodeError) as reason:
         what = "not readable, so this is no run directory"
         raise ConfigError(stored, reason, what, f"give OUTPUT_DIR/{verb}/RUN") from reason
+    go_on(verb, config_from_yaml(text, verb), run_dir)
+    return 0
+
+
+def go_on(verb: str, config: Config, run_dir: Path, words: Sequence[str] = ()) -> dict[str, Any]:
+    """Carry on with the run in `run_dir`, which its card vouches for; raises MetarecError."""
     from metarec.runs.lock import hold
     from metarec.runs.rundir import check_card
 
     with hold(run_dir):  # before torch is imported: whoever comes second is told at once
         for line in check_card(run_dir):
             print(line, file=sys.stderr, flush=True)
-        run_verb(verb, config_from_yaml(text, verb), run_dir, True)
-    return 0
+        return run_verb(verb, config, run_dir, True, words)
 
 
 _ended: list[int] = []  # exit codes of the jobs that ran in this process; Hydra passes no result through
@@ -233,10 +292,11 @@ def job(composed: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from metarec.config import command
     from metarec.config.check import checked
-    from metarec.config.compose import plain
+    from metarec.config.compose import config_from_yaml, plain
     from metarec.config.overrides import given_keys
-    from metarec.config.sweep import recorded
+    from metarec.runs.parent import watch_launcher
 
     node = HydraConfig.get()
     verb, words, run_dir = str(node.job.config_name), list(node.overrides.task), Path(node.runtime.output_dir)
@@ -248,8 +308,14 @@ def job(composed: DictConfig) -> None:
         action()
         return 0
 
+    def rest() -> dict[str, Any]:
+        stored = (run_dir / "config.yaml").read_text(encoding="utf-8")
+        return go_on(verb, config_from_yaml(stored, verb), run_dir, words)
+
     if node.mode == RunMode.MULTIRUN:
-        _ended.append(recorded(int(node.job.num), words, run_dir, action))
+        place = command.Place(Path(node.sweep.dir), run_dir, int(node.job.num))
+        watch_launcher(str(node.runtime.choices.get("hydra/launcher")) == "joblib")
+        _ended.append(command.job(verb, words, place, action, rest))
     else:
         _ended.append(guarded(alone))
 

@@ -21,6 +21,7 @@ class Arguments:
     config_dir: Path | None
     show: bool  # only print (--cfg, --info, --hydra-help): nothing runs
     flags: list[str]  # all options, as Hydra reads them
+    again: bool = False  # a sweep begins anew, whatever the same command has left
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,6 +33,7 @@ def parser_of(prog: str) -> argparse.ArgumentParser:
     """What may stand on the line beside key=value."""
     parser = _Parser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--run", "-r", action="store_true")
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--info", "-i", nargs="?", const="all")
@@ -61,7 +63,9 @@ def parse(verb: str, words: Sequence[str]) -> Arguments:
     show = found.cfg is not None or found.info is not None or found.hydra_help
     if found.multirun and (show or found.run):
         raise ConfigError("command line", "-m", "does not go with --run, --cfg or --info", "leave one of them out")
-    return Arguments(found.overrides, found.multirun, config_dir, show, flags)
+    if found.again and not found.multirun:
+        raise ConfigError("command line", "--again", "every run but a sweep begins anew by itself", "leave it out")
+    return Arguments(found.overrides, found.multirun, config_dir, show, flags, found.again)
 
 
 def new_directory(output_dir: str, verb: str) -> Path:

@@ -20,6 +20,7 @@ from metarec.config.show import show
 
 FLAGS = """\
   -m, --multirun          run every combination of values: seed=1,2 residual=off,on,[memory,context]
+                          given again it goes on with the jobs that are missing; --again begins a new one
                           with hydra/sweeper=optuna search them, with hydra/launcher=joblib run side by side: docs/search.md
   --cfg job [--resolve]   print the composed configuration and stop
   --info [defaults|...]   print where it comes from and stop

@@ -37,15 +37,16 @@ class Record:
     headline: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     seconds: float | None = None  # of the process; of a resumed trial, its last part
+    start: int = 0  # of a sweep: the command had been given so many times when the job last ran
 
 
-def recorded(number: int, words: list[str], run_dir: Path, action: Callable[[], dict[str, Any]]) -> int:
+def recorded(number: int, words: list[str], run_dir: Path, action: Callable[[], dict[str, Any]], start: int = 0) -> int:
     """Run one job and leave its record, whatever happens; only a signal goes on to end the whole. Returns its exit code.
 
     `action` returns {"headline": {name: value}}.
     """
     print(f"job {number}: {' '.join(words)}", flush=True)
-    record, began = Record(number, words, "interrupted", directory=str(run_dir)), time.monotonic()
+    record, began = Record(number, words, "interrupted", directory=str(run_dir), start=start), time.monotonic()
     try:
         record.headline = dict(action().get("headline", {}))
         record.status = "ok"
@@ -78,9 +79,14 @@ def recorded(number: int, words: list[str], run_dir: Path, action: Callable[[], 
 
 
 def read_record(directory: Path) -> Record | None:
-    """The record in a job's directory; None where there is none."""
-    path = directory / RECORD
-    return Record(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    """The record in a job's directory; None where there is none that can be read."""
+    try:
+        return Record(**json.loads((directory / RECORD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        print(f"note: {directory / RECORD}: damaged, so its job counts as not run", file=sys.stderr, flush=True)
+        return None
 
 
 def write_json(path: Path, value: object) -> None:
@@ -97,8 +103,8 @@ def collect(sweep_dir: Path, planned: Sequence[Sequence[str]]) -> list[Record]:
     """One record for each planned job, in order; one that left none was not run. A sampler's unplanned ones follow."""
     found = {}
     for path in sorted(sweep_dir.rglob(RECORD)):
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
-        found[record.number] = record
+        if record := read_record(path.parent):
+            found[record.number] = record
     records = [found.pop(number, Record(number, list(words), "not run")) for number, words in enumerate(planned)]
     return records + [found[number] for number in sorted(found)]
 
@@ -109,7 +115,7 @@ def exit_code(records: Sequence[Record]) -> int:
 
 
 def write_summary(sweep_dir: Path, records: Sequence[Record]) -> None:
-    """summary.json: the records in order of jobs, and how many ended in which way, zeros included."""
+    """sweep.json: the records in order of jobs, and how many ended in which way, zeros included."""
     counts = {status: sum(r.status == status for r in records) for status in ("ok", "failed", "interrupted", "not run")}
     write_json(sweep_dir / SUMMARY, {"jobs": [asdict(record) for record in records], "counts": counts})
 

@@ -25,7 +25,7 @@ _PATIENCE = 0.5  # seconds a second starter waits; also gives the holder time to
 
 
 @contextmanager
-def hold(run_dir: Path, *, timeout: float = _PATIENCE) -> Iterator[None]:
+def hold(run_dir: Path, *, timeout: float = _PATIENCE, way_out: str = "start a new run") -> Iterator[None]:
     """Hold the lock of ``run_dir`` (which must exist) inside the ``with`` block; inside of another such block of the same
     thread nothing more happens.
 
@@ -42,7 +42,7 @@ def hold(run_dir: Path, *, timeout: float = _PATIENCE) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise EnvironmentFault(
-            run_dir, _holder(run_dir), "another process is writing this run", "wait for it to end, or start a new run"
+            run_dir, _holder(run_dir), "another process is writing this run", f"wait for it to end, or {way_out}"
         ) from error
     except OSError as error:
         raise atomic.fault(run_dir / LOCK, error) from error
@@ -59,6 +59,12 @@ def hold(run_dir: Path, *, timeout: float = _PATIENCE) -> Iterator[None]:
         with suppress(OSError):  # it is words for a message only
             (run_dir / HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def wait_free(run_dir: Path, seconds: float) -> None:
+    """Wait until nobody writes ``run_dir``, at most so long: a job whose starter was killed has a moment to save."""
+    with suppress(EnvironmentFault), hold(run_dir, timeout=seconds):
+        pass
 
 
 def _holder(run_dir: Path) -> str:

@@ -1,4 +1,8 @@
-"""A training run in a process of its own: its peak memory is its own, and what kills it kills nothing else."""
+"""A training run in a process of its own: its peak memory is its own, and what kills it kills nothing else.
+
+It ends with the command that started it (`runs.parent`), and one that hangs holds up nobody who wants to stop: it is asked,
+and killed PATIENCE seconds later.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,11 @@ from pathlib import Path
 
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import TrainConfig
-from metarec.errors import MetarecError, Stopped
-from metarec.runs import rundir
+from metarec.errors import EnvironmentFault, MetarecError, Stopped
+from metarec.runs import parent, rundir
+from metarec.runs.lock import wait_free
 
+PATIENCE = 60.0  # seconds that a job may take to save and end once it was asked to
 _running: set[subprocess.Popen[str]] = set()
 _lock = threading.Lock()
 
@@ -35,10 +41,16 @@ def run_job(directory: Path, job: TrainConfig, overrides: Sequence[str], way_out
     if not (directory / "config.yaml").exists():
         directory.mkdir(parents=True, exist_ok=True)
         rundir.write_run_card(directory, config_yaml=config_to_yaml(job), overrides=overrides)
+    else:
+        wait_free(directory, parent.GONE)
     command = [sys.executable, "-m", "metarec", "train", f"resume={directory}"]
     with (directory / "output.log").open("a") as out, (directory / "errors.log").open("w+") as errors:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, env=dict(os.environ), text=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, parent.STDIN: "1"},
+        )  # fmt: skip
         assert process.stderr is not None
+        assert process.stdin is not None
         with _lock:
             _running.add(process)
         try:
@@ -48,26 +60,46 @@ def run_job(directory: Path, job: TrainConfig, overrides: Sequence[str], way_out
                     sys.stderr.write(line)
             code = process.wait()
         except KeyboardInterrupt:  # the job has had the signal as well, and saves
-            process.wait()
+            _wait(process)
             raise
         except BaseException:
             process.terminate()
-            process.wait()
+            _wait(process)
             raise
         finally:
+            process.stdin.close()
             with _lock:
                 _running.discard(process)
         errors.seek(0)
         said = [line.removeprefix("error: ").strip() for line in errors if line.startswith("error: ")]
     if code in (130, 143):
         raise Stopped(signal.Signals(code - 128).name, directory.name, "stopped as asked", way_out, code - 128)
+    if code < 0:
+        reason = f"its process was ended by {ended_by(-code)}, see {directory / 'errors.log'}"
+        raise Failed("job", directory.name, "failed", reason, EnvironmentFault.exit_code)
     if code:
         reason = said[-1] if said else f"exit code {code}, see {directory / 'errors.log'}"
         raise Failed("job", directory.name, "failed", reason, code)
 
 
+def ended_by(number: int) -> str:
+    """A signal that ended a process, by its name, with what it mostly means."""
+    name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
+    means = {"SIGKILL": "out of memory, or kill -9", "SIGSEGV": "a crash", "SIGBUS": "a crash", "SIGABRT": "a crash"}
+    return f"{name} ({means[name]})" if name in means else name
+
+
+def _wait(process: subprocess.Popen[str]) -> None:
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def stop_jobs() -> None:
-    """Ask every running job to save and end; they are waited for by whoever runs them."""
+    """Ask every running job to save and end; they are waited for by whoever runs them, and killed where they hang."""
     with _lock:
         for process in _running:
             process.terminate()
+            threading.Thread(target=_wait, args=(process,), daemon=True).start()

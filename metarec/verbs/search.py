@@ -214,7 +214,7 @@ class _Trials:
         record, code = read_record(one.directory), one.process.exitcode or 0
         if record is None or record.status == "interrupted":
             number = code - 128 if code > 128 else -code
-            name = signal.Signals(number).name if number else f"exit code {code}"
+            name = signal.Signals(number).name if number > 0 else f"exit code {code}"
             if number in (signal.SIGINT, signal.SIGTERM):
                 fix = f"go on by metarec train resume={self.directory}"
                 raise Stopped(name, f"trial {one.row.number}", "stopped as asked", fix, number)

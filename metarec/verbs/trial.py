@@ -2,7 +2,7 @@
 
 A trial is the run of one setting, or a run for each of several seeds in directories of their own below it. Each is an
 ordinary run that carries on where a kill left it; what had finished is not run again. The process ends with the search
-that started it, however that ends: at its next step, after a checkpoint.
+that started it, however that ends: at its next step, after a checkpoint, and within a few seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from metarec.config.sweep import recorded
 from metarec.errors import Pruned
 from metarec.runs import rundir
 from metarec.runs.lock import hold
+from metarec.runs.parent import end_now
 from metarec.verbs.train import run_train
 
 LOG = "output.log"
@@ -61,10 +61,10 @@ def _run(number: int, directory: str, runs: dict[str, list[str]], search: Connec
 
 
 def _end_with(parent: process.BaseProcess | None) -> None:
-    """Stop this process as a signal would, once its parent is gone."""
+    """Stop this process as a signal would, once its parent is gone; one that cannot save in a moment ends as it is."""
     assert parent is not None
     connection.wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+    end_now()
 
 
 def _trial(directory: Path, runs: Mapping[str, list[str]], search: Connection) -> dict[str, float]:

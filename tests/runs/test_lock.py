@@ -12,7 +12,7 @@ import filelock
 import pytest
 
 from metarec.errors import EnvironmentFault
-from metarec.runs.lock import HOLDER, hold
+from metarec.runs.lock import HOLDER, hold, wait_free
 
 HOLD = """
 import sys, time
@@ -105,3 +105,23 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with pytest.raises(EnvironmentFault, match="no locks, so two writers could not be told apart"), hold(tmp_path):
         pass
+
+
+def test_who_waits_for_an_orphan_waits_no_longer_than_it_lives(tmp_path: Path) -> None:
+    """Held by another thread, as by another process: for a moment, and for longer than anybody waits."""
+    for lives, waits in ((0.2, 10.0), (1.0, 0.1)):
+        taken = threading.Event()
+
+        def holder(lives: float = lives, taken: threading.Event = taken) -> None:
+            with hold(tmp_path):
+                taken.set()
+                time.sleep(lives)
+
+        thread = threading.Thread(target=holder)
+        thread.start()
+        assert taken.wait(60)
+        began = time.monotonic()
+        wait_free(tmp_path, waits)
+        assert thread.is_alive() == (waits < lives)
+        assert time.monotonic() - began < 9
+        thread.join()
