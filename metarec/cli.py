@@ -202,8 +202,8 @@ def sweep(verb: str, args: Arguments, checked: Checked, *, parallel: bool) -> in
     with hold(directory, way_out="begin a new sweep by adding --again"):
         if before is not None:
             found = [record for record in collect(directory, planned)[: len(planned)] if record.directory]
-            where = {record.number: directory / Path(str(record.directory)).name for record in found}
-            ended = sum(command.done(verb, path, planned[number]) is not None for number, path in where.items())
+            where = {directory / Path(str(record.directory)).name: record.overrides for record in found}
+            ended = sum(command.done(verb, path, own) is not None for path, own in where.items())
             what = f"going on with {directory}, where {ended} of {len(planned)} jobs are done"
             print(f"the same command was given before: {what}; --again begins a new sweep", flush=True)
             if ended == len(planned):

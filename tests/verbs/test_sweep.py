@@ -32,6 +32,11 @@ def test_four_jobs_four_directories_one_summary(work: Work, capsys: pytest.Captu
     assert out.count(f"sweep {sweep}") == 1
     assert "4 of 4 jobs ok" in out
 
+    before = {path: path.stat().st_mtime_ns for path in sweep.rglob("*/*")}
+    assert work.main("train", "-m", *tiny("residual=off,on"), "residual=off,on", "seed=1,2") == 0
+    assert f"going on with {sweep}, where 4 of 4 jobs are done" in capsys.readouterr().out  # Hydra's words, not those typed
+    assert {path: path.stat().st_mtime_ns for path in sweep.rglob("*/*")} == before
+
 
 def test_a_failing_job_ends_only_itself(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
     """The second job names weights that are not there, which only the run itself can find out."""
