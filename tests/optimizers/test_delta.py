@@ -313,12 +313,13 @@ def test_an_eigenvalue_problem_is_solved_only_for_a_new_largest(monkeypatch: pyt
     assert sum(one for one in solved if one > 0) < 2 * 3 * 30
 
 
+@pytest.mark.parametrize("width", [8, 130, 257])
 @pytest.mark.parametrize("rate", [0.01, 3.0, 1e6])
-def test_the_solve_without_look_ups_is_that_of_eigenvectors(rate: float) -> None:
-    """On both sides of where the inverse is trusted."""
+def test_the_solve_without_look_ups_is_that_of_eigenvectors(rate: float, width: int) -> None:
+    """On both sides of where the inverse is trusted; of wide ones by halves, odd ones too."""
     drawn = torch.Generator().manual_seed(1)
-    x, weight = (torch.randn(n, 8, generator=drawn, dtype=torch.float64) for n in (40, 5))
-    moment = x.T @ x / 40
-    whole = torch.eye(8, dtype=torch.float64) + rate * moment
+    x, weight = (torch.randn(n, width, generator=drawn, dtype=torch.float64) for n in (2 * width + 30, 5))
+    moment = x.T @ x / len(x)
+    whole = torch.eye(width, dtype=torch.float64) + rate * moment
     found = delta.solved(weight, rate, moment, None)
     torch.testing.assert_close(found, torch.linalg.solve(whole, weight, left=False), rtol=0, atol=1e-11)
