@@ -8,7 +8,8 @@
 
 A driver is a module of this directory with `NAME`, and `run(full, out)` that returns {"figures": [...]} of
 `figures.figure`: what was asked, what was measured, whether it was kept. `out` is a directory of its own, which stays
-until the driver is done. Each writes OUT/NAME.json, all together OUT/reliability.json. Exit code 1: a promise not kept.
+until the driver is done. Each writes OUT/NAME.json, all together OUT/reliability.json and its table, reliability.md. Exit
+code 1: a promise not kept.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ def show(document: dict[str, Any]) -> None:
 
 def main() -> int:
     """The exit code: 1 where a promise was not kept."""
+    from reliability import page
+
     every = drivers()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("driver", nargs="*", help=f"which; none = all of {', '.join(every)}")
@@ -100,11 +103,11 @@ def main() -> int:
         document = measure(every[name], asked.out, full=not asked.quick, again=asked.again)
         show(document)
         kept &= all(one["kept"] for one in document["figures"])
-    documents = [
-        json.loads((asked.out / f"{name}.json").read_text()) for name in every if (asked.out / f"{name}.json").exists()
-    ]
-    (asked.out / "reliability.json").write_text(json.dumps(documents, indent=2, allow_nan=False) + "\n")
-    print(f"figures in {asked.out / 'reliability.json'}")
+    paths = {name: asked.out / f"{name}.json" for name in every}
+    documents = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    (asked.out / "reliability.json").write_text(json.dumps([*documents.values()], indent=2, allow_nan=False) + "\n")
+    (asked.out / "reliability.md").write_text(page.table(documents))
+    print(f"figures in {asked.out / 'reliability.json'}, as a table in reliability.md")
     return 0 if kept else 1
 
 

@@ -34,7 +34,9 @@ def test_four_jobs_four_directories_one_summary(work: Work, capsys: pytest.Captu
 
     before = {path: path.stat().st_mtime_ns for path in sweep.rglob("*/*")}
     assert work.main("train", "-m", *tiny("residual=off,on"), "residual=off,on", "seed=1,2") == 0
-    assert f"going on with {sweep}, where 4 of 4 jobs are done" in capsys.readouterr().out  # Hydra's words, not those typed
+    assert (
+        f"going on with {sweep}, where 4 of 4 jobs are done" in capsys.readouterr().out
+    )  # Hydra's words, not those typed
     assert {path: path.stat().st_mtime_ns for path in sweep.rglob("*/*")} == before
 
 
