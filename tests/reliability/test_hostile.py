@@ -6,38 +6,18 @@ import os
 import pickle
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
 from reliability import hostile_files, hostile_files_drive, hostile_making, hostile_words, hostile_words_drive
 from reliability.hostile_files import Hostile
 from reliability.hostile_hook import watched
 from reliability.hostile_words import Words
 
 from metarec.config import overrides
-from metarec.config.compose import Composer
 
 FILES = [*hostile_files.LEGACY[::4], *hostile_files.CHECKPOINTS, *hostile_files.RUNS, *hostile_files.OTHERS]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shipped_files_composed_once() -> Iterator[None]:
-    """Remember what `Composer` reads of the shipped files: a third of a second for every case otherwise."""
-    patch = pytest.MonkeyPatch()
-    compose, seen = Composer._hydra, dict[tuple[str, ...], DictConfig]()
-
-    def remembered(self: Composer, verb: str, words: tuple[str, ...]) -> DictConfig:
-        if self._search:
-            return compose(self, verb, words)
-        if (verb, *words) not in seen:
-            seen[verb, *words] = compose(self, verb, words)
-        return seen[verb, *words]
-
-    patch.setattr(Composer, "_hydra", remembered)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

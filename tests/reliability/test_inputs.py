@@ -5,35 +5,13 @@ Every case as a process of its own: `python -m tests.reliability bad_inputs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
 from reliability import hostile_files_drive, inputs_corpus
 from reliability.inputs_config import LINES, STORED, Line, Stored
 from reliability.inputs_data import LOGS, Log
 from reliability.inputs_drive import faults
-
-from metarec.config.compose import Composer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shipped_files_composed_once() -> Iterator[None]:
-    """Remember what `Composer` reads of the shipped files: a third of a second for every case otherwise."""
-    patch = pytest.MonkeyPatch()
-    compose, seen = Composer._hydra, dict[tuple[str, ...], DictConfig]()
-
-    def remembered(self: Composer, verb: str, words: tuple[str, ...]) -> DictConfig:
-        if self._search:
-            return compose(self, verb, words)
-        if (verb, *words) not in seen:
-            seen[verb, *words] = compose(self, verb, words)
-        return seen[verb, *words]
-
-    patch.setattr(Composer, "_hydra", remembered)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

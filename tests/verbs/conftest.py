@@ -8,32 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from reference.composed_once import shipped_files_composed_once as shipped_files_composed_once
 from reference.image_runs import archive as archive
 from reference.image_runs import train as train
 from reference.tiny_runs import Work
 
-from metarec.config.compose import Composer
 from metarec.core import fused
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shipped_files_composed_once() -> Iterator[None]:
-    """Remember what `Composer` reads of the shipped files: a third of a second for every run otherwise."""
-    patch = pytest.MonkeyPatch()
-    compose, seen = Composer._hydra, dict[tuple[str, ...], DictConfig]()
-
-    def remembered(self: Composer, verb: str, words: tuple[str, ...]) -> DictConfig:
-        if self._search:
-            return compose(self, verb, words)
-        key = (verb, *words)
-        if key not in seen:
-            seen[key] = compose(self, verb, words)
-        return seen[key]
-
-    patch.setattr(Composer, "_hydra", remembered)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="session")
