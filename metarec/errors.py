@@ -55,9 +55,24 @@ class EnvironmentFault(MetarecError):
 
 
 class DivergedError(MetarecError):
-    """A loss, gradient or score that is not finite."""
+    """A loss, gradient or score that is not finite.
+
+    `task`: its number in the batch, where it is one task's; `user`: his row in the data, once somebody who knows has said.
+    """
 
     exit_code = 6
+
+    def __init__(self, where: object, value: object, what: str, fix: str, *, task: int | None = None) -> None:
+        super().__init__(where, value, what, fix)
+        self.task = task
+        self.user: int | None = None
+
+    def within(self, before: str = "", after: str = "") -> DivergedError:
+        """The same, of a place that is told better: `before` and `after` what it says already."""
+        where = ", ".join(part for part in (before, self.where, after) if part)
+        found = type(self)(where, self.value, self.what, self.fix, task=self.task)
+        found.user = self.user
+        return found
 
 
 class Stopped(MetarecError):

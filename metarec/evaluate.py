@@ -11,6 +11,7 @@ Shapes: T episodes, K support and Q query pairs, V items, n = T * Q targets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -29,6 +30,7 @@ from metarec.data.batches import Batcher
 from metarec.data.episodes import EpisodeRanges
 from metarec.errors import DivergedError
 from metarec.metrics import METRICS
+from metarec.metrics.finite import no_figure
 from metarec.metrics.lists import Had
 from metarec.metrics.perplexity import exponential
 from metarec.metrics.ranks import UNKNOWN, rank_and_top, rank_of_target, refuse_non_finite
@@ -117,12 +119,17 @@ def scored(tasks: Tasks, method: Method, *, support: bool = True) -> Scorer:
 def ranks(episodes: Judged, scorer: Scorer, ties: str, seen: Seen | None = None) -> tuple[Ints, Ints]:
     """Rank of every target [N, Q] and the ten best items [N, Q, 10] (1-based; fewer where the catalogue is smaller).
 
-    A place that holds no target (0: batches of unequal width) has rank 0; Q is that of the widest batch.
+    A place that holds no target (0: batches of unequal width) has rank 0; Q is that of the widest batch. Raises
+    DivergedError, with its user, where adaptation or a score is not finite.
     """
     found, top = [], []
     with torch.no_grad():
         for batch in episodes.batches():
-            rank, best = rank_batch(scorer(batch), batch, ties, seen)
+            try:
+                rank, best = rank_batch(scorer(batch), batch, ties, seen)
+            except DivergedError as error:
+                error.user = None if error.task is None else int(batch.user[error.task])
+                raise
             found.append(rank)
             top.append(best)
     return joined(found), joined(top)
@@ -189,9 +196,16 @@ def seen(batcher: Batcher, n_items: int) -> Seen:
 
 
 def monitored(rank: Ints, n_items: int) -> dict[str, float]:
-    """Every metric as a mean over targets, of any shape; rank 0 is no target."""
+    """Every metric as a mean over targets, of any shape; rank 0 is no target. DivergedError where one is not finite."""
     there = rank[rank > 0]
-    return {name: float(metric(there, n_items).mean()) for name, metric in METRICS.items()}
+    means = {name: float(metric(there, n_items).mean()) for name, metric in METRICS.items()}
+    for name, mean in means.items():
+        if not math.isfinite(mean):
+            values = METRICS[name](there, n_items)
+            bad = int(np.argmin(np.isfinite(values)))
+            task = int(np.argwhere(rank > 0)[bad][0]) if rank.ndim > 1 else None
+            raise no_figure(f"{name} of target {bad}", values[bad], task)
+    return means
 
 
 def pair_metrics(tasks: Tasks, batcher: Batcher, pairs: Ints, phi: Params, ties: str, device: torch.device,

@@ -20,7 +20,7 @@ from torch import Tensor
 from metarec.core.weights import Params
 from metarec.errors import CheckpointError, DivergedError
 from metarec.runs import checkpoint, lines
-from metarec.runs.guarded import Guarded, not_finite
+from metarec.runs.guarded import FIX, Guarded, not_finite, number, of_gradient
 from metarec.runs.history import History
 from metarec.runs.signals import Stop
 from metarec.runs.timescales import Timescales
@@ -212,7 +212,15 @@ def fit(
 
     def validation() -> float:
         nonlocal best
-        values = validate()
+        try:
+            values = validate()
+            for name, measured in values.items():
+                if not math.isfinite(measured):
+                    raise DivergedError(name, measured, "a figure that is not finite is none", FIX)
+        except DivergedError as error:
+            if guard is not None:
+                guard.refuse(at.step, error)
+            raise error.within(f"validation at step {at.step}") from error
         value = values[plan.monitor]
         if value > at.best_value:
             at.best_value, at.best_step = value, at.step
@@ -248,19 +256,21 @@ def fit(
                 group["lr"] = lr * rate
             began = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
+            gave_up: DivergedError | None = None
             if guard is not None:
                 guard.before_step()
             try:
                 with recording(), watched():
                     total, length = _differentiate(loss_at(at.step), leaves)
-            except DivergedError:  # of an inner loop, which has no loss to give any more
-                if guard is None or guard.judge.rules.on_nonfinite == "stop":
-                    raise
-                total, length = math.nan, torch.tensor(math.nan)
+            except DivergedError as error:  # of an inner loop, which has no loss to give any more
+                if guard is None:
+                    raise error.within(f"outer step {at.step}") from error
+                gave_up, total, length = error, number(error), torch.tensor(math.nan)
             norm = float(length)
             if guard is None:
-                _refuse(total, norm, at.step)
-            if good := guard is None or guard.lets_through(at.step, total, norm, keep=plan.saves(at.step)):
+                _refuse(total, norm, at.step, params)
+            keep = plan.saves(at.step)
+            if good := guard is None or guard.lets_through(at.step, total, norm, keep, gave_up):
                 if plan.clip_norm > 0:
                     torch.nn.utils.clip_grads_with_norm_(leaves, plan.clip_norm, length)
                 optimizer.step()
@@ -310,8 +320,8 @@ def _differentiate(found: Tensor | Iterable[Tensor], leaves: list[Tensor]) -> tu
     return total, torch.nn.utils.get_total_norm([p.grad for p in leaves if p.grad is not None])
 
 
-def _refuse(total: float, norm: float, step: int) -> None:
+def _refuse(total: float, norm: float, step: int, params: Params) -> None:
     """DivergedError where one of them is not finite."""
     for what, value in (("loss", total), ("gradient", norm)):
         if not math.isfinite(value):
-            raise not_finite(what, value, step)
+            raise not_finite(what, value, step, where=of_gradient(params) if what == "gradient" else "")

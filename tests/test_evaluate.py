@@ -35,7 +35,7 @@ from metarec.evaluate import (
     seen,
     tune_control,
 )
-from metarec.metrics import METRICS
+from metarec.metrics import METRICS, reciprocal_rank
 from metarec.models.gru4rec import GRU4Rec
 from metarec.objectives.cross_entropy import cross_entropy
 from metarec.tasks import Tasks
@@ -172,6 +172,18 @@ def test_single_pairs_score_as_in_their_episodes(small: Small) -> None:
     pairs = np.concatenate([np.arange(u * small.log.n_pairs + N_SUPPORT, u * small.log.n_pairs + 7) for u in range(7)])
     found = pair_metrics(small.tasks, small.log.batcher, pairs, small.params, "conservative", CPU, chunk=5)
     assert found == pytest.approx(monitored(small.slow_ranks(0.0, 0), N_ITEMS))
+
+
+def test_a_metric_that_is_not_finite_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its target and its episode; a place without a target (rank 0) is passed over."""
+    real = reciprocal_rank.reciprocal_rank
+    monkeypatch.setattr(
+        reciprocal_rank, "reciprocal_rank", lambda r, n: np.where(np.asarray(r) == 4, -np.inf, real(r, n))
+    )
+    assert monitored(np.array([[0, 3], [2, 1]]), N_ITEMS)["hr@1"] == 1 / 3
+    with pytest.raises(DivergedError, match=r"mrr of target 2: -inf: ") as told:
+        monitored(np.array([[0, 3], [2, 4]]), N_ITEMS)
+    assert told.value.task == 1
 
 
 @pytest.mark.parametrize("n_support", [0, 2, N_SUPPORT])

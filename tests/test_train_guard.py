@@ -221,6 +221,30 @@ def test_weights_that_overflow_are_rolled_back_before_a_validation() -> None:
         run(square, {"on_nonfinite": "skip"}, factor=factor)
 
 
+def test_a_moment_that_is_not_finite_is_seen_before_the_step(tmp_path: Path) -> None:
+    """An infinite second moment shows in nothing else; rolled back it is gone."""
+    params = start()
+    optimizer = adam(params)
+    guard = Guarded(Guard(Rules(on_nonfinite="rollback"), tmp_path / "events.jsonl"), params, optimizer)
+    guard.begin(0)
+    for step in range(3):
+        optimizer.zero_grad()
+        square(params, step).backward()
+        assert guard.lets_through(step, 1.0, 1.0, keep=step == 2)
+        if step < 2:
+            optimizer.step()
+    before = {name: value.clone() for name, value in moments(params, optimizer).items()}
+    optimizer.state[params["b"]]["exp_avg_sq"][0] = math.inf
+    assert not guard.lets_through(3, 1.0, 1.0, keep=False)
+    assert all(torch.equal(value, before[name]) for name, value in moments(params, optimizer).items())
+    optimizer.state[params["b"]]["exp_avg"][0] = -math.inf
+    guard.judge.rules = Rules(on_nonfinite="skip")  # which does not mend it
+    with pytest.raises(DivergedError, match=r"outer step 4: inf: the optimizer's state is not finite \(exp_avg of b\)"):
+        guard.lets_through(4, 1.0, 1.0, keep=False)
+    events = [(e["kind"], e["action"], e["where"]) for e in read_history(tmp_path / "events.jsonl")]
+    assert events == [("nonfinite_state", "rollback", "exp_avg_sq of b"), ("nonfinite_state", "stop", "exp_avg of b")]
+
+
 def test_weights_whose_sum_overflows_are_finite() -> None:
     params = {"w": torch.full((2,), 3e38).requires_grad_()}
     guard = Guarded(Guard(Rules()), params, torch.optim.SGD(params.values(), lr=0.1))

@@ -85,7 +85,7 @@ class Forget:
             task = int((~trace.isfinite()).nonzero()[0])
             what = "the second moment of its inputs is not finite; no weight has moved in this step"
             fix = "lower algorithm.inner.lr or algorithm.inner.steps"
-            raise DivergedError(_where(name, step, task), float(trace[task]), what, fix)
+            raise DivergedError(_where(name, step, task), float(trace[task]), what, fix, task=task)
         if self.form == "proximal" or not len(trace) or float(trace.max()) * self.decay < LIMIT:
             return rate
         clips = self.unstable == "clip"
@@ -172,4 +172,4 @@ def _unstable(name: str, step: int, task: int, decay: float, top: Tensor) -> Div
         f"lower algorithm.inner.decay to below {LIMIT / float(top.max()):.2g}, or set algorithm.inner.form=proximal or "
         "algorithm.inner.unstable=clip"
     )
-    return DivergedError(_where(name, step, task), f"{decay * largest:.4g}", what, fix)
+    return DivergedError(_where(name, step, task), f"{decay * largest:.4g}", what, fix, task=task)

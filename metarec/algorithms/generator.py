@@ -216,6 +216,7 @@ class Generator:
         """
         assert isinstance(support_loss, Shown)
         made = self.generate(phi, support_loss)
+        _check_finite(made)
         loop = at_test(self.inner, lr, self.refine_steps if steps is None else steps)
         return inner.adapt(support_loss, phi, n_tasks, loop, began=made) if loop.steps else made
 
@@ -232,6 +233,7 @@ class Generator:
         assert isinstance(support_loss, Shown)
         alone = self.fine_tune_from is not None and step >= self.fine_tune_from
         made = self.generate(phi, self.thinned(support_loss, step))
+        _check_finite(made)
         loop = replace(self.inner, steps=self.refine_steps)
         total = support_loss.pairs.new_zeros(n_tasks)
         if self.loss.task or alone:
@@ -277,3 +279,8 @@ class Generator:
                 apart = (made[name].dense() - number).flatten(1).square().sum(1)
                 each.append(apart / max(taught.sizes[name], TINY))
         return torch.stack(each).mean(0)
+
+
+def _check_finite(made: Mapping[str, FastWeight]) -> None:
+    offsets = {name: weight.offset for name, weight in made.items() if weight.offset is not None}
+    inner.check_offsets(offsets, "as generated")

@@ -120,7 +120,7 @@ def adapt(
     task starts from, in place of `phi` for all.
 
     A tensor that the loss does not use stays without offset. Raises DivergedError, naming step and task, when a support
-    loss is not finite.
+    loss is not finite, and task and weight where what it ends with is not.
     """
     *_, last = path(support_loss, phi, n_tasks, loop, second_order=second_order, began=began)
     return last
@@ -146,6 +146,8 @@ def path(
     for number in range(loop.steps):
         run = _Step(support_loss, phi, loop, number, second_order)
         moving, offsets = (run.recomputed if second_order and loop.recompute else run)(moving, offsets)
+        if number + 1 == loop.steps:
+            check_offsets(offsets, f"after {loop.steps} inner steps")
         yield weights(number + 1)
 
 
@@ -274,4 +276,28 @@ def _check_finite(losses: Tensor, step: int) -> None:
             float(losses[task].detach()),
             "the support loss is not finite",
             "lower algorithm.inner.lr or algorithm.inner.steps",
+            task=task,
         )
+
+
+def check_offsets(offsets: Mapping[str, Offset], place: str) -> None:
+    """DivergedError, naming task and weight, where what a task has learned is not finite.
+
+    An infinite weight need not show in a loss: a saturated gate is 0 or 1, an item scored -inf has probability 0. What is
+    not finite once stays so, so the end of a path tells of all of it. One sum over what is stored, no matrix is formed.
+    """
+    parts = [part.detach() for offset in offsets.values() for part in tensors(offset)]
+    if not parts or math.isfinite(float(torch.stack([part.sum() for part in parts]).sum())):
+        return
+    for name, offset in offsets.items():
+        for part in tensors(offset):
+            finite = torch.isfinite(part.detach())
+            if not bool(finite.all()):  # else a sum alone has overflown
+                at = (~finite).nonzero()[0]
+                raise DivergedError(
+                    f"{place}, task {int(at[0])} of the batch",
+                    float(part.detach()[tuple(at)]),
+                    f"the adapted weights are not finite ({name})",
+                    "lower algorithm.inner.lr or algorithm.inner.steps",
+                    task=int(at[0]),
+                )

@@ -24,6 +24,14 @@ def plain_json(value: object, where: str) -> Any:
     return _plain(value, where, ())
 
 
+def no_figure(where: str, value: float, task: int | None = None) -> DivergedError:
+    """The refusal of a metric's value that is not finite; `task`: its number in a batch, or its row among episodes."""
+    what = "a metric that is not finite has no mean"
+    return DivergedError(
+        where, float(value), what, "see the metric's function: of a rank it has to be finite", task=task
+    )
+
+
 def or_none(value: Any) -> float | None:
     """A figure of `metrics.intervals`, where NaN says that there is none; never a diverged one."""
     return None if np.isnan(value) else float(value)

@@ -156,4 +156,5 @@ def refuse_non_finite(scores: Tensor) -> None:
         line[column].item(),
         "a score that is not finite has no rank",
         "lower the step sizes (algorithm.inner.lr, optimizer.lr) or evaluate an earlier checkpoint",
+        task=row[0] if row else None,
     )

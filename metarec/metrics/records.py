@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metarec.metrics import METRICS
+from metarec.metrics.finite import no_figure
 
 Ints = npt.NDArray[np.int64]
 
@@ -65,9 +66,17 @@ class TargetRecords:
 
     @cached_property
     def values(self) -> npt.NDArray[np.float64]:
-        """Metric values [n, methods x metrics], metrics fastest."""
+        """Metric values [n, methods x metrics], metrics fastest; DivergedError, of a user, where one is not finite."""
         columns = [metric(rank, self.n_items) for rank in self.ranks.values() for metric in METRICS.values()]
-        return np.stack(columns, axis=1)
+        values: npt.NDArray[np.float64] = np.stack(columns, axis=1)
+        finite = np.isfinite(values)
+        if not bool(finite.all()):
+            row, column = np.argwhere(~finite)[0].tolist()
+            method, metric = list(self.ranks)[column // len(METRICS)], list(METRICS)[column % len(METRICS)]
+            error = no_figure(f"{method}, {metric} of target {row}", values[row, column])
+            error.user = int(self.user[row])
+            raise error
+        return values
 
     def column(self, method: str, metric: str) -> int:
         """The column of ``values`` that holds ``metric`` of ``method``."""

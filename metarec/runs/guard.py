@@ -22,6 +22,7 @@ FLOOR = 1e-3  # of the mean: the least deviation that a threshold reckons with
 HALVED = 0.5  # factor of the rate at each rollback
 NONFINITE = ("nonfinite_loss", "nonfinite_gradient", "nonfinite_weights")
 KINDS = (*NONFINITE, "spike")
+RARE = ("nonfinite_state", "nonfinite_validation")  # of the optimizer, of what is measured: counted where there are any
 ACTIONS = ("warn", "skip", "rollback", "stop")
 FILE, PRETRAIN_FILE = "events.jsonl", "pretrain_events.jsonl"
 
@@ -55,6 +56,7 @@ class Event:
     threshold: float | None
     action: str
     why: str = ""  # of a stop that was not asked for: what ran out
+    where: str = ""  # the tensor, or the inner step and the user; "" = nobody knows
 
     def record(self, **more: Any) -> dict[str, Any]:
         """A line of events.jsonl; JSON has no NaN, so what is not finite stands as text."""
@@ -66,7 +68,8 @@ class Event:
             "threshold": self.threshold,
             "action": self.action,
         }
-        return {**line, **({"why": self.why} if self.why else {}), **more}
+        told = {"why": self.why, "where": self.where}
+        return {**line, **{key: text for key, text in told.items() if text}, **more}
 
 
 @dataclass
@@ -140,12 +143,15 @@ class Guard:
         self.skips_in_a_row = 0
         return None
 
-    def judge_weights(self, step: int, largest: float) -> Event | None:
-        """The same of the weights after the step, by their largest size; skipping would come too late for them."""
+    def judge_weights(self, step: int, largest: float, kind: str = "nonfinite_weights") -> Event | None:
+        """The same of the weights after the step, by their largest size; skipping would come too late for them.
+
+        Also of the optimizer's state before it (`kind` nonfinite_state), which every later step would find as it is.
+        """
         if math.isfinite(largest):
             return None
         action = "rollback" if self.rules.on_nonfinite == "rollback" else "stop"
-        return self.decide(step, "nonfinite_weights", largest, None, action)
+        return self.decide(step, kind, largest, None, action)
 
     def decide(self, step: int, kind: str, value: float, threshold: float | None, wanted: str) -> Event:
         """The event with the action that is left: a rollback or a skip too many is a stop. Counts it."""
@@ -189,9 +195,11 @@ def counted(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Events by kind and by action, and the factor of the rate that is left: `guard` of metrics.json."""
     found = list(events)
     actions = {name: sum(event["action"] == name for event in found) for name in ACTIONS}
+    kinds = {name: sum(event["kind"] == name for event in found) for name in (*KINDS, *RARE)}
+    kinds = {name: count for name, count in kinds.items() if count or name in KINDS}
     return {
         "events": len(found),
-        "kinds": {name: sum(event["kind"] == name for event in found) for name in KINDS},
+        "kinds": kinds,
         "actions": actions,
         "rate": HALVED ** actions["rollback"],
     }
@@ -206,4 +214,5 @@ def said(event: Mapping[str, Any]) -> str:
         f" to step {event['to']}, rate x {event['rate']:g}" if event["action"] == "rollback" and "to" in event else ""
     )
     why = f" ({event['why']})" if event.get("why") else ""
-    return f"step {event['step']}, {str(event['kind']).replace('_', ' ')}: {found}{above}, {event['action']}{back}{why}"
+    what = str(event["kind"]).replace("_", " ") + (f" ({event['where']})" if event.get("where") else "")
+    return f"step {event['step']}, {what}: {found}{above}, {event['action']}{back}{why}"

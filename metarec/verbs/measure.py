@@ -30,6 +30,7 @@ from metarec.residual.off import NoResidual
 from metarec.runs import atomic
 from metarec.verbs import amortised
 from metarec.verbs.anchoring import Anchoring
+from metarec.verbs.naming import named
 from metarec.verbs.showing import Showing
 from metarec.verbs.weighting import UNIFORM, Weighting, weighting_of
 
@@ -143,7 +144,8 @@ def measure(
     found, tops = {}, {}
     own = scorers(bench, trained, control, lr=lr, steps=steps)
     for name, scorer in {**rows_of, **own}.items():
-        found[name], tops[name] = ranks(episodes, scorer, bench.evaluation.ties, bench.seen())
+        with named(bench, before=f"{name} on {split}"):
+            found[name], tops[name] = ranks(episodes, scorer, bench.evaluation.ties, bench.seen())
     more = amortised.Found()
     if amortised.generates(trained.algorithm, bench.evaluation):
         assert trained.phi is not None
@@ -154,9 +156,10 @@ def measure(
         found, tops = found | more.ranks, tops | more.tops
     found |= bench.optimum(episodes, split)
     rows = records(episodes, found, bench.n_items, bench.repeats(episodes), bench.about(episodes))
-    document = summarise(
-        rows, n_resamples=bench.evaluation.bootstrap, confidence=bench.evaluation.confidence, seed=seed
-    )
+    with named(bench, before=split):
+        document = summarise(
+            rows, n_resamples=bench.evaluation.bootstrap, confidence=bench.evaluation.confidence, seed=seed
+        )
     document["beyond"] = bench.beyond(episodes, tops)
     document["control"] = {k: v for k, v in asdict(control).items() if k != "tried"}
     document["tuning"] = {name: row.tuning for name, row in panel.rows.items() if row.tuning is not None}

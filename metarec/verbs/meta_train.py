@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -17,12 +18,14 @@ from metarec.benches import AnyBench, SequenceBench
 from metarec.config.schema import MetaConfig, TrainConfig
 from metarec.core.seeding import generator
 from metarec.core.weights import Params
+from metarec.errors import DivergedError
 from metarec.evaluate import Control, monitored, ranks, scored
 from metarec.objectives.surprise import Surprise
 from metarec.report.progress import progress
 from metarec.residual import Residual
 from metarec.runs import checkpoint
 from metarec.runs.guard import FILE
+from metarec.runs.guarded import FIX
 from metarec.runs.history import History, Listener
 from metarec.runs.memory import Peak
 from metarec.runs.memory_need import compared
@@ -33,6 +36,7 @@ from metarec.verbs import adapter, memory
 from metarec.verbs import measure as m
 from metarec.verbs.amortised import coverage
 from metarec.verbs.anchoring import Anchoring
+from metarec.verbs.naming import named
 from metarec.verbs.showing import Showing, Teachers
 from metarec.verbs.teachers import teachers_for
 from metarec.verbs.user_cost import user_cost
@@ -178,8 +182,9 @@ def meta_train(
 
     def validate() -> dict[str, float]:
         method = m.adapted(bench, trained(), steps=config.evaluation.test_steps)
-        found, _ = ranks(validation, scored(tasks, method), config.evaluation.ties, bench.seen())
-        return monitored(found, bench.prepared.n_items)
+        with named(bench, validation.user):
+            found, _ = ranks(validation, scored(tasks, method), config.evaluation.ties, bench.seen())
+            return monitored(found, bench.prepared.n_items)
 
     plan = Plan(
         steps, min(section.eval_every, steps), section.patience, section.checkpoint_every,
@@ -295,8 +300,19 @@ def _losses(
         drawn = generator(config.seed, "query items", step, device)
         query = query_tasks.loss(batch.query, dropped, None, drawn, outside, recorded=True, surprise=surprise)
         support, query = showing.support(batch, support), showing.query(batch, query)
-        losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
-        yield losses.sum() / config.train.meta_batch_size
+        with named(bench, batch.user):
+            losses = algorithm.meta_losses(phi, support, query, batch.n_tasks, step)
+            loss = losses.sum() / config.train.meta_batch_size
+            if not math.isfinite(float(loss.detach())):  # which is read next in any case
+                _refuse(losses.detach())
+        yield loss
+
+
+def _refuse(losses: Tensor) -> None:
+    """DivergedError, of a task, for meta-losses [T] that are not finite; one by one they may be."""
+    for task in (~torch.isfinite(losses)).nonzero().flatten().tolist():
+        what, fix = "the loss is not finite; the weights are as before this step", FIX
+        raise DivergedError(f"task {task} of the batch", float(losses[task]), what, fix, task=task)
 
 
 def _keep_statistics(

@@ -15,6 +15,7 @@ from metarec.benches import AnyBench
 from metarec.core.offsets import Both, Offset, Rows, tensors
 from metarec.core.weights import FastWeight
 from metarec.verbs.measure import Trained, adapted
+from metarec.verbs.naming import named
 
 USERS = 8  # that are adapted to be counted
 INDEX_BYTES = 8  # of the number of a row
@@ -34,7 +35,8 @@ def user_cost(bench: AnyBench, trained: Trained, steps: int | None = None) -> Us
     assert trained.phi is not None
     assert trained.algorithm is not None
     batch = next(iter(bench.episodes("val", rows=bench.tuning_rows()[:USERS]).batches()))
-    own = adapted(bench, trained, steps=steps)(batch)
+    with named(bench, batch.user, "before the first step"):
+        own = adapted(bench, trained, steps=steps)(batch)
     offsets = [w.offset for w in own.values() if isinstance(w, FastWeight) and w.offset is not None]
     size = next(iter(trained.phi.values())).element_size()
     if (most_rows := most_rows_of(trained.residual)) is not None:

@@ -10,7 +10,7 @@ from reference.small_models import MODEL, furthest, leaves, tasks_over, weights
 
 from metarec.algorithms import inner
 from metarec.algorithms.inner import InnerLoop, adapt, path
-from metarec.core.offsets import Dense, LowRank, Rows
+from metarec.core.offsets import Dense, LowRank, Offset, Rows
 from metarec.core.weights import FastWeight, Params, Weights
 from metarec.errors import DivergedError
 from metarec.residual.on import FullResidual
@@ -95,6 +95,25 @@ def test_divergence_names_step_and_task() -> None:
 
     with pytest.raises(DivergedError, match="inner step 1, task 2 of the batch: inf: the support loss is not finite"):
         adapt(loss, weights(), 4, InnerLoop(0.3, 3))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_adapted_weights_that_are_not_finite_name_task_and_weight(bad: float) -> None:
+    """In any form, and one whose sum alone overflows is let through."""
+    dense, ids, rows = torch.zeros(4, 3), torch.tensor([[0, 1]] * 4), torch.zeros(4, 2, 2)
+    factors = torch.zeros(4, 1, 3), torch.zeros(4, 1, 2)
+    good: dict[str, Offset] = {"b": Dense(dense), "w": LowRank.of(*factors), "e": Rows(ids, rows, 5)}
+    inner.check_offsets(good, "after 2 inner steps")
+    inner.check_offsets({"b": Dense(torch.full((4, 3), 3e38))}, "after 2 inner steps")
+    inner.check_offsets({}, "after 2 inner steps")
+    for name, part, at in (("b", dense, (3, 1)), ("w", factors[1], (1, 0, 1)), ("e", rows, (2, 1, 0))):
+        part[at] = bad
+        with pytest.raises(
+            DivergedError, match=rf"after 2 inner steps, task {at[0]} of the batch: .*\({name}\)"
+        ) as told:
+            inner.check_offsets(good, "after 2 inner steps")
+        assert told.value.task == at[0]
+        part[at] = 0.0
 
 
 def test_huge_steps_diverge_with_a_name() -> None:

@@ -131,7 +131,8 @@ def test_growing_along_the_inputs_ends_the_run_with_6_and_a_clip_goes_on(
     words = (*HEAD, "algorithm.inner.rule=delta", "algorithm.inner.decay=1000")
     assert work.main("train", *tiny(*words), *words) == 6
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
-    assert line.startswith("error: delta rule, fc.weight, inner step 0, task ")
+    assert line.startswith("error: before the first step, delta rule, fc.weight, inner step 0, task ")
+    assert ", user u0" in line
     assert "no weight has moved in this step -- lower algorithm.inner.decay to below" in line
     assert losses(work.train(*words, "algorithm.inner.unstable=clip"))
     assert losses(work.train(*words, "algorithm.inner.form=proximal"))

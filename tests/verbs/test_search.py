@@ -180,7 +180,7 @@ def test_failed_and_pruned_trials_and_the_search_goes_on(work: Work, capsys: pyt
     assert json.loads((search / "best.json").read_text())["trial"] == 0
     told = capsys.readouterr()
     assert "3 of 3 trials: 1 ok, 1 pruned, 1 failed" in told.out
-    assert "trial 1: error: inner step 0" in told.err
+    assert "trial 1: error: outer step 1, inner step 0" in told.err
     assert "Traceback" not in told.err
 
 
