@@ -123,7 +123,7 @@ def main() -> int:
     print(f"{home}: {' '.join(pins)}", flush=True)
     began, code = time.monotonic(), 0
     for command in (
-        [python, "-m", "pip", "install", "-q", *pins],
+        [python, "-m", "pip", "install", "-q", *pins, "editables"],  # by which hatchling installs a checkout in place
         [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)],
         [python, "-m", "pip", "check"],
         [python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"--junitxml={report}", *SMOKE],
