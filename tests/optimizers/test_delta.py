@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,20 @@ def test_clipped_it_forgets_the_worst_input_wholly(product: float) -> None:
     left = 1 - product if product < 2 else 0.0
     torch.testing.assert_close(params["w"].detach() @ x, left * (before @ x), rtol=0, atol=1e-12)
     assert optimizer.shown()["delta_largest"] == pytest.approx(product, rel=1e-6)
+
+
+def test_a_step_behind_a_larger_one_is_clipped_too() -> None:
+    """3 is below the 7 that there was, and not below 2."""
+    _, x, params, optimizer = one_position(7.0, SGD, unstable="clip")
+    optimizer.step()
+    with torch.no_grad():
+        params["w"].copy_(torch.ones_like(params["w"]))
+    again = x * math.sqrt(3 / 7)
+    with optimizer.recording(), inputs.reading(True, params):
+        (ops.linear(again[None, None], params["w"]).sum() * 0).backward()
+    optimizer.step()
+    torch.testing.assert_close(params["w"].detach() @ x, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert optimizer.shown()["delta_largest"] == pytest.approx(7.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("eta", [1e-3, 0.5, 40.0])
