@@ -136,16 +136,17 @@ def read(verb: str, words: list[str]) -> int:
 def launch(verb: str, words: list[str]) -> int:
     """Check the words after the verb and run what they ask for; raises MetarecError."""
     from metarec.config.arguments import new_directory, parse
+
+    args = parse(verb, words)
+    if verb in RESUMABLE and not args.show and any(word.startswith("resume=") for word in args.overrides):
+        return resume(verb, args.overrides, multirun=args.multirun)
     from metarec.config.overrides import check_words
     from metarec.config.search import is_search
     from metarec.config.threads import asks_for_joblib
 
-    args = parse(verb, words)
     if is_search(args.overrides):
         return search(verb, args)
     parallel = args.multirun and asks_for_joblib(args.overrides)
-    if verb in RESUMABLE and not args.show and any(word.startswith("resume=") for word in args.overrides):
-        return resume(verb, args.overrides, multirun=args.multirun)
     checked = check_words(verb, args.overrides, multirun=args.multirun, config_dir=args.config_dir, rules=not args.show)
     if args.show:
         hydra_main(verb, [*args.flags, *checked.words])
@@ -245,8 +246,7 @@ def search(verb: str, args: Arguments) -> int:
 
 def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
     """``metarec VERB resume=RUN_DIR`` (a search's directory, too), alone; raises MetarecError."""
-    from metarec.config.compose import config_from_yaml
-    from metarec.config.search import FILE, need_optuna
+    from metarec.config.arguments import SEARCH
     from metarec.contained import refuse_links
 
     word = next(word for word in overrides if word.startswith("resume="))
@@ -259,7 +259,9 @@ def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
     if not run_dir.is_dir():
         raise ConfigError("resume", run_dir, "no such run directory", f"give OUTPUT_DIR/{verb}/RUN")
     refuse_links(run_dir)  # a resume writes to what is there: histories, locks
-    if verb == "train" and (run_dir / FILE).is_file():
+    if verb == "train" and (run_dir / SEARCH).is_file():
+        from metarec.config.search import need_optuna
+
         need_optuna()
         from metarec.verbs.search import resume_search
 
@@ -269,7 +271,12 @@ def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
     except (OSError, UnicodeDecodeError) as reason:
         what = "not readable, so this is no run directory"
         raise ConfigError(stored, reason, what, f"give OUTPUT_DIR/{verb}/RUN") from reason
-    go_on(verb, config_from_yaml(text, verb), run_dir)
+    from metarec.runs.lock import hold
+
+    with hold(run_dir):  # before anything heavy is imported: whoever comes second is told at once
+        from metarec.config.compose import config_from_yaml
+
+        go_on(verb, config_from_yaml(text, verb), run_dir)
     return 0
 
 
@@ -278,7 +285,7 @@ def go_on(verb: str, config: Config, run_dir: Path, words: Sequence[str] = ()) -
     from metarec.runs.lock import hold
     from metarec.runs.rundir import check_card
 
-    with hold(run_dir):  # before torch is imported: whoever comes second is told at once
+    with hold(run_dir):
         for line in check_card(run_dir):
             print(line, file=sys.stderr, flush=True)
         return run_verb(verb, config, run_dir, True, words)

@@ -13,6 +13,8 @@ from typing import NoReturn
 from metarec.durable import sync
 from metarec.errors import ConfigError, EnvironmentFault
 
+SEARCH = "search.json"  # of a search's directory: what `resume` tells it by
+
 
 @dataclass(frozen=True)
 class Arguments:

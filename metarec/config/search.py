@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from metarec.config.arguments import SEARCH
 from metarec.config.check import Walk, raise_all
 from metarec.config.fields import type_hints
 from metarec.config.overrides import SWEEPER, Checks, checks, is_hydra, normalise
@@ -27,7 +28,7 @@ from metarec.config.threads import threads_each
 from metarec.errors import CheckpointError, ConfigError, EnvironmentFault, nearest
 from metarec.options import ranged
 
-FILE, FORMAT = "search.json", 1
+FILE, FORMAT = SEARCH, 1
 OPTIONS = "hydra.sweeper"
 N_TRIALS = 20
 # Not to be chosen by validation figures, or trials with different ones could not be compared.

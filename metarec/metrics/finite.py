@@ -7,10 +7,9 @@ JSON file of a run goes through ``plain_json``; a figure that does not exist (th
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from metarec.errors import DivergedError
 
@@ -34,12 +33,12 @@ def no_figure(where: str, value: float, task: int | None = None) -> DivergedErro
 
 def or_none(value: Any) -> float | None:
     """A figure of `metrics.intervals`, where NaN says that there is none; never a diverged one."""
-    return None if np.isnan(value) else float(value)
+    return None if math.isnan(value) else float(value)
 
 
 def ends(low: Any, high: Any) -> list[float] | None:
     """[low, high], or None without an interval."""
-    return None if np.isnan(low) else [float(low), float(high)]
+    return None if math.isnan(low) else [float(low), float(high)]
 
 
 def interval(mean: Any, low: Any, high: Any) -> dict[str, float | None]:
@@ -50,7 +49,8 @@ def interval(mean: Any, low: Any, high: Any) -> dict[str, float | None]:
 def _plain(value: object, where: str, keys: tuple[str, ...]) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
-    if isinstance(value, np.ndarray | np.generic):
+    np = sys.modules.get("numpy")  # whoever has not imported it has no value of it, and need not wait for it
+    if np is not None and isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist(), where, keys)
     if isinstance(value, int):
         return int(value)
