@@ -22,7 +22,7 @@ from metarec.algorithms.maml import MAML
 from metarec.core.batch import EpisodeBatch, PairBatch
 from metarec.core.offsets import Dense, LowRank
 from metarec.core.ops import linear, linear_rows
-from metarec.core.weights import FastWeight, Params, Weights
+from metarec.core.weights import FastWeight, Params, Weights, Read
 from metarec.errors import DivergedError
 from metarec.residual.lora import LowRankResidual
 from metarec.residual.on import FullResidual
@@ -370,3 +370,15 @@ def test_nobody_asks_where_nothing_forgets(monkeypatch: pytest.MonkeyPatch) -> N
     """No tap keeps inputs, and no pass is told of, without the rule."""
     monkeypatch.setattr(inner.inputs, "_now", lambda pass_: pytest.fail("told"))
     adapt(tasks_over().loss(LOG.episodes(3, 1).support), weights(), 4, InnerLoop(LR, 2))
+
+
+def test_chunks_count_for_the_task_that_they_are_of() -> None:
+    """By plain loops; task 1 has twice the positions of task 0."""
+    x, real = normal(6, 3, 4, seed=1), torch.rand(6, 3, generator=torch.Generator().manual_seed(2)) < 0.7
+    owner = torch.tensor([1, 0, 1, 1, 0, 1])
+    pull = Forget(0.01, names=frozenset({"w"})).of({"w": [Read(x, real, owner)]}, 2, ("w",), 0)["w"]
+    for task in range(2):
+        rows = [x[c, n] for c in range(6) for n in range(3) if owner[c] == task and real[c, n]]
+        wanted = sum((torch.outer(row, row) for row in rows), torch.zeros(4, 4, dtype=torch.float64)) / len(rows)
+        assert pull.moment is not None
+        torch.testing.assert_close(pull.moment[task], wanted)
