@@ -22,7 +22,7 @@ from metarec.algorithms.maml import MAML
 from metarec.core.batch import EpisodeBatch, PairBatch
 from metarec.core.offsets import Dense, LowRank
 from metarec.core.ops import linear, linear_rows
-from metarec.core.weights import FastWeight, Params, Weights, Read
+from metarec.core.weights import FastWeight, Params, Read, Weights
 from metarec.errors import DivergedError
 from metarec.residual.lora import LowRankResidual
 from metarec.residual.on import FullResidual
@@ -375,7 +375,7 @@ def test_nobody_asks_where_nothing_forgets(monkeypatch: pytest.MonkeyPatch) -> N
 def test_chunks_count_for_the_task_that_they_are_of() -> None:
     """By plain loops; task 1 has twice the positions of task 0."""
     x, real = normal(6, 3, 4, seed=1), torch.rand(6, 3, generator=torch.Generator().manual_seed(2)) < 0.7
-    owner = torch.tensor([1, 0, 1, 1, 0, 1])
+    owner = torch.tensor([1, 0, 1, 1, 1, 0])
     pull = Forget(0.01, names=frozenset({"w"})).of({"w": [Read(x, real, owner)]}, 2, ("w",), 0)["w"]
     for task in range(2):
         rows = [x[c, n] for c in range(6) for n in range(3) if owner[c] == task and real[c, n]]
