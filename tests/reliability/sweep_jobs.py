@@ -94,10 +94,10 @@ CASES: dict[str, tuple[tuple[str, ...], int | None]] = {
     "killed": (BASIC, signal.SIGKILL),
     "left alone": (BASIC, None),
     "stopped": (BASIC, signal.SIGTERM),
-    "joblib, killed": (JOBLIB, signal.SIGKILL),
-    "joblib, stopped": (JOBLIB, signal.SIGTERM),
-    "joblib, left alone": (JOBLIB, None),
-}
+    "joblib killed": (JOBLIB, signal.SIGKILL),
+    "joblib stopped": (JOBLIB, signal.SIGTERM),
+    "joblib left alone": (JOBLIB, None),
+}  # a comma in a name would stand in the words of the jobs
 QUICK = ("killed",)
 
 
@@ -110,7 +110,7 @@ def run(full: bool, out: Path) -> dict[str, Any]:
     if full:
         unequal, pairs = list[str](), 0
         for name in names:
-            whole = "joblib, left alone" if name.startswith("joblib") else "left alone"
+            whole = "joblib left alone" if name.startswith("joblib") else "left alone"
             for job in done[names.index(name)]["kept"] if name != whole else ():
                 pairs += 1
                 ours, theirs = (_job(out / case, job) for case in (name, whole))
