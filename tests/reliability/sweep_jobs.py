@@ -16,6 +16,8 @@ from typing import Any
 from reference.tiny_runs import Work, ended, metrics, same_bits, tensors, tiny, wait_for
 from reliability.figures import figure, none_of, remembered
 
+from metarec.config.sweep import read_record
+
 NAME = "sweep_jobs"
 WAIT = 500.0  # seconds for a sweep on a busy machine
 BASIC: tuple[str, ...] = ()
@@ -31,8 +33,12 @@ def words(root: Path, launcher: tuple[str, ...]) -> list[str]:
 
 
 def finished(sweep: Path) -> dict[str, int]:
-    """Job -> when its figures were written."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in sweep.glob("*/manifest.json")}
+    """Job -> when its figures were written, of those whose record says ok: one that was killed in between is measured again."""
+    return {
+        path.parent.name: path.stat().st_mtime_ns
+        for path in sweep.glob("*/manifest.json")
+        if (record := read_record(path.parent)) and record.status == "ok"
+    }
 
 
 def case(root: Path, launcher: tuple[str, ...], number: int | None) -> dict[str, Any]:
