@@ -33,7 +33,7 @@ def words(root: Path, launcher: tuple[str, ...]) -> list[str]:
 
 
 def finished(sweep: Path) -> dict[str, int]:
-    """Job -> when its figures were written, of those whose record says ok: one that was killed in between is measured again."""
+    """Job -> when its figures were written, where its record says ok: one killed in between is measured again."""
     return {
         path.parent.name: path.stat().st_mtime_ns
         for path in sweep.glob("*/manifest.json")
