@@ -266,29 +266,29 @@ def resume(verb: str, overrides: list[str], *, multirun: bool) -> int:
         from metarec.verbs.search import resume_search
 
         return resume_search(run_dir)
-    try:
-        text = stored.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as reason:
+    if not stored.is_file():
         what = "not readable, so this is no run directory"
-        raise ConfigError(stored, reason, what, f"give OUTPUT_DIR/{verb}/RUN") from reason
+        raise ConfigError(stored, "no such file", what, f"give OUTPUT_DIR/{verb}/RUN")
+    go_on(verb, run_dir)
+    return 0
+
+
+def go_on(verb: str, run_dir: Path, words: Sequence[str] = ()) -> dict[str, Any]:
+    """Carry on with the run in `run_dir` by the configuration that its card vouches for; raises MetarecError."""
     from metarec.runs.lock import hold
 
     with hold(run_dir):  # before anything heavy is imported: whoever comes second is told at once
         from metarec.config.compose import config_from_yaml
+        from metarec.runs.rundir import check_card
 
-        go_on(verb, config_from_yaml(text, verb), run_dir)
-    return 0
-
-
-def go_on(verb: str, config: Config, run_dir: Path, words: Sequence[str] = ()) -> dict[str, Any]:
-    """Carry on with the run in `run_dir`, which its card vouches for; raises MetarecError."""
-    from metarec.runs.lock import hold
-    from metarec.runs.rundir import check_card
-
-    with hold(run_dir):
         for line in check_card(run_dir):
             print(line, file=sys.stderr, flush=True)
-        return run_verb(verb, config, run_dir, True, words)
+        stored = run_dir / "config.yaml"
+        try:
+            text = stored.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as reason:
+            raise ConfigError(stored, reason, "not readable", "start a new run") from reason
+        return run_verb(verb, config_from_yaml(text, verb), run_dir, True, words)
 
 
 _ended: list[int] = []  # exit codes of the jobs that ran in this process; Hydra passes no result through
@@ -301,7 +301,7 @@ def job(composed: DictConfig) -> None:
 
     from metarec.config import command
     from metarec.config.check import checked
-    from metarec.config.compose import config_from_yaml, plain
+    from metarec.config.compose import plain
     from metarec.config.overrides import given_keys
     from metarec.runs.parent import watch_launcher
 
@@ -316,8 +316,7 @@ def job(composed: DictConfig) -> None:
         return 0
 
     def rest() -> dict[str, Any]:
-        stored = (run_dir / "config.yaml").read_text(encoding="utf-8")
-        return go_on(verb, config_from_yaml(stored, verb), run_dir, words)
+        return go_on(verb, run_dir, words)
 
     if node.mode == RunMode.MULTIRUN:
         place = command.Place(Path(node.sweep.dir), run_dir, int(node.job.num))
