@@ -93,7 +93,7 @@ MUTATIONS: dict[str, tuple[list[tuple[Any, str, Any]], str, int]] = {
     ),
     "a checkpoint removed before the new one is in place": ([(checkpoint, "_put_in_place", _removed_first)], "lost", 140),
     "the best one pruned": ([(Store, "prune", _no_prune_but)], "lost", 40),
-    "a full disk that is not told": ([(atomic, "write_bytes", _swallowed)], "other end", 140),
+    "a full disk that is not told": ([(atomic, "write_bytes", _swallowed)], "an error of the disk that nobody", 140),
     "an error of the disk that is not put in words": ([(atomic, "fault", _raw)], "not told in one line", 40),
 }  # fmt: skip
 
