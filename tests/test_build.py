@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -67,3 +69,13 @@ def test_without_a_compiler_the_run_is_told_so_and_goes_on(
     told = capsys.readouterr()
     assert told.err == "hardware.compile: the run goes on without it: RuntimeError: no C++ compiler found\n"
     assert told.out == ""
+
+
+def test_a_start_without_compilation_does_not_wait_for_the_compiler() -> None:
+    """Its import is 1.3 s, and `torch.use_deterministic_algorithms` takes it along."""
+    code = (
+        "import sys, torch; from metarec.config.schema import HardwareConfig; from metarec.workbench import hardware; "
+        "hardware(HardwareConfig()); assert torch.are_deterministic_algorithms_enabled(); "
+        "sys.exit('torch._inductor.config' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
