@@ -103,8 +103,14 @@ def of_sums(sums: Array, counts: Array, *, n_resamples: int, seed: int) -> Drawn
     """
     counts = counts[:, None] if counts.ndim == 1 else counts
     mean = sums.sum(axis=0) / counts.sum(axis=0)
-    draws = [(drawn @ sums) / (drawn @ counts) for drawn in _draws(len(sums), n_resamples, seed)]
+    draws = [_by_column(drawn, sums) / _by_column(drawn, counts) for drawn in _draws(len(sums), n_resamples, seed)]
     return Drawn(mean, np.concatenate(draws), (sums - mean * counts) / counts.mean(axis=0))
+
+
+def _by_column(drawn: Array, table: Array) -> Array:
+    """drawn [n, U] times table [U, m], a column at a time: BLAS adds up a wider product in another order, and a figure
+    must not depend on what else a table holds."""
+    return np.stack([drawn @ np.ascontiguousarray(column) for column in table.T], axis=1)
 
 
 def per_user_sums(values: npt.ArrayLike, users: npt.ArrayLike) -> tuple[Array, Array]:
