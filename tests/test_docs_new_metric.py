@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import shutil
 import subprocess
@@ -132,23 +131,8 @@ def test_a_run_has_them_in_every_file_and_table(
     assert ">RBP</th>" in page and f">{HAD[1].heading}</th>" in page
 
 
-ONE_THREAD = "METAREC_TEST_ONE_THREAD"  # set in a process whose BLAS has one thread
-
-
-def test_the_order_of_the_lines_moves_no_other_figure() -> None:
-    """To the bit, where one thread multiplies: with several, BLAS adds up a product by its width, and one product draws the
-    intervals of all columns. How many it has is said before numpy is imported, hence the process."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", ONE_THREAD: "1"}
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::test_with_one_thread"]
-    root = Path(__file__).parent.parent
-    ended = subprocess.run(words, env=env, cwd=root, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stdout
-    assert "1 passed" in ended.stdout
-
-
-@pytest.mark.skipif(ONE_THREAD not in os.environ, reason="the test above runs it, in a process of one thread")
-def test_with_one_thread(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Holm's correction and its flips aside, which are of the whole table."""
+def test_the_order_of_the_lines_moves_no_other_figure(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit; Holm's correction and its flips aside, which are of the whole table."""
     before = metrics(work.train("evaluation.panel=none"))
     monkeypatch.setitem(OF_RANKS, *RBP)
     monkeypatch.setitem(OF_LISTS, *HAD)
