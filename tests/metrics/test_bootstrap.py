@@ -98,12 +98,12 @@ def test_figures_without_spread_and_two_users() -> None:
         assert (low[0], high[0]) == pytest.approx((min(values), max(values)))
 
 
-@pytest.mark.parametrize(("n_users", "n_resamples"), [(300, 50), (37, 3333)])
-def test_a_figure_does_not_depend_on_what_else_its_table_holds(n_users: int, n_resamples: int) -> None:
-    """To the bit. A product of matrices adds up by its width: of the first shape with two threads, of the second with one."""
+@pytest.mark.parametrize("n_users", [37, 300])
+def test_a_figure_does_not_depend_on_what_else_its_table_holds(n_users: int) -> None:
+    """To the bit. A product of matrices adds up by its width, with one thread too where its rows are odd."""
     drawn = np.random.default_rng(1)
     sums, counts = drawn.random((n_users, 120)), drawn.integers(1, 9, n_users).astype(np.float64)
-    whole = of_sums(sums, counts, n_resamples=n_resamples, seed=3).draws
+    whole = of_sums(sums, counts, n_resamples=3333, seed=3).draws
     for width in range(2, 120, 3):
-        part = of_sums(sums[:, :width], counts, n_resamples=n_resamples, seed=3).draws
+        part = of_sums(sums[:, :width], counts, n_resamples=3333, seed=3).draws
         assert np.array_equal(part, whole[:, :width])
