@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import tempfile
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import HealthCheck, Phase, settings
@@ -24,19 +27,21 @@ from metarec.errors import DataError
 START = 1_600_000_000  # seconds
 SPLIT = ["train", "test", "train", "train", "val", "train", "test", "valid", "train"]  # of nine users
 MINUTE = 60
-EXAMPLES = int(os.environ.get("METAREC_PROPERTY_EXAMPLES", "25"))
+ENGINE, COUNT = duckdb.connect, itertools.count()
+ASKED = os.environ.get("METAREC_PROPERTY_EXAMPLES")
 quick = settings(
-    max_examples=EXAMPLES,
+    max_examples=int(ASKED or 25),
     deadline=None,
-    derandomize="METAREC_PROPERTY_EXAMPLES" not in os.environ,  # the quick suite says the same every time
+    derandomize=ASKED is None,  # the quick suite says the same every time
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a failing example is small already; shrinking takes minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
+properties = settings(quick, max_examples=int(ASKED or 500))  # of episodes: twelve promises
 
 
 @st.composite
 def logs(draw: st.DrawFn, *, ties: bool = True, text_ids: bool | None = None) -> list[Row]:
-    """5-9 users of 6-14 events in about 3 hours, 6 items: sessions, repeats, ties and duplicates all occur.
+    """5-9 users of 10-18 events in about 4 hours, 6 items: sessions, repeats, ties and duplicates all occur.
 
     Their split column has users to train and to test; in half of the logs some validate, under any of the three words.
     Without ``ties`` the times of a user are distinct.
@@ -48,13 +53,15 @@ def logs(draw: st.DrawFn, *, ties: bool = True, text_ids: bool | None = None) ->
     words = draw(st.sampled_from([["train", "test"], ["train", "val", "test"]]))
     for number, user in enumerate(names[: draw(st.integers(5, 9))]):
         word = words[number % len(words)] if number < 3 else draw(st.sampled_from(words))
-        steps = draw(st.lists(st.integers(0 if ties else 1, 4), min_size=6, max_size=14))
+        steps = draw(st.lists(st.integers(0 if ties else 1, 4), min_size=10, max_size=18))
         time = START + draw(st.integers(0, 60)) * MINUTE
         for step in steps:
             time += [0, 1, 7 * MINUTE, 30 * MINUTE, 30 * MINUTE + 1][step]
-            item = draw(st.integers(1, 6)) * 5
-            said = draw(st.sampled_from(["val", "valid", "validation"])) if word == "val" else word
-            order, session = draw(st.integers(0, 3)), draw(st.integers(1, 2))
+            drawn = draw(
+                st.integers(0, 6 * 4 * 2 * 3 - 1)
+            )  # at once: a draw of its own for each takes half of the time
+            item, order, session = 5 * (1 + drawn % 6), drawn // 6 % 4, 1 + drawn // 24 % 2
+            said = ["val", "valid", "validation"][drawn // 48] if word == "val" else word
             rows.append(Row(user, item, time * 1_000_000, order, session, split=said))
     rows = draw(st.permutations(rows))
     for place, row in enumerate(rows):
@@ -77,7 +84,7 @@ def example_log() -> list[Row]:
 
 def shape(k: int = 2, q: int = 1, stride: int = 1, **options: Any) -> DatasetSpec:
     """Options that leave small logs some episodes."""
-    split = Split(by=options.pop("by", "user_disjoint"), fractions=[0.4, 0.3, 0.3], time_quantiles=[0.4, 0.6])
+    split = Split(by=options.pop("by", "user_disjoint"), fractions=[0.4, 0.3, 0.3], time_quantiles=[0.35, 0.65])
     columns = options.pop("columns", Columns())
     if split.by == "column":
         columns = replace(columns, split="split")
@@ -100,13 +107,44 @@ def write_log(rows: list[Row], path: Path) -> None:
     pq.write_table(pa.table(columns), path)
 
 
+class Scratch:
+    """A connection to an empty database inside one engine that all small logs share: an engine of its own takes longer to
+    start than a small log to prepare, and threads only get into each other's way."""
+
+    _engine: Any = None
+
+    def __init__(self, where: str, config: dict[str, Any]) -> None:
+        if Scratch._engine is None:
+            kept = {"preserve_insertion_order": config["preserve_insertion_order"]}
+            Scratch._engine = ENGINE(where, config=kept | {"threads": 1})
+            atexit.register(Scratch.end)
+        self._name = f"scratch_{next(COUNT)}"
+        self._connection = Scratch._engine.cursor()
+        self._connection.execute(f"ATTACH ':memory:' AS {self._name}; USE {self._name}")
+
+    @staticmethod
+    def end() -> None:
+        """Give the engine back; it says so at the end of the process if it is still held."""
+        Scratch._engine.close()
+        Scratch._engine = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def close(self) -> None:
+        """Drop the database and, with the connection, what was temporary."""
+        self._connection.execute(f"USE memory; DETACH {self._name}")
+        self._connection.close()
+
+
 def prepare_rows(rows: list[Row], spec: DatasetSpec) -> Prepared:
     """Prepare ``rows`` as a Parquet file; the directory outlives the call only as long as its maps are held."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.parquet"
         write_log(rows, path)
         spec.path = str(path)
-        with patch.object(store, "sync"):  # a third of the time is waiting for the disk
+        # a third of the time is waiting for the disk
+        with patch.object(store, "sync"), patch.object(duckdb, "connect", Scratch):
             prepared = prepare(spec, data_dir=None, cache_dir=Path(folder))
         for lazy in ("user_ids", "item_ids", "funnel", "counts"):
             getattr(prepared, lazy)
