@@ -68,6 +68,8 @@ class Composer:
         self._searched = list(searchpath)
         self._search = [f"hydra.searchpath=[{','.join(quoted(path) for path in searchpath)}]"] if searchpath else []
         self._done: dict[tuple[str, ...], DictConfig] = {}
+        # without the search path: metarec's own files, and what the installed launchers bring
+        self._shipped = Composer(()) if self._search else self
 
     def choices(self, group: str) -> list[str]:
         """The alternatives of a group, from every directory searched."""
@@ -78,8 +80,7 @@ class Composer:
     def compose(self, verb: str, choices: Sequence[str]) -> DictConfig:
         """The config under these group choices, Hydra's own node `guard`ed and taken out; raises ConfigError."""
         composed = self._hydra(verb, tuple(choices))
-        # without the search path: metarec's own files, and what the installed launchers bring
-        shipped = Composer(())._hydra(verb, tuple(word for word in choices if word.startswith("hydra/"))).hydra
+        shipped = self._shipped._hydra(verb, tuple(word for word in choices if word.startswith("hydra/"))).hydra
         guard(composed.hydra, shipped, self._searched)
         config = composed.copy()
         OmegaConf.set_struct(config, False)

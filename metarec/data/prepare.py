@@ -68,7 +68,7 @@ def finish(work: Path, meta: Meta, steps: Funnel, report: Report) -> None:
     leaky, note = splits.describe(meta.split_by, meta.has_clock, meta.time_cuts, n_late)
     meta = replace(meta, leaky=leaky, split_note=note + meta.split_note)
     report("checking every event, pair and episode")
-    guards.check(store.assemble(work, meta))
+    guards.check(replace(draft, **vars(meta)))
     store.seal(work, meta, {"steps": steps.plain(), "counts": split_counts(draft)})
 
 

@@ -327,7 +327,8 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_ids(path: Path, column: str = "id") -> np.ndarray:
-    ids = np.array(pq.read_table(path).column(column).to_pylist(), dtype=np.str_)
+    with pq.ParquetFile(path) as file:
+        ids = np.array(file.read([column]).column(column).to_pylist(), dtype=np.str_)
     ids.flags.writeable = False
     return ids
 

@@ -165,6 +165,54 @@ def same_where_both_know(one: Any, two: Any) -> bool:
     return True
 
 
+def check_removal(one: Prepared, rows: list[Row], spec: DatasetSpec, gone: str) -> bool:
+    """Property 10: the episodes of all others are the same; whether anything is left to compare."""
+    others = [row for row in rows if str(row.user) != gone]
+    two = prepare_or_none(others, spec)
+    if two is None:
+        return False
+    by = spec.split.by
+    # where nobody is drawn, nobody moves
+    all_stay = by == "leave_one_out" or (by == "column" and any((row.split or "").startswith("val") for row in others))
+    compared = 0
+    for split in store.SPLITS:
+        before, after = windows(one, split), windows(two, split)
+        for user in before.keys() & after.keys():
+            compared += 1
+            assert len(before[user]) == len(after[user])
+            assert all(same_where_both_know(*both) for both in zip(before[user], after[user], strict=True))
+        if all_stay:
+            assert before.keys() - {gone} == after.keys()
+    assert compared or not all_stay
+    return compared > 0
+
+
+def check_future_events(one: Prepared, rows: list[Row], spec: DatasetSpec, user: str) -> bool:
+    """Property 11: three more events of a user behind all others change no training window, and of nobody else anything;
+    whether there is something to compare."""
+    last, its = max(row.time for row in rows), next(row for row in rows if str(row.user) == user)
+    pause = 0 if spec.sessions.order == "real" else 31 * 60_000_000  # a session of their own
+    future = [
+        Row(its.user, spelt(its.item, n), last + pause + n * 60_000_000, 0, 1, split=its.split) for n in (5, 10, 15)
+    ]
+    two = prepare_or_none([*rows, *future], spec)
+    if two is None:
+        return False
+    before, after = windows(one, "train"), windows(two, "train")
+    assert before.keys() <= after.keys()
+    for name, of_user in before.items():
+        assert all(same_where_both_know(*both) for both in zip(of_user, after[name], strict=False))
+        assert len(of_user) <= len(after[name])
+    if spec.split.by != "user_time":  # whose cuts go by all events
+        for split in store.SPLITS:
+            before, after = windows(one, split), windows(two, split)
+            assert before.keys() - {user} == after.keys() - {user}
+            for name in before.keys() - {user}:
+                assert len(before[name]) == len(after[name])
+                assert all(same_where_both_know(*both) for both in zip(before[name], after[name], strict=True))
+    return True
+
+
 def check_no_history(
     length: np.ndarray, stride: int, n_tasks: int, sampler: str, at: tuple[int, int], before: list[tuple[int, int]]
 ) -> None:

@@ -1,7 +1,7 @@
 """Whole runs in a few seconds: the smallest options that still do every part of a run, and how two runs are compared.
 
 `Work.main` runs the command in this process. `Work.start` runs it in a process of its own, forked from a server that has
-imported everything, so that a process that is to be killed costs no import.
+imported everything (`reference.warm_server`), so that a process that is to be killed costs no import.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHOWN = ("logger.console=quiet", "logger.plots=false", "logger.every=1")
 TINY = (*WORLD, *MODEL, *PRETRAIN, *OUTER, *MEASURE, *SHOWN)
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["reference.tiny_runs", "metarec.verbs.train", "metarec.verbs.eval", "hydra.main"])
+_FORKS.set_forkserver_preload(["reference.warm_server"])
 
 
 def _start_server() -> None:
