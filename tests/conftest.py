@@ -9,6 +9,8 @@ from pathlib import Path
 
 # Tiny tensors: a second thread only spins, and pytest -n has the cores at work already. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# ranx, which metrics are compared with, is half a minute compiled and a moment interpreted. Before numba is imported.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 import pytest
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from hydra.core.config_store import ConfigStore
+from reference.composed_once import shipped_files_composed_once as shipped_files_composed_once
 
 from metarec import cli, parts
 from metarec.config.completion import first_words, split_line

@@ -26,7 +26,7 @@ from metarec.runs.rundir import verify
 
 NAME = "kill_anywhere"
 INSTANTS = 100
-QUICK = 5
+QUICK = 25
 AT_ONCE = 2
 LONGEST = 600.0  # seconds that a process may take; nothing of a tiny run takes so long
 
@@ -89,10 +89,11 @@ def measured(numbers: Iterable[int], out: Path, at_once: int) -> list[dict[str, 
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     known = {one["number"] for one in done}
     wholes = Wholes(out / "wholes", out / "cache")
-    for method in METHODS:
+    missing = [number for number in numbers if number not in known]
+    for method in {list(METHODS)[number % len(METHODS)]: None for number in missing}:
         wholes.of(method)
     with ThreadPoolExecutor(at_once) as pool, path.open("a") as file:
-        for one in pool.map(lambda number: instant(number, out, wholes), [n for n in numbers if n not in known]):
+        for one in pool.map(lambda number: instant(number, out, wholes), missing):
             file.write(json.dumps(one) + "\n")
             file.flush()
             done.append(one)
@@ -102,7 +103,7 @@ def measured(numbers: Iterable[int], out: Path, at_once: int) -> list[dict[str, 
 
 
 def run(full: bool, out: Path) -> dict[str, Any]:
-    """The figures over 100 instants, quick: one a method."""
+    """The figures over 100 instants, quick: five a method."""
     began, count = time.monotonic(), INSTANTS if full else QUICK
     done = measured(range(count), out, AT_ONCE if full else 1)
     wrong = [one["wrong"] for one in done if one["wrong"]]

@@ -19,6 +19,7 @@ from reliability import (
     storage_signals,
 )
 from reliability.__main__ import drivers
+from reliability.kill_runs import METHODS
 from reliability.soak import Sample
 
 from metarec.errors import CheckpointError
@@ -39,10 +40,18 @@ def test_promises_are_kept(driver: ModuleType, tmp_path: Path) -> None:
     assert [one for one in result["figures"] if not one["kept"]] == []
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_at_any_instant(method: str, tmp_path: Path) -> None:
+    """The quick size of the driver, a method at a time."""
+    of_method = range(list(METHODS).index(method), kill_anywhere.QUICK, len(METHODS))
+    done = kill_anywhere.measured(of_method, tmp_path, 1)
+    assert len(done) == 5
+    assert [one["wrong"] for one in done if one["wrong"]] == []
+    assert sum(len(one["kills"]) for one in done) > 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "driver", [kill_anywhere, storage_locks, storage_signals, soak], ids=lambda module: module.NAME
-)
+@pytest.mark.parametrize("driver", [storage_locks, storage_signals, soak], ids=lambda module: module.NAME)
 def test_promises_of_processes_are_kept(driver: ModuleType, tmp_path: Path) -> None:
     result = driver.run(False, tmp_path)
     assert [one for one in result["figures"] if not one["kept"]] == []

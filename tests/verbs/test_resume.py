@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import time
@@ -79,25 +78,6 @@ def test_killed_and_resumed_ends_with_the_same_bits(
     assert killed(work, words, lambda: lines(work) >= after) == -signal.SIGKILL
     resume(work)
     assert_same_run(work.directories("train")[0], whole(*words))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("instant", range(25))
-def test_killed_at_any_instant(instant: int, work: Work, whole: Callable[..., Path]) -> None:
-    """At a random moment of the whole run, cold cache included, and once more while it is being resumed."""
-    cold, words = Work(work.root, work.root / "cache"), SUPERVISED if instant % 3 == 0 else META
-    rng = random.Random(instant)
-    process = cold.start_train(*words)
-    wait_for(lambda: card(cold), process)
-    time.sleep(rng.uniform(0, 3))
-    process.kill()
-    if ended(process) != 0:
-        second = cold.start("train", f"resume={card(cold)}")
-        time.sleep(rng.uniform(0, 3))
-        second.kill()
-        if ended(second) != 0:
-            resume(cold)
-    assert_same_run(cold.directories("train")[0], whole(*words))
 
 
 def test_killed_while_pretraining_starts_over_and_ends_equal(work: Work, whole: Callable[..., Path]) -> None:
