@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after SIGINT and SIGTERM
+LONGEST = 500  # characters of each part of a line but the place
 
 
 class MetarecError(Exception):
@@ -23,11 +24,17 @@ class MetarecError(Exception):
         super().__init__(where, value, what, fix)
 
     def __str__(self) -> str:
-        line = f"{self.where}: {self.value}: {self.what} -- {self.fix}"
-        return " ".join(line.split())  # a value may hold line breaks; the promise is one line
+        line = f"{self.where}: {_short(self.value)}: {_short(self.what)} -- {_short(self.fix)}"
+        # a value comes from a file: it may hold line breaks, where the promise is one line, or what moves a terminal's cursor
+        return "".join(c if c.isprintable() else "?" for c in " ".join(line.split()))
 
     def __reduce__(self) -> tuple[type[MetarecError], tuple[Any, ...]]:
         return type(self), (self.where, self.value, self.what, self.fix)
+
+
+def _short(text: str) -> str:
+    """As much as can be read in a line; of a file's names and values nobody knows the length."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 80]} ... {text[-75:]}"
 
 
 class ConfigError(MetarecError):

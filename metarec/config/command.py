@@ -139,9 +139,10 @@ def left(sweep: Path, status: str, exit_code: int, reason: str) -> int:
     """Records of the jobs that were running when their processes ended, and how many there are."""
     found = sorted(sweep.glob(f"{RUNNING}*"))
     for marker in found:
-        record = Record(**json.loads(marker.read_text(encoding="utf-8")))
-        directory = Path(str(record.directory))
-        if read_record(directory) is None and directory.is_dir():
+        record = read_record(sweep, marker.name)
+        directory = Path(str(record.directory)) if record else sweep
+        inside = directory.resolve().is_relative_to(sweep.resolve())  # a file says where; it may be a stranger's
+        if record and inside and directory.is_dir() and read_record(directory) is None:
             write_record(directory, replace(record, status=status, exit_code=exit_code, error=reason))
         marker.unlink()
     return len(found)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from metarec import strict_json
 from metarec.config.arguments import SEARCH
 from metarec.config.check import Walk, raise_all
 from metarec.config.fields import type_hints
@@ -225,7 +225,7 @@ def stored_search(directory: Path) -> Search:
     """The search of a directory, checked anew. Raises CheckpointError for a file that is none of ours."""
     path = directory / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = strict_json.loads(path.read_bytes())
         assert found["format"] == FORMAT
         options = {k: v for k, v in found["options"].items() if v != _default(k)}
         words = [*found["words"], *found["drawn"], *(f"{OPTIONS}.{k}={_typed(v)}" for k, v in options.items())]

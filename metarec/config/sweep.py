@@ -18,6 +18,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from metarec import strict_json
 from metarec.durable import replace_file
 from metarec.errors import INTERRUPTED, TERMINATED, MetarecError, Pruned, Stopped
 
@@ -78,14 +79,14 @@ def recorded(number: int, words: list[str], run_dir: Path, action: Callable[[], 
     return record.exit_code
 
 
-def read_record(directory: Path) -> Record | None:
+def read_record(directory: Path, name: str = RECORD) -> Record | None:
     """The record in a job's directory; None where there is none that can be read."""
     try:
-        return Record(**json.loads((directory / RECORD).read_text(encoding="utf-8")))
+        return Record(**strict_json.loads((directory / name).read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
-        print(f"note: {directory / RECORD}: damaged, so its job counts as not run", file=sys.stderr, flush=True)
+        print(f"note: {directory / name}: damaged, so its job counts as not run", file=sys.stderr, flush=True)
         return None
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarec import strict_json
 from metarec.data.faults import shown
 from metarec.errors import DataError, nearest
 
@@ -61,9 +62,9 @@ def _checked(where: str, line: bytes) -> Example:
         value = f"byte {line[error.start]:#04x} at {error.start}"
         raise DataError(where, value, "the line is not UTF-8", "save the file as UTF-8") from None
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        raise DataError(where, shown(text), "the line is not JSON", FORM) from None
+        row = strict_json.loads(text)
+    except ValueError as error:
+        raise DataError(where, shown(text), f"the line is not JSON: {error}", FORM) from None
     if not isinstance(row, dict):
         raise DataError(where, shown(text), "the line is no JSON object", FORM)
     about = row.get("metadata")
@@ -80,11 +81,6 @@ def _text(where: str, row: dict[str, Any], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         raise DataError(where, _said(row, key), f"{key} is no text", FORM)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        what = f"{key} holds half of a surrogate pair, which is no character"
-        raise DataError(where, f"{key}: {shown(ascii(value))}", what, "write the whole pair") from None
     return value
 
 

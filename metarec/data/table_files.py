@@ -7,7 +7,6 @@ of a session, are streamed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from metarec import strict_json
 from metarec.data.faults import engine_faults
 from metarec.errors import DataError
 
@@ -127,11 +127,9 @@ def read_numbers(directory: Path) -> tuple[list[str], int] | None:
     if not path.exists():
         return None
     try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
+        numbers = strict_json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(
-            path, type(error).__name__, "not a JSON file in UTF-8", "write it again: {item id: number}"
-        ) from None
+        raise DataError(path, error, "not a JSON file in UTF-8", "write it again: {item id: number}") from None
     if not isinstance(numbers, dict) or not numbers or not all(type(n) is int for n in numbers.values()):
         raise DataError(
             path, type(numbers).__name__, "not an object of item id -> whole number", "write {item id: number}"

@@ -149,7 +149,7 @@ def _ends(path: Path, made: Any) -> tuple[tuple[int, ...], int]:
         names = [config.get(f"{which}_token") for which in ("bos", "eos")]
     except FileNotFoundError:
         names = [next((n for n in usual if made.token_to_id(n) is not None), None) for usual in (BEGINS, ENDS)]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
         raise DataError(path.parent / CONFIG, error, "not readable as its configuration", FIX) from None
     names = [name.get("content") if isinstance(name, dict) else name for name in names]
     begin, end = (None if name is None else made.token_to_id(name) for name in names)

@@ -150,7 +150,7 @@ def _json(path: Path, directory: Path) -> dict[str, Any]:
         content = json.loads((plain_file(path) if path.is_symlink() else path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(KEY, directory, f"it has no {path.name}", WAY) from None
-    except (ValueError, OSError) as reason:
+    except (ValueError, RecursionError, OSError) as reason:
         raise ConfigError(KEY, path, f"not JSON ({reason})", WAY) from reason
     if not isinstance(content, dict):
         raise ConfigError(KEY, path, "no JSON object", WAY)

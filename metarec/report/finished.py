@@ -8,7 +8,6 @@ for a table that silently lacks a run is a wrong table.
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from metarec import strict_json
 from metarec.contained import understood
 from metarec.errors import CheckpointError, ConfigError
 from metarec.runs.history import read_history
@@ -90,7 +90,7 @@ class Run:
     def json(self, name: str) -> Any:
         """A further JSON file of the run, None where it has none."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return strict_json.loads(path.read_bytes()) if path.exists() else None
 
 
 def _changed(evaluated: Json | None) -> Json:
@@ -123,7 +123,7 @@ def read_run(path: Path, name: str) -> Run:
     if not (path / MANIFEST).exists():
         ended = path / "job.json"
         with understood(ended, "error"):
-            reason = json.loads(ended.read_text(encoding="utf-8")).get("error") if ended.exists() else None
+            reason = strict_json.loads(ended.read_bytes()).get("error") if ended.exists() else None
         what = f"the run did not finish{f' ({reason})' if reason else ''}"
         raise CheckpointError(path, f"no {MANIFEST}", what, "go on with it by resume=RUN, or name the runs without it")
     verify(path)
@@ -141,7 +141,7 @@ def read_run(path: Path, name: str) -> Run:
 def _document(path: Path) -> Json:
     """metrics.json, of which the parts that tables are made of are what they should be."""
     with understood(path, "metrics.json"):
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        found = strict_json.loads(path.read_bytes())
         if not isinstance(found, dict):
             raise TypeError("no object")
         for key in NEEDED:
@@ -155,10 +155,6 @@ def _document(path: Path) -> Json:
         if "config" in found:
             str((found.get("evaluated") or found["config"])["evaluation"]["monitor"])
     return found
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no figure")
 
 
 def find(words: Sequence[str]) -> list[Path]:

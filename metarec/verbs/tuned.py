@@ -11,7 +11,7 @@ from typing import Any
 
 import filelock
 
-from metarec import build
+from metarec import build, strict_json
 from metarec.config.schema import TrainConfig
 from metarec.errors import CheckpointError
 from metarec.runs import atomic
@@ -50,5 +50,5 @@ def read_record(path: Path) -> dict[str, Any]:
     content = read_sealed(path, kind=KIND, version=FORMAT)
     if content.get("key") != path.stem:
         raise damaged(path, "it is the record of another choice")
-    found: dict[str, Any] = json.loads(content["record"])
+    found: dict[str, Any] = strict_json.loads(content["record"])
     return found

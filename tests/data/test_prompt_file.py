@@ -38,7 +38,7 @@ def test_an_example_that_stands_twice_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ("{", "{: the line is not JSON -- write {"),
+        ("{", "{: the line is not JSON: Expecting property name"),
         (b'{"prompt": "\xff"}', "byte 0xff at 12: the line is not UTF-8 -- save the file as UTF-8"),
         ("[1]", "[1]: the line is no JSON object"),
         ({"prompt": "a", "response": "b"}, "metadata: missing: metadata is no object"),
@@ -51,7 +51,7 @@ def test_an_example_that_stands_twice_counts_once(tmp_path: Path) -> None:
         (line("a", "b", ""), "domain: empty: the domain is empty"),
         (line("a", "b", "d", "so so"), 'difficulty: "so so": difficulty is neither'),
         (line("a", "b", "d", True), "difficulty: true: difficulty is neither"),
-        ('{"prompt": "a", "response": "b", "metadata": {"domain": "d", "difficulty": NaN}}', "difficulty: NaN"),
+        ('{"prompt": "a", "response": "b", "metadata": {"domain": "d", "difficulty": NaN}}', "NaN is no JSON"),
         (line("a", "b", "d", split="dev"), 'split: "dev": no such split'),
         ('{"prompt": "\\ud800", "response": "b", "metadata": {"domain": "d"}}', "half of a surrogate pair"),
     ],

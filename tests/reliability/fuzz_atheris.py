@@ -1,7 +1,7 @@
 """The same readers under atheris, which looks for inputs by coverage: for a long night, and not needed by any test.
 
     pip install 'metarec[fuzz]'
-    PYTHONPATH=tests python tests/reliability/fuzz_atheris.py csv -max_total_time=3600      or jsonl, manifest, parquet
+    PYTHONPATH=tests python tests/reliability/fuzz_atheris.py csv -max_total_time=3600    or another kind of FULL
 
 A good input of each kind is written to a temporary directory as the first of the corpus. What raises anything but one line
 of metarec's own is kept by atheris as crash-<digest>.

@@ -30,17 +30,20 @@ import pyarrow.parquet as pq
 
 from metarec.data.source import open_log
 from metarec.data.spec import DatasetSpec
+from metarec.data.store import vocabulary_hash
+from metarec.data.table_files import read_numbers
 from metarec.errors import MetarecError
 from metarec.runs.manifest import read_sealed, sealed_bytes
 
 NAME = "fuzz"
 SEED, SECONDS = 20_260_000, 10
-FULL = {"csv": 40_000, "jsonl": 10_000, "manifest": 40_000, "parquet": 10_000}
-QUICK = {"csv": 150, "jsonl": 60, "manifest": 1_500, "parquet": 60}
+FULL = {"csv": 40_000, "jsonl": 10_000, "manifest": 40_000, "vocabulary": 10_000, "parquet": 10_000}
+QUICK = {"csv": 150, "jsonl": 60, "manifest": 1_500, "vocabulary": 500, "parquet": 60}
 HEAD = "user_id,item_id,timestamp\n"
 TOKENS = (
     b",", b'"', b"\n", b"\r\n", b"\0", b"\xff", b"\xef\xbb\xbf", b";", b"\t", b"NaN", b"null", b"-1", b"1e999", b"9" * 40,
     b"2020-01-01", b"{", b"}", b"[", b"]", b":", b"\\u0000", b"\xc3", b"  ", b"=", b"'", b"true", b"\x1f\x8b", b"PAR1",
+    b"\\ud800", b"[" * 700 + b"]" * 700, b"[" * 2_000,
 )  # fmt: skip
 
 
@@ -59,6 +62,7 @@ def originals() -> dict[str, bytes]:
         "csv": (HEAD + "".join(f"{u},{i},{t}\n" for u, i, t in rows)).encode(),
         "jsonl": "\n".join(lines).encode(),
         "manifest": sealed_bytes({"kind": "metarec-checkpoint", "format": 1, "metarec": "0", "files": files}, "x"),
+        "vocabulary": json.dumps({f"i{n}": n for n in range(7)}).encode(),
         "parquet": sink.getvalue().to_pybytes(),
     }
 
@@ -113,6 +117,12 @@ def read(kind: str, path: Path, data: bytes) -> None:
         if isinstance(files, dict):
             for name in (TENSORS, STATE):
                 read_verified(path, files.get(name))
+        return
+    if kind == "vocabulary":
+        path = path.with_name("course2id.json")
+        path.write_bytes(data)
+        items, _ = read_numbers(path.parent) or ([], 0)
+        vocabulary_hash(items)
         return
     with duckdb.connect(config={"threads": 1}) as con:
         open_log(con, DatasetSpec(path=str(path)), None)

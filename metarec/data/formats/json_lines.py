@@ -15,6 +15,7 @@ from typing import Any
 
 import duckdb
 
+from metarec import strict_json
 from metarec.data.faults import shown
 from metarec.data.formats import text
 from metarec.data.formats.reader import Column, Opened, Reader, Words, mapped
@@ -67,7 +68,7 @@ def read_fields(
         raise _not_an_object(con, path, *found, first=found == first)
     assert first is not None  # a file of blank lines has been refused
     names: dict[str, Field] = {}
-    for field in _leaves(_parsed(con, first[1])):
+    for field in _leaves(_parsed(con, path, *first)):
         if ".".join(field) in names:
             raise DataError(
                 f"{path}: line {first[0] + 1}",
@@ -146,12 +147,12 @@ def _fault(
     place = f"{path}: line {row + 1}: field {column.name}"
     others = "" if number == 1 else f" (and in {number - 1:,} more lines)"
     if name == "missing":
-        names = [".".join(leaf) for leaf in _leaves(_parsed(con, line))]
+        names = [".".join(leaf) for leaf in _leaves(_parsed(con, path, row, line))]
         near = nearest(column.name, names)
         return DataError(
             place,
             "missing",
-            _why_missing(_parsed(con, line), field) + others,
+            _why_missing(_parsed(con, path, row, line), field) + others,
             (f"did you mean {near}? " if near else "") + "write the field in every line, or remove the line",
         )
     if name == "twice":
@@ -189,10 +190,16 @@ def _leaves(value: Any, at: Field = ()) -> list[Field]:
     return [leaf for key, inner in value.items() for leaf in _leaves(inner, (*at, key))]
 
 
-def _parsed(con: duckdb.DuckDBPyConnection, line: str) -> Any:
+def _parsed(con: duckdb.DuckDBPyConnection, path: Path, row: int, line: str) -> Any:
     """A line as Python has it, by way of the engine, which lets more pass (a comma before a closing bracket)."""
     (plain,) = con.execute("SELECT json(?)::VARCHAR", [line]).fetchone() or ("null",)
-    return json.loads(plain, parse_int=float)
+    try:
+        value = json.loads(plain, parse_int=float)
+        strict_json.check_depth(value)
+    except (ValueError, RecursionError):
+        what = f"lists and objects lie more than {strict_json.DEPTH} deep in each other"
+        raise DataError(f"{path}: line {row + 1}", shown(line), what, "write the line flatter, or remove it") from None
+    return value
 
 
 def _not_an_object(con: duckdb.DuckDBPyConnection, path: Path, row: int, line: str, *, first: bool) -> DataError:

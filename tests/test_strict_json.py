@@ -1,0 +1,53 @@
+"""JSON from files that anybody may have written: everything that the standard allows is read, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference.small_logs import quick
+
+from metarec.strict_json import DEPTH, loads
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)))
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=40)
+
+
+@quick
+@given(VALUES, st.booleans())
+def test_what_is_written_is_read(value: object, as_bytes: bool) -> None:
+    text = json.dumps(value, ensure_ascii=not as_bytes)
+    assert loads(text.encode() if as_bytes else text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "Expecting value"),
+        ("{} {}", "Extra data"),
+        ('{"a": NaN}', "NaN is no JSON"),
+        ("[-Infinity]", "-Infinity is no JSON"),
+        ("[1e999]", "1e999 is beyond what a number can be"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
+        ('["\\ud800"]', "half of a surrogate pair"),
+        ('{"\\uDFFF": 1}', "half of a surrogate pair"),
+        (b'["\xff"]', "can't decode byte 0xff"),
+        (b"\xef\xbb\xbf{}", "BOM"),
+        ("[" * (DEPTH + 1) + "]" * (DEPTH + 1), "nested deeper"),
+        ('{"a":' * 700 + "1" + "}" * 700, "nested deeper"),
+        ("[" * 100_000, "nested deeper"),
+        ("9" * 5_000, "digits"),
+    ],
+)
+def test_what_is_refused(text: str | bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        loads(text)
+
+
+def test_what_looks_alike_is_read() -> None:
+    assert loads("[" * DEPTH + "]" * DEPTH) != []
+    assert loads('["\\ud83d\\ude00", "[[[", 1e-999, -0.0]') == ["\U0001f600", "[[[", 0.0, 0.0]
+    assert len(loads(json.dumps([{"a": [n]} for n in range(500)]))) == 500
