@@ -25,7 +25,7 @@ class MetarecError(Exception):
 
     def __str__(self) -> str:
         line = f"{self.where}: {_short(self.value)}: {_short(self.what)} -- {_short(self.fix)}"
-        # a value comes from a file: it may hold line breaks, where the promise is one line, or what moves a terminal's cursor
+        # a value may be from a file: with line breaks, where the promise is one line, or what moves a terminal's cursor
         return "".join(c if c.isprintable() else "?" for c in " ".join(line.split()))
 
     def __reduce__(self) -> tuple[type[MetarecError], tuple[Any, ...]]:

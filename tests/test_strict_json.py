@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reference.small_logs import quick
 
+from metarec.data.table_files import read_numbers
+from metarec.errors import CheckpointError, DataError
+from metarec.runs.manifest import read_sealed
 from metarec.strict_json import DEPTH, loads
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
@@ -51,3 +55,26 @@ def test_what_looks_alike_is_read() -> None:
     assert loads("[" * DEPTH + "]" * DEPTH) != []
     assert loads('["\\ud83d\\ude00", "[[[", 1e-999, -0.0]') == ["\U0001f600", "[[[", 0.0, 0.0]
     assert len(loads(json.dumps([{"a": [n]} for n in range(500)]))) == 500
+
+
+@pytest.mark.parametrize("held", ["[" * 600 + "]" * 600, "1e999", "NaN", '{"a": 1, "a": 2}'])
+def test_a_sealed_file_of_such_is_damaged(held: str, tmp_path: Path) -> None:
+    """Not a bug, and not a run that has diverged: sealing it again walks what it holds."""
+    path = tmp_path / "manifest.json"
+    path.write_text(f'{{"kind": "metarec-checkpoint", "format": 1, "sha256": "{"0" * 64}", "x": {held}}}')
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_sealed(path, kind="metarec-checkpoint", version=1)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "why"),
+    [
+        ('{"a": 0, "b": 1, "a": 2}', "the key 'a' stands twice"),
+        ('{"\\ud800": 0}', "half of a surrogate pair"),
+        ('{"a": ' + "[" * 900 + "]" * 900 + "}", "nested deeper"),
+    ],
+)
+def test_a_vocabulary_of_such_is_refused(numbers: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "course2id.json").write_text(numbers)
+    with pytest.raises(DataError, match=why):
+        read_numbers(tmp_path)

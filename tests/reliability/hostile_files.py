@@ -263,6 +263,7 @@ def _script(mark: Path) -> bytes:
 
 
 DEEP = b"[" * 200_000
+NESTED = b"[" * 600 + b"]" * 600  # read by Python, and too deep for whatever walks it
 FORMS = (2, 3, 4)
 LEGACY = [
     Hostile("a .pt that runs", legacy(lambda mark: h.saved({"w": h.Runs(mark)}))),
@@ -301,6 +302,7 @@ CHECKPOINTS = [
     Hostile("a header without end", of_run(lambda r, f: h.replaced(r, TENSORS, h.safetensors(DEEP)))),
     Hostile("no tensor at all", of_run(lambda r, f: h.replaced(r, TENSORS, h.safetensors({})))),
     Hostile("JSON without end", of_run(lambda r, f: h.replaced(r, STATE, DEEP))),
+    Hostile("a state of lists within lists", of_run(lambda r, f: h.replaced(r, STATE, b'{"config": ' + NESTED + b"}")), parts=("nested",)),
     Hostile("a list for a state", of_run(lambda r, f: h.replaced(r, STATE, b"[1]"))),
     Hostile("NaN for a figure", of_run(lambda r, f: h.replaced(r, STATE, (h.best(r) / STATE).read_bytes().replace(
         b'"best_value": ', b'"best_value": NaN, "x": ')))),

@@ -196,6 +196,8 @@ FILES = [
     Log("files", "JSON lines of no object", text("[1,2]\n[3]\n", "log.jsonl"), ("log.jsonl",)),
     Log("files", "JSON lines, one broken", text('{"user_id":"a","item_id":"b","timestamp":1}\n{"user', "log.jsonl"),
         ("log.jsonl", "line 2")),
+    Log("files", "JSON lines, lists within lists", text(f'{{"user_id":"a","x":{"[" * 900}{"]" * 900}}}\n', "log.jsonl"),
+        ("log.jsonl: line 1", "deep in each other")),
 ]  # fmt: skip
 CSV = [
     Log("csv", "UTF-16", text((HEAD + rows()).encode("utf-16")), ("UTF-16 text", "iconv")),
