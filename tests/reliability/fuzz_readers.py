@@ -43,8 +43,9 @@ HEAD = "user_id,item_id,timestamp\n"
 TOKENS = (
     b",", b'"', b"\n", b"\r\n", b"\0", b"\xff", b"\xef\xbb\xbf", b";", b"\t", b"NaN", b"null", b"-1", b"1e999", b"9" * 40,
     b"2020-01-01", b"{", b"}", b"[", b"]", b":", b"\\u0000", b"\xc3", b"  ", b"=", b"'", b"true", b"\x1f\x8b", b"PAR1",
-    b"\\ud800", b"[" * 700 + b"]" * 700, b"[" * 2_000,
 )  # fmt: skip
+
+OF_JSON = (b"\\ud800", b"[" * 700 + b"]" * 700, b"[" * 2_000, b"[" * 70 + b"]" * 70, b'"a":1,"a":2')
 
 
 def originals() -> dict[str, bytes]:
@@ -74,15 +75,16 @@ def mutant(kind: str, number: int) -> bytes:
     """Input `number` of a kind: the good one after one to eight changes of bytes, tokens or stretches."""
     rng = random.Random(f"{SEED} {kind} {number}")
     data = bytearray(ORIGINALS[kind])
+    tokens = TOKENS if kind in ("csv", "parquet") else (*TOKENS, *OF_JSON)
     for _ in range(rng.randint(1, 8)):
         at = rng.randrange(len(data) + 1)
         change = rng.randrange(7)
         if change == 0 and data:
             data[at % len(data)] ^= 1 << rng.randrange(8)
         elif change == 1:
-            data[at:at] = rng.choice(TOKENS)
+            data[at:at] = rng.choice(tokens)
         elif change == 2:
-            token = rng.choice(TOKENS)
+            token = rng.choice(tokens)
             data[at : at + len(token)] = token
         elif change == 3:
             del data[at : at + rng.randint(1, 40)]
