@@ -39,6 +39,14 @@ def sync_tree(directory: Path) -> None:
     sync(directory)
 
 
+def make_directory(path: Path) -> None:
+    """Create a directory, with parents, where it is missing; its name outlasts a power cut as what is put into it does."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
 def temporary(target: Path, purpose: str) -> Path:
     """A fresh name beside ``target``: purpose new (being written), old (being replaced) or gone (being deleted)."""
     return target.with_name(f".{purpose}-{target.name}-{secrets.token_hex(8)}.tmp")

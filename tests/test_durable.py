@@ -21,6 +21,15 @@ def test_a_tree_is_forced_whole_and_names_last(tmp_path: Path, monkeypatch: pyte
     assert seen == ["a/b/z", "a/b", "a/y", "a", "x", "."]
 
 
+def test_the_name_of_each_new_directory_is_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(durable, "sync", lambda path: seen.append(path.relative_to(tmp_path).as_posix()))
+    for _ in range(2):  # one that is there costs nothing
+        durable.make_directory(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
+        assert seen == [".", "a"]
+
+
 def test_a_failed_replacement_leaves_the_old_file_even_where_nothing_can_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

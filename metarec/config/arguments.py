@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from metarec.durable import sync
+from metarec.durable import make_directory, sync
 from metarec.errors import ConfigError, EnvironmentFault
 
 SEARCH = "search.json"  # of a search's directory: what `resume` tells it by
@@ -75,7 +75,7 @@ def new_directory(output_dir: str, verb: str) -> Path:
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     path = Path(output_dir) / verb / f"{stamp}_{secrets.token_hex(4)}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         path.mkdir()  # fails if it exists: made by this process or not at all
         sync(path.parent)
     except OSError as reason:

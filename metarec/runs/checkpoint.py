@@ -27,7 +27,7 @@ from torch import Tensor
 
 from metarec import strict_json
 from metarec.contained import refuse_link, understood
-from metarec.durable import sync, temporary, write_new
+from metarec.durable import make_directory, sync, temporary, write_new
 from metarec.errors import CheckpointError, DivergedError, nearest
 from metarec.runs import atomic
 from metarec.runs.environment import metarec_version
@@ -57,7 +57,7 @@ def save_checkpoint(directory: Path, name: str, tensors: Mapping[str, Tensor], s
     contents[MANIFEST] = sealed_bytes(manifest, str(target / MANIFEST))
     scratch = temporary(target, "new")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         scratch.mkdir()
         for file, data in contents.items():
             write_new(scratch / file, data)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
-from metarec import strict_json
+from metarec import durable, strict_json
 from metarec.errors import DataError, EnvironmentFault
 from metarec.runs import atomic
 
@@ -42,7 +42,10 @@ class History:
         self.path, self.listener = path, listener
         try:
             # unbuffered: what a full disk did not take is not tried again behind our back when the file is closed
+            new = not path.exists()
             self._file: BinaryIO = path.open("ab", buffering=0)
+            if new:  # checkpoints vouch for it: without its name none of them would count after a power cut
+                durable.sync(path.parent)
         except OSError as error:
             raise atomic.fault(path, error) from error
 

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from metarec.contained import refuse_links
-from metarec.durable import sync
+from metarec.durable import make_directory, sync
 from metarec.errors import CheckpointError, EnvironmentFault
 from metarec.runs import atomic
 from metarec.runs.environment import capture
@@ -37,7 +37,7 @@ def fresh_name(now: datetime | None = None) -> str:
 def create_run_dir(path: Path) -> Path:
     """Create ``path``, with parents, for this process alone; EnvironmentFault when it exists already."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         path.mkdir()
         sync(path.parent)
     except FileExistsError as error:

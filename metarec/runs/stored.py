@@ -8,6 +8,7 @@ against the model (`check_tensors`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from metarec.contained import understood
 from metarec.errors import CheckpointError
+from metarec.runs import checkpoint
+from metarec.runs.manifest import damaged
 
+_OF_STEP = re.compile(r"step-\d{6,18}")  # as a run names them; a copy may have a name of its own
 _FIX = "use another checkpoint, or train anew with this version"
 
 
@@ -56,6 +60,9 @@ def check_state(path: Path, state: Mapping[str, Any]) -> None:
     _keys(where, "", state, STATE)
     progress = {"gained_value": None, **state["progress"]}  # a version without min_gain wrote none
     _keys(where, "progress.", progress, PROGRESS, no_others=True)
+    if _OF_STEP.fullmatch(path.name) and checkpoint.step_of(path.name) != progress["step"]:
+        # whole, and in the wrong place
+        raise damaged(path, f"it is the checkpoint of another step, {progress['step']}")
     if state["control"] is not None:
         _keys(where, "control.", state["control"], CONTROL, no_others=True)
     with understood(where, "guard"):

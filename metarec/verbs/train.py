@@ -219,7 +219,9 @@ def _usable(path: Path) -> None:
     histories held then are whole."""
     _, state = checkpoint.load_checkpoint(path)
     check_state(path, state)
-    checkpoint.verify_checkpoint(path.parent / _best_name(state))
+    best = path.parent / _best_name(state)
+    if best != path:
+        check_state(best, checkpoint.load_checkpoint(best)[1])
     lines.check(path.parent.parent, state.get("lines", {}))
 
 

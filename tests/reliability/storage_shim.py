@@ -8,15 +8,17 @@
     ENOSPC         the call fails once, a write after half of its bytes
     ENOSPC_ever    ... and every later call that needs room too
     EIO, EACCES    the call fails once
+    short          a write takes half of its bytes and says so: no failure, and nothing to be told
 
 Beside it, what was done against the discipline (temporary file, fsync, rename, fsync of the directory) is noted in `faults`
-without any failure: a file renamed with bytes that were not fsynced, a rename whose directory was not, a name written in
-place.
+without any failure: a file renamed with bytes that were not fsynced, a rename or a new name whose directory was not, a name
+written in place, a change without the lock or by calls that are not counted.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import shutil
@@ -30,11 +32,12 @@ from unittest import mock
 from metarec.durable import TEMPORARY
 from metarec.runs.lock import HOLDER, LOCK
 
-MODES = ("before", "amid", "power", "ENOSPC", "ENOSPC_ever", "EIO", "EACCES")
+MODES = ("before", "amid", "power", "ENOSPC", "ENOSPC_ever", "EIO", "EACCES", "short")
 KILLS = ("before", "amid", "power")
 CALLS = ("open", "mkdir", "write", "fsync", "rename", "replace", "unlink", "rmdir")
 NEEDS_ROOM = ("open", "mkdir", "write", "fsync")
 WRITING = os.O_WRONLY | os.O_RDWR
+_OPEN = os.open
 
 
 class Killed(BaseException):
@@ -52,6 +55,9 @@ class Shim:
         self._files: dict[int, Path] = {}  # handle -> path
         self._unsynced: dict[int, int] = {}  # inode -> bytes that are on the disk for good
         self._renamed: list[tuple[Path, Path, Path | None]] = []  # from, to, what was there; not yet synced
+        self._new: set[Path] = set()  # names whose directory is not yet synced
+        self._counted: set[int] = set()  # inodes that were written by calls that are counted
+        self._before = self._stamps()
         self._backups = Path(tempfile.mkdtemp(prefix="replaced-", dir=root.parent))
 
     @contextmanager
@@ -68,6 +74,24 @@ class Shim:
     def close(self) -> None:
         """Remove what the shim kept."""
         shutil.rmtree(self._backups, ignore_errors=True)
+
+    def _stamps(self) -> dict[int, tuple[int, int]]:
+        """Inode -> size and time of its last change, of every file below the root."""
+        every = [path.lstat() for path in self.root.rglob("*") if path.is_file() and path.name not in (LOCK, HOLDER)]
+        return {state.st_ino: (state.st_size, state.st_mtime_ns) for state in every}
+
+    def _unlocked(self, shown: str) -> None:
+        """Note a change of the run while anybody else could take its lock."""
+        if shown in (LOCK, ".") or not (self.root / LOCK).exists():
+            return
+        handle = _OPEN(self.root / LOCK, os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.faults.append(f"changed without the lock: {shown}")
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(handle)
 
     # --- one call
 
@@ -118,7 +142,9 @@ class Shim:
             def whole() -> Any:
                 if "a" not in mode:
                     shim._in_place(path.resolve())
+                shim._name(path.resolve())
                 file = File(str(path), mode.replace("b", "").replace("t", ""))
+                shim._counted.add(os.fstat(file.fileno()).st_ino)
                 shim._files[file.fileno()] = path.resolve()
                 if "w" in mode:
                     shim._unsynced[os.fstat(file.fileno()).st_ino] = 0
@@ -133,10 +159,13 @@ class Shim:
             raise Killed
         number = len(self.calls)
         self.calls.append(f"{name} {shown}")
+        self._unlocked(shown)
         if self.full and name in NEEDS_ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if number != self.nth:
+        if number != self.nth or (self.mode == "short" and name != "write"):
             return whole()
+        if self.mode == "short":
+            return half()
         if self.mode in KILLS:
             if self.mode == "amid":
                 half() if name == "write" else whole()
@@ -148,11 +177,12 @@ class Shim:
         code = getattr(errno, self.mode.removesuffix("_ever"))
         raise OSError(code, os.strerror(code))
 
-    def _half(self, name: str, real: Callable[..., Any], first: Any, *rest: Any) -> None:
-        if name == "write":
-            data = memoryview(rest[0]).cast("B")
-            self._dirty(os.fstat(first).st_ino, self._files[first])
-            real(first, data[: len(data) // 2])
+    def _half(self, name: str, real: Callable[..., Any], first: Any, *rest: Any) -> Any:
+        if name != "write":
+            return None
+        data = memoryview(rest[0]).cast("B")
+        self._dirty(os.fstat(first).st_ino, self._files[first])
+        return real(first, data[: len(data) // 2])
 
     # --- what it means for the disk
 
@@ -162,13 +192,16 @@ class Shim:
             return None  # the disk itself is not what is under test, and slow
         if name == "write":
             self._dirty(os.fstat(first).st_ino, place)
-        if name == "open" and not rest[0] & (os.O_EXCL | os.O_APPEND):
+        if name == "open" and not rest[0] & os.O_APPEND:
             self._in_place(place)
+        if name in ("open", "mkdir"):
+            self._name(place)
         if name in ("rename", "replace"):
             return self._rename(place, Path(os.path.abspath(os.fspath(rest[0]))), real)
         found = real(first, *rest, **keywords)
         if name == "open":
             self._files[found] = place
+            self._counted.add(os.fstat(found).st_ino)
             self._unsynced.setdefault(os.fstat(found).st_ino, os.fstat(found).st_size)
         return found
 
@@ -176,8 +209,13 @@ class Shim:
         if path.name not in (LOCK, HOLDER):
             self._unsynced.setdefault(inode, path.stat().st_size if path.exists() else 0)
 
+    def _name(self, place: Path) -> None:
+        if not place.exists() and place.name != LOCK:
+            self._new.add(place)
+
     def _synced(self, place: Path) -> None:
         if place.is_dir():
+            self._new = {path for path in self._new if path.parent != place}
             self._renamed = [one for one in self._renamed if one[1].parent != place]
         elif place.exists():
             self._unsynced.pop(place.stat().st_ino, None)
@@ -186,6 +224,9 @@ class Shim:
         for path in [old] if old.is_file() else sorted(old.rglob("*")):
             if path.is_file() and path.stat().st_ino in self._unsynced:
                 self.faults.append(f"no fsync of the file before its rename: {new.name}: {path.name}")
+        if any(old in path.parents for path in self._new):
+            self.faults.append(f"no fsync of the directory before its rename: {new.name}")
+        self._new = {path for path in self._new if path != old and old not in path.parents}
         kept = None
         if new.is_file():
             kept = self._backups / f"{len(self.calls)}"
@@ -209,9 +250,18 @@ class Shim:
         for _, new, _ in self._renamed:
             if new.exists():
                 self.faults.append(f"no fsync of the directory behind a rename: {new.name}")
+        for path in sorted(self._new):
+            if path.exists():
+                self.faults.append(f"no fsync of the directory behind a new name: {path.name}")
+        after = self._stamps()
         for path in self.root.rglob("*"):
-            if path.is_file() and path.name not in (LOCK, HOLDER) and path.stat().st_ino in self._unsynced:
+            if not path.is_file() or path.name in (LOCK, HOLDER):
+                continue
+            inode = path.stat().st_ino
+            if inode in self._unsynced:
                 self.faults.append(f"no fsync of the file: {path.name}")
+            if inode not in self._counted and self._before.get(inode) != after[inode]:
+                self.faults.append(f"written by calls that are not counted: {path.name}")
 
     def cut_power(self) -> None:
         """Contents that were not fsynced are gone; of renames that were not, every second trial's names too."""
@@ -223,6 +273,8 @@ class Shim:
             ):
                 os.truncate(path, min(size, path.stat().st_size))
         if self.nth % 2:
+            for path in sorted(self._new, reverse=True):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             for old, new, kept in reversed(self._renamed):
                 if new.exists() and not old.exists() and old.parent.is_dir():
                     os.rename(new, old)

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from metarec.errors import CheckpointError
 from metarec.runs import checkpoint
 from metarec.runs.checkpoint import load_checkpoint, read_pointer
 from metarec.runs.history import History
-from metarec.runs.lock import hold
+from metarec.runs.lock import HOLDER, LOCK, hold
 from metarec.runs.signals import Stop
 from metarec.train import Plan, Store, fit, restore
 from metarec.verbs import train as verb
@@ -77,6 +78,18 @@ def newest_good(run_dir: Path) -> int:
     return -1 if found is None else int(found.name.rsplit("-", 1)[1])
 
 
+def lost_pointers(run_dir: Path) -> list[str]:
+    """The pointers by which `ckpt=RUN` finds no whole checkpoint."""
+    found = []
+    for pointer in checkpoint.POINTERS:
+        try:
+            named = read_pointer(run_dir / "checkpoints", pointer)
+            checkpoint.verify_checkpoint(run_dir / "checkpoints" / named["checkpoint"] if named else run_dir)
+        except CheckpointError as error:
+            found.append(f"{pointer}.json: {error}")
+    return found
+
+
 def differences(run_dir: Path, other: Path) -> list[str]:
     """What of two finished runs is not bitwise equal."""
     found = []
@@ -95,7 +108,9 @@ def differences(run_dir: Path, other: Path) -> list[str]:
             found.append(f"state of {pointer}")
     if (run_dir / "history.jsonl").read_bytes() != (other / "history.jsonl").read_bytes():
         found.append("history.jsonl")
-    names = [sorted(p.name for p in (path / "checkpoints").iterdir()) for path in (run_dir, other)]
+    names = [
+        sorted({p.relative_to(path).as_posix() for p in path.rglob("*")} - {LOCK, HOLDER}) for path in (run_dir, other)
+    ]
     if names[0] != names[1]:
         found.append(f"files {sorted(set(names[0]) ^ set(names[1]))}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -17,6 +18,7 @@ from reliability import (
     storage_locks,
     storage_mutations,
     storage_signals,
+    storage_tiny,
 )
 from reliability.__main__ import drivers
 from reliability.kill_runs import METHODS
@@ -60,7 +62,7 @@ def test_promises_of_processes_are_kept(driver: ModuleType, tmp_path: Path) -> N
 def test_a_lost_checkpoint_is_seen(tmp_path: Path) -> None:
     """The mutations that are seen by a failure only, each with a few of them; the others are in the quick driver."""
     base, whole = storage_faults.prepare(tmp_path)
-    calls, _ = storage_faults.traced(base)
+    calls, _ = storage_faults.traced(base, whole)
     with storage_mutations.broken("the best one pruned"):
         found = [line for nth in (60, 100) for line in storage_faults.trial(base, whole, nth, "before")]
     assert any(line.startswith("lost: step ") for line in found)
@@ -92,6 +94,23 @@ def test_a_pointer_in_the_place_of_the_other_is_seen(tmp_path: Path) -> None:
     (tmp_path / "best.json").write_bytes((tmp_path / "last.json").read_bytes())
     with pytest.raises(CheckpointError, match=r"best\.json: damaged: it is the file of another pointer, last"):
         checkpoint.resolve(tmp_path)
+
+
+@pytest.mark.parametrize("pointer", ["best", "last"])
+def test_a_checkpoint_in_the_place_of_another_is_seen(pointer: str, tmp_path: Path) -> None:
+    """Each file of it is what its manifest says; as the last one it ended the resume with a traceback, as the best one the
+    run ended with the weights of another step."""
+    base, whole = storage_faults.prepare(tmp_path)
+    directory = base / "checkpoints"
+    found = checkpoint.read_pointer(directory, pointer)
+    assert found is not None
+    target, other = directory / found["checkpoint"], checkpoint.list_checkpoints(directory)[0]
+    assert other != target
+    shutil.rmtree(target)
+    shutil.copytree(other, target)
+    told = storage_tiny.go(base)
+    assert f"skipped step-000004: {target}: damaged: it is the checkpoint of another step, 0" in told
+    assert storage_tiny.differences(base, whole) == []
 
 
 def test_damage_is_damage() -> None:

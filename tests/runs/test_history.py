@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import pytest
 
+from metarec import durable
 from metarec.errors import DataError, DivergedError, EnvironmentFault
 from metarec.runs.history import History, read_history, truncate_after
 
@@ -33,6 +34,15 @@ def test_a_resumed_history_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     assert truncate_after(tmp_path / "whole.jsonl", 20) == 0
     assert truncate_after(tmp_path / "none.jsonl", 3) == 0
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_the_name_of_a_new_history_is_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints vouch for it: without its name none of them would count after a power cut."""
+    seen: list[Path] = []
+    monkeypatch.setattr(durable, "sync", seen.append)
+    for _ in range(2):
+        write(tmp_path / "h.jsonl", 1, 1)
+        assert seen == [tmp_path]
 
 
 def test_records_are_read_back_exactly(tmp_path: Path) -> None:
