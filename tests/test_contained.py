@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metarec.contained import plain_file, refuse_link, refuse_links, understood
+from metarec.contained import parse_json, plain_file, refuse_link, refuse_links, understood
 from metarec.errors import CheckpointError
 
 
@@ -89,3 +89,9 @@ def test_what_a_tracker_keeps_may_link_to_its_own_logs_and_its_directory_may_be_
     (second / "wandb").symlink_to(logs)
     with pytest.raises(CheckpointError, match="wandb"):
         refuse_links(second)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", b"\xff", "9" * 5000])
+def test_whatever_is_no_json_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text)

@@ -21,6 +21,7 @@ from typing import Any
 from metarec.config.arguments import Arguments
 from metarec.config.overrides import Checked
 from metarec.config.sweep import RECORD, Record, read_record, recorded, write_json, write_record
+from metarec.contained import parse_json
 from metarec.durable import replace_file
 from metarec.errors import CheckpointError, EnvironmentFault
 from metarec.runs import parent
@@ -139,7 +140,7 @@ def left(sweep: Path, status: str, exit_code: int, reason: str) -> int:
     """Records of the jobs that were running when their processes ended, and how many there are."""
     found = sorted(sweep.glob(f"{RUNNING}*"))
     for marker in found:
-        record = Record(**json.loads(marker.read_text(encoding="utf-8")))
+        record = Record(**parse_json(marker.read_text(encoding="utf-8")))
         directory = Path(str(record.directory))
         if read_record(directory) is None and directory.is_dir():
             write_record(directory, replace(record, status=status, exit_code=exit_code, error=reason))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from metarec.config.show import show
 from metarec.config.space import Dimension, dimension, size
 from metarec.config.sweep import write_json
 from metarec.config.threads import threads_each
+from metarec.contained import parse_json
 from metarec.errors import CheckpointError, ConfigError, EnvironmentFault, nearest
 from metarec.options import ranged
 
@@ -225,7 +225,7 @@ def stored_search(directory: Path) -> Search:
     """The search of a directory, checked anew. Raises CheckpointError for a file that is none of ours."""
     path = directory / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         assert found["format"] == FORMAT
         options = {k: v for k, v in found["options"].items() if v != _default(k)}
         words = [*found["words"], *found["drawn"], *(f"{OPTIONS}.{k}={_typed(v)}" for k, v in options.items())]

@@ -18,6 +18,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from metarec.contained import parse_json
 from metarec.durable import replace_file
 from metarec.errors import INTERRUPTED, TERMINATED, MetarecError, Pruned, Stopped
 
@@ -81,7 +82,7 @@ def recorded(number: int, words: list[str], run_dir: Path, action: Callable[[], 
 def read_record(directory: Path) -> Record | None:
     """The record in a job's directory; None where there is none that can be read."""
     try:
-        return Record(**json.loads((directory / RECORD).read_text(encoding="utf-8")))
+        return Record(**parse_json((directory / RECORD).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarec.contained import parse_json
 from metarec.data.faults import shown
 from metarec.errors import DataError, nearest
 
@@ -38,7 +39,8 @@ def read_examples(path: Path) -> list[Example]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else None
+        others = [p.name for p in path.parent.iterdir() if p.exists()] if path.parent.is_dir() else []
+        near = nearest(path.name, others)
         fix = f"did you mean {path.parent / near}?" if near else "check dataset.path"
         raise DataError(path, "not found", "there is no such file", fix) from None
     except OSError as error:
@@ -61,8 +63,8 @@ def _checked(where: str, line: bytes) -> Example:
         value = f"byte {line[error.start]:#04x} at {error.start}"
         raise DataError(where, value, "the line is not UTF-8", "save the file as UTF-8") from None
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
+        row = parse_json(text)
+    except ValueError:
         raise DataError(where, shown(text), "the line is not JSON", FORM) from None
     if not isinstance(row, dict):
         raise DataError(where, shown(text), "the line is no JSON object", FORM)

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from metarec.contained import parse_json
 from metarec.data.episodes import EpisodeRanges, last_pairs, sliding_windows
 from metarec.durable import sync
 from metarec.errors import ConfigError, DataError, nearest
@@ -319,7 +320,7 @@ def _map(path: Path, dtype: str) -> np.ndarray:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(path, "missing", "a file of the prepared data is gone", FIX) from None
     except ValueError:

@@ -7,7 +7,6 @@ of a session, are streamed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from metarec.contained import parse_json
 from metarec.data.faults import engine_faults
 from metarec.errors import DataError
 
@@ -127,7 +127,7 @@ def read_numbers(directory: Path) -> tuple[list[str], int] | None:
     if not path.exists():
         return None
     try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
+        numbers = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             path, type(error).__name__, "not a JSON file in UTF-8", "write it again: {item id: number}"

@@ -8,7 +8,6 @@ for a table that silently lacks a run is a wrong table.
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from metarec.contained import understood
+from metarec.contained import parse_json, understood
 from metarec.errors import CheckpointError, ConfigError
 from metarec.runs.history import read_history
+from metarec.runs.manifest import read_regular
 from metarec.runs.rundir import MANIFEST, verify
 
 Json = dict[str, Any]
 Array = npt.NDArray[np.float64]
 FIX = "give OUTPUT_DIR/train/RUN, a sweep, a comparison, or a pattern of them"
+LARGEST = 1 << 24  # bytes of a job's record
 DEPTH = 3  # OUTPUT_DIR / verb / sweep / job
 NEEDED = ("metrics", "intervals", "differences", "counts", "protocol", "config", "seeds")
 _MARKS = (MANIFEST, "config.yaml", "job.json")  # any of them makes a directory a run, finished or not
@@ -90,7 +91,7 @@ class Run:
     def json(self, name: str) -> Any:
         """A further JSON file of the run, None where it has none."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return parse_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _changed(evaluated: Json | None) -> Json:
@@ -123,7 +124,7 @@ def read_run(path: Path, name: str) -> Run:
     if not (path / MANIFEST).exists():
         ended = path / "job.json"
         with understood(ended, "error"):
-            reason = json.loads(ended.read_text(encoding="utf-8")).get("error") if ended.exists() else None
+            reason = parse_json(read_regular(ended, limit=LARGEST)).get("error") if ended.exists() else None
         what = f"the run did not finish{f' ({reason})' if reason else ''}"
         raise CheckpointError(path, f"no {MANIFEST}", what, "go on with it by resume=RUN, or name the runs without it")
     verify(path)
@@ -141,7 +142,7 @@ def read_run(path: Path, name: str) -> Run:
 def _document(path: Path) -> Json:
     """metrics.json, of which the parts that tables are made of are what they should be."""
     with understood(path, "metrics.json"):
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        found = parse_json(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         if not isinstance(found, dict):
             raise TypeError("no object")
         for key in NEEDED:

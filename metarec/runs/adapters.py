@@ -17,7 +17,6 @@ method: Hu et al. 2022, arXiv:2106.09685.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
-from metarec.contained import plain_file, refuse_link
+from metarec.contained import parse_json, plain_file, refuse_link
 from metarec.errors import CheckpointError, nearest
 from metarec.runs import atomic
 from metarec.runs.manifest import read_regular, read_sealed, read_verified
@@ -130,8 +129,8 @@ def read_config(directory: Path) -> Adapter:
     """What adapter_config.json of `directory` says; CheckpointError for what is no plain LoRA."""
     path = _directory(directory) / CONFIG
     try:
-        found = json.loads(_bytes(path))
-    except (ValueError, RecursionError) as error:
+        found = parse_json(_bytes(path))
+    except ValueError as error:
         raise _wrong(path, "no JSON", str(error)) from error
     if not isinstance(found, dict):
         raise _wrong(path, type(found).__name__, "no JSON object")

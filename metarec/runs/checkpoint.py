@@ -12,7 +12,6 @@ the bytes that are parsed; nothing is memory-mapped, for a file rewritten under 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
-from metarec.contained import refuse_link, understood
+from metarec.contained import parse_json, refuse_link, understood
 from metarec.durable import sync, temporary, write_new
 from metarec.errors import CheckpointError, DivergedError, nearest
 from metarec.runs import atomic
@@ -83,8 +82,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, ValueError, KeyError, AssertionError) as error:
         raise damaged(path / TENSORS, f"no safetensors ({error})") from error
     try:
-        state = json.loads(state_bytes)
-    except (ValueError, RecursionError) as error:
+        state = parse_json(state_bytes)
+    except ValueError as error:
         raise damaged(path / STATE, f"no JSON ({error})") from error
     if not isinstance(state, dict):
         raise damaged(path / STATE, "no JSON object")

@@ -10,13 +10,13 @@ checkpoint of step s after the last record of step s; a resume from it then call
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
+from metarec.contained import parse_json
 from metarec.errors import DataError, EnvironmentFault
 from metarec.runs import atomic
 
@@ -138,7 +138,7 @@ def _lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
         if not line.endswith(b"\n"):
             break  # torn by a kill, so never synced: it belongs to a step after the last checkpoint
         try:
-            record = json.loads(line, parse_constant=_no_number)
+            record = parse_json(line, parse_constant=_no_number)
             usable = type(record["step"]) is int
         except (ValueError, TypeError, KeyError):
             usable = False

@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from metarec.contained import parse_json
 from metarec.errors import CheckpointError
 from metarec.metrics.finite import plain_json
 from metarec.runs.atomic import fault
@@ -51,8 +52,8 @@ def read_sealed(path: Path, *, kind: str, version: int) -> dict[str, Any]:
     """
     data = read_regular(path, limit=_LIMIT)
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(data)
+    except ValueError as error:
         raise damaged(path, f"no JSON ({error})") from error
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise damaged(path, f"not a {kind}")

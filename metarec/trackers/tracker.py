@@ -7,7 +7,6 @@ fails too, it is said again and stands in tracker.json. Before the first step a 
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 import time
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from metarec.contained import parse_json
 from metarec.errors import EnvironmentFault, MetarecError, Pruned, Stopped
 from metarec.runs import atomic
 from metarec.runs.history import read_history
@@ -148,7 +148,7 @@ def state_of(run_dir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = parse_json(path.read_text(encoding="utf-8"))
         return {"id": str(state["id"]), "group": state["group"], "store": str(state["store"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "names no run of the tracker"

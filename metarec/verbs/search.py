@@ -13,7 +13,6 @@ was killed is taken up again under its number, in its directory, from its last c
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import sys
@@ -31,6 +30,7 @@ from metarec.config.overrides import check_words
 from metarec.config.search import OPTIONS, Search, document, stored_search, write_search
 from metarec.config.sweep import RECORD, Record, read_record, write_record
 from metarec.config.threads import too_many
+from metarec.contained import parse_json
 from metarec.durable import sync, sync_tree
 from metarec.errors import ConfigError, Stopped
 from metarec.report.trials import figure, print_trials, trials_document
@@ -279,7 +279,7 @@ class _Trials:
         sync(best.parent)
 
     def _best_document(self, row: Row, best: Path, runs: Mapping[str, list[str]]) -> dict[str, Any]:
-        found = {name: json.loads((best / name / "metrics.json").read_text(encoding="utf-8")) for name in runs}
+        found = {name: parse_json((best / name / "metrics.json").read_text(encoding="utf-8")) for name in runs}
         test = [m.headline(one, self.monitor) for one in found.values()]
         return {
             "trial": row.number,
@@ -296,7 +296,7 @@ class _Trials:
         """Write summary.json and print the table; the exit code of the first trial that failed, or 0."""
         rows = self.study.rows()
         best = self.directory / BEST_FILE
-        chosen = json.loads(best.read_text(encoding="utf-8")) if best.exists() else None
+        chosen = parse_json(best.read_text(encoding="utf-8")) if best.exists() else None
         found = trials_document(
             rows, metric=self.monitor, n_trials=self.search.n_trials, best=chosen, importance=self.study.importance()
         )

@@ -6,7 +6,6 @@ Runs are ordinary runs in RUN/jobs/; what is there and whole is not run again, s
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import CompareConfig, TrainConfig
+from metarec.contained import parse_json
 from metarec.errors import Stopped
 from metarec.report.contrasts import contrasts
 from metarec.report.contrasts_text import contrasts_page, contrasts_table
@@ -143,5 +143,5 @@ class _Work:
 
 def validation_value(run: Run) -> float:
     """The best monitored validation figure of a run."""
-    training = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))["training"]
+    training = parse_json((run.path / "metrics.json").read_text(encoding="utf-8"))["training"]
     return float(training[f"val_{run.monitor}"])

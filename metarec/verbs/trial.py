@@ -7,7 +7,6 @@ that started it, however that ends: at its next step, after a checkpoint, and wi
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 from metarec.config.compose import config_from_yaml
 from metarec.config.schema import TrainConfig
 from metarec.config.sweep import recorded
+from metarec.contained import parse_json
 from metarec.errors import Pruned
 from metarec.runs import rundir
 from metarec.runs.lock import hold
@@ -99,5 +99,5 @@ def _ask(search: Connection, step: int, value: float) -> bool:
 
 def best_value(run: Path, monitor: str) -> float:
     """The best validation value of a finished run."""
-    found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    found = parse_json((run / "metrics.json").read_text(encoding="utf-8"))
     return float(found["training"][f"val_{monitor}"])

@@ -13,6 +13,7 @@ import filelock
 
 from metarec import build
 from metarec.config.schema import TrainConfig
+from metarec.contained import parse_json
 from metarec.errors import CheckpointError
 from metarec.runs import atomic
 from metarec.runs.environment import metarec_version
@@ -50,5 +51,5 @@ def read_record(path: Path) -> dict[str, Any]:
     content = read_sealed(path, kind=KIND, version=FORMAT)
     if content.get("key") != path.stem:
         raise damaged(path, "it is the record of another choice")
-    found: dict[str, Any] = json.loads(content["record"])
+    found: dict[str, Any] = parse_json(content["record"])
     return found

@@ -7,7 +7,6 @@ number, blank ones included. A column is a dotted path: event.product.sku is the
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import duckdb
 
+from metarec.contained import parse_json
 from metarec.data.faults import shown
 from metarec.data.formats import text
 from metarec.data.formats.reader import Column, Opened, Reader, Words, mapped
@@ -67,7 +67,7 @@ def read_fields(
         raise _not_an_object(con, path, *found, first=found == first)
     assert first is not None  # a file of blank lines has been refused
     names: dict[str, Field] = {}
-    for field in _leaves(_parsed(con, first[1])):
+    for field in _leaves(_parsed(con, path, *first)):
         if ".".join(field) in names:
             raise DataError(
                 f"{path}: line {first[0] + 1}",
@@ -146,12 +146,12 @@ def _fault(
     place = f"{path}: line {row + 1}: field {column.name}"
     others = "" if number == 1 else f" (and in {number - 1:,} more lines)"
     if name == "missing":
-        names = [".".join(leaf) for leaf in _leaves(_parsed(con, line))]
+        names = [".".join(leaf) for leaf in _leaves(_parsed(con, path, row, line))]
         near = nearest(column.name, names)
         return DataError(
             place,
             "missing",
-            _why_missing(_parsed(con, line), field) + others,
+            _why_missing(_parsed(con, path, row, line), field) + others,
             (f"did you mean {near}? " if near else "") + "write the field in every line, or remove the line",
         )
     if name == "twice":
@@ -182,17 +182,27 @@ def _why_missing(line: Any, field: Field) -> str:
     return "no such field"
 
 
-def _leaves(value: Any, at: Field = ()) -> list[Field]:
+def _leaves(value: Any) -> list[Field]:
     """The fields of an object that hold no object themselves, from the outermost on."""
-    if not isinstance(value, dict) or not value:
-        return [at]
-    return [leaf for key, inner in value.items() for leaf in _leaves(inner, (*at, key))]
+    found: list[Field] = []
+    ahead: list[tuple[Field, Any]] = [((), value)]
+    while ahead:
+        at, inner = ahead.pop()
+        if isinstance(inner, dict) and inner:
+            ahead += [((*at, key), below) for key, below in reversed(inner.items())]
+        else:
+            found.append(at)
+    return found
 
 
-def _parsed(con: duckdb.DuckDBPyConnection, line: str) -> Any:
+def _parsed(con: duckdb.DuckDBPyConnection, path: Path, row: int, line: str) -> Any:
     """A line as Python has it, by way of the engine, which lets more pass (a comma before a closing bracket)."""
     (plain,) = con.execute("SELECT json(?)::VARCHAR", [line]).fetchone() or ("null",)
-    return json.loads(plain, parse_int=float)
+    try:
+        return parse_json(plain, parse_int=float)
+    except ValueError as reason:
+        what = f"its fields cannot be listed: {reason}"
+        raise DataError(f"{path}: line {row + 1}", shown(line), what, "mend or remove the line") from None
 
 
 def _not_an_object(con: duckdb.DuckDBPyConnection, path: Path, row: int, line: str, *, first: bool) -> DataError:
