@@ -37,6 +37,15 @@ def loads(text: str | bytes) -> Any:
     return value
 
 
+def lenient(text: str, **options: Any) -> Any:
+    """What Python's reader makes of a text, for files of others that are not strict (a model's configuration may hold
+    Infinity); ValueError, and nothing else, where it can make nothing of it."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def _no_number(word: str) -> float:
     raise ValueError(f"{word} is no JSON")
 

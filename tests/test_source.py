@@ -17,6 +17,7 @@ CALLS = {  # the last part of what is called -> where it may stand
 DOTTED = {  # (module, name) -> where it may stand
     ("torch", "load"): ("runs/legacy.py",), ("yaml", "load"): (), ("yaml", "unsafe_load"): (), ("yaml", "full_load"): (),
     ("os", "system"): (), ("os", "popen"): (), ("joblib", "load"): (), ("tarfile", "open"): (),
+    ("json", "loads"): ("strict_json.py",),
 }  # fmt: skip
 MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve")
 METHODS = ("eval",)  # model.eval() of torch is no builtin

@@ -13,7 +13,7 @@ from reference.small_logs import quick
 from metarec.data.table_files import read_numbers
 from metarec.errors import CheckpointError, DataError
 from metarec.runs.manifest import read_sealed
-from metarec.strict_json import DEPTH, loads
+from metarec.strict_json import DEPTH, lenient, loads
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -49,6 +49,12 @@ def test_what_is_written_is_read(value: object, as_bytes: bool) -> None:
 def test_what_is_refused(text: str | bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         loads(text)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", "9" * 5_000])
+def test_whatever_is_no_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        lenient(text)
 
 
 def test_what_looks_alike_is_read() -> None:

@@ -47,8 +47,8 @@ DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.episodes.n_query": {"min": 1},
     "dataset.episodes.stride": {"min": 1},
     "dataset.world.kind": {"choices": ("preference", "transition")},
-    "dataset.world.n_users": {"min": 1},
-    "dataset.world.n_items": {"min": 2},
+    "dataset.world.n_users": {"min": 1, "max": 10**7},
+    "dataset.world.n_items": {"min": 2, "max": 10**7},
     "dataset.world.n_types": {"min": 1},
     "dataset.world.n_topics": {"min": 1},
     "dataset.world.concentration": {"min": 0, "exclusive": {"min"}},
@@ -85,6 +85,7 @@ DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.world.seed": {"min": 0, "max": SEED_MAX},
     **{f"dataset.columns.{f}": {"filled": True} for f in ("user", "item", "time", "session", "order", "split")},
 }
+EXACT = 2**53  # whole numbers up to here are floats without loss, and products of a few of them are no overflow
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 EXPECTED = {
     bool: "true or false",
@@ -186,6 +187,8 @@ def check_range(limits: Mapping[str, Any], value: object) -> None:
     if "pattern" in limits and not re.fullmatch(limits["pattern"], str(value)):
         raise Wrong("not understood", f"give {limits['form']}")
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int) and abs(value) > EXACT:
+            raise Wrong("out of range", f"give a value of at most {EXACT} and no less than {-EXACT}")
         low, high, open_ends = limits.get("min"), limits.get("max"), limits.get("exclusive", ())
         too_low = low is not None and (value <= low if "min" in open_ends else value < low)
         too_high = high is not None and (value >= high if "max" in open_ends else value > high)

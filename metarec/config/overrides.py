@@ -80,7 +80,7 @@ def _named(text: str, by: str) -> list[str]:
 def _grammar_refuses(word: str) -> bool:
     try:
         OverridesParser.create().parse_override(word)
-    except HydraException:
+    except (HydraException, ValueError):
         return True
     return False
 
@@ -131,9 +131,12 @@ def _parse(words: Sequence[str], verb: str) -> tuple[list[Override], list[Config
         if "=" not in word and not word.startswith("~"):
             errors.append(_no_equals(word, verb))
             continue
+        if not word.partition("=")[0].strip("+~ "):
+            errors.append(ConfigError("command line", word, "no key before the =", f"see `metarec {verb} --help`"))
+            continue
         try:
             parsed.append(parser.parse_override(word))
-        except HydraException as trouble:
+        except (HydraException, ValueError) as trouble:  # ValueError: a number of thousands of digits
             key, _, value = word.partition("=")
             reason = str(trouble).splitlines()[0]
             errors.append(ConfigError(key, value, f"not readable ({reason})", f"quote the value: \"{key}='...'\""))

@@ -104,7 +104,7 @@ def split_shape(seen: Seen) -> Iterator[Refusal]:
     total = math.fsum(spec.split.fractions)
     if abs(total - 1) > 1e-9:
         fix = "give train, validation and test shares that add up to 1"
-        yield "dataset.split.fractions", f"add up to {total:g}", fix
+        yield "dataset.split.fractions", f"add up to {total:.10g}", fix
     first, second = spec.split.time_quantiles
     if first >= second:
         yield "dataset.split.time_quantiles", "the validation period would be empty", "give two rising values"

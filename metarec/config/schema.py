@@ -67,7 +67,7 @@ class SupervisedConfig:
 class HardwareConfig:
     device: str = ranged("auto", choices=["auto", "cpu", "cuda", "mps"])
     precision: str = ranged("float32", choices=["float32", "float64", "bfloat16"])
-    threads: int = ranged(0, min=0)
+    threads: int = ranged(0, min=0, max=1024)
     deterministic: bool = True
     compile: bool = False
 

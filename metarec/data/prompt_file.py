@@ -39,7 +39,8 @@ def read_examples(path: Path) -> list[Example]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else None
+        others = [p.name for p in path.parent.iterdir() if p.exists()] if path.parent.is_dir() else []
+        near = nearest(path.name, others)
         fix = f"did you mean {path.parent / near}?" if near else "check dataset.path"
         raise DataError(path, "not found", "there is no such file", fix) from None
     except OSError as error:

@@ -133,7 +133,8 @@ def _missing(path: Path, spec: DatasetSpec) -> DataError:
             f"dataset={spec.name} is not in the data directory",
             "set data_dir=DIR or the METAREC_DATA variable to the directory that holds it",
         )
-    near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else None
+    others = [p.name for p in path.parent.iterdir() if p.exists()] if path.parent.is_dir() else []
+    near = nearest(path.name, others)
     return DataError(
         path,
         "not found",

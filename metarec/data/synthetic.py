@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from metarec import strict_json
 from metarec.data.spec import WorldSpec
 from metarec.errors import ConfigError, DataError, nearest
 
@@ -81,7 +82,7 @@ class World:
         """Read what `save` wrote; DataError if it is missing, damaged or something else."""
         try:
             with np.load(path) as arrays:
-                spec = WorldSpec(**json.loads(str(arrays["spec"])))
+                spec = WorldSpec(**strict_json.loads(str(arrays["spec"])))
                 world = World(spec, arrays["next_item"], arrays["start"], arrays["user_types"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(

@@ -11,7 +11,6 @@ and no other; but for those that transformers itself passes over, such as GPT-2'
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarec import strict_json
 from metarec.contained import plain_file
 from metarec.errors import CheckpointError, ConfigError, nearest
 
@@ -147,10 +147,10 @@ def _json(path: Path, directory: Path) -> dict[str, Any]:
         fix = f"did you mean {directory.parent / near}?" if near else WAY
         raise ConfigError(KEY, directory, "no such directory (models are read from the disk, none is fetched)", fix)
     try:
-        content = json.loads((plain_file(path) if path.is_symlink() else path).read_text(encoding="utf-8"))
+        content = strict_json.lenient((plain_file(path) if path.is_symlink() else path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(KEY, directory, f"it has no {path.name}", WAY) from None
-    except (ValueError, RecursionError, OSError) as reason:
+    except (ValueError, OSError) as reason:
         raise ConfigError(KEY, path, f"not JSON ({reason})", WAY) from reason
     if not isinstance(content, dict):
         raise ConfigError(KEY, path, "no JSON object", WAY)

@@ -23,11 +23,13 @@ from metarec import strict_json
 from metarec.contained import understood
 from metarec.errors import CheckpointError, ConfigError
 from metarec.runs.history import read_history
+from metarec.runs.manifest import read_regular
 from metarec.runs.rundir import MANIFEST, verify
 
 Json = dict[str, Any]
 Array = npt.NDArray[np.float64]
 FIX = "give OUTPUT_DIR/train/RUN, a sweep, a comparison, or a pattern of them"
+LARGEST = 1 << 24  # bytes of a job's record
 DEPTH = 3  # OUTPUT_DIR / verb / sweep / job
 NEEDED = ("metrics", "intervals", "differences", "counts", "protocol", "config", "seeds")
 _MARKS = (MANIFEST, "config.yaml", "job.json")  # any of them makes a directory a run, finished or not
@@ -123,7 +125,7 @@ def read_run(path: Path, name: str) -> Run:
     if not (path / MANIFEST).exists():
         ended = path / "job.json"
         with understood(ended, "error"):
-            reason = strict_json.loads(ended.read_bytes()).get("error") if ended.exists() else None
+            reason = strict_json.loads(read_regular(ended, limit=LARGEST)).get("error") if ended.exists() else None
         what = f"the run did not finish{f' ({reason})' if reason else ''}"
         raise CheckpointError(path, f"no {MANIFEST}", what, "go on with it by resume=RUN, or name the runs without it")
     verify(path)

@@ -38,6 +38,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
+from metarec import strict_json
 from metarec.errors import CheckpointError
 
 _NESTED = ("model_state_dict", "state_dict")
@@ -142,7 +143,7 @@ def _answer(path: Path, line: bytes) -> dict[str, Any]:
     if not line:
         what = "the process that reads it was ended: it asks for more memory or time than its size allows"
         raise CheckpointError(path, "no answer", what, _FIX)
-    found: dict[str, Any] = json.loads(line)
+    found: dict[str, Any] = strict_json.loads(line)
     if "refused" in found:
         where, value, what = found["refused"]
         raise CheckpointError(f"{path}: {where}" if where else path, value, what, _FIX)

@@ -6,7 +6,6 @@ start works at once. Beside it stands a small file that tells a second starter w
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import filelock
 
+from metarec import strict_json
 from metarec.errors import EnvironmentFault
 from metarec.runs import atomic
 
@@ -70,7 +70,7 @@ def wait_free(run_dir: Path, seconds: float) -> None:
 def _holder(run_dir: Path) -> str:
     """Words for a message only: whoever the file names may have gone in this instant."""
     try:
-        found = json.loads((run_dir / HOLDER).read_text(encoding="utf-8"))
+        found = strict_json.loads((run_dir / HOLDER).read_bytes())
         return f"held by pid {found['pid']} since {found['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "held by a process that has not given its name yet"

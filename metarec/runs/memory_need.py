@@ -23,13 +23,15 @@ weights, as tuples.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from metarec.errors import EnvironmentFault
 
 MIB = 2**20
+NO_MEMORY = ("out of memory", "allocate memory")  # in what torch says
 LIBRARIES = 14 * MIB  # growth of runs whose own arrays take a few MiB, less these
 Shapes = Mapping[str, tuple[int, ...]]
 FREE, SELF, GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -220,3 +222,17 @@ def compared(need: Need, growth: int | None, peak: int) -> str:
     """The estimate beside the bytes that were measured, in one line."""
     beside = "" if growth is None else f"grew by {_mib(growth)} MiB where {_mib(need.beyond_weights)} were expected, "
     return f"memory: {beside}peak {_mib(peak)} MiB"
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Memory that is not there is no bug, wherever in a run it is asked for: EnvironmentFault in place of what NumPy, Arrow
+    (MemoryError) or torch (RuntimeError) raises. What can be told before a run, `refuse` tells."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not isinstance(error, MemoryError) and not any(words in said for words in NO_MEMORY):
+            raise
+        fix = "take smaller batches (train.meta_batch_size, pretrain.batch_size), a smaller model or world, or more memory"
+        raise EnvironmentFault("memory", said[:200], "there is not so much", fix) from error

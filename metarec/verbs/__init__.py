@@ -12,6 +12,13 @@ from metarec.config.schema import CompareConfig, Config, EvalConfig, ExportConfi
 
 def run_verb(verb: str, config: Config, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
     """Run a verb in `run_dir`; `overrides` are the words typed. Returns {"run_dir", "headline": {name: value}}."""
+    from metarec.runs.memory_need import enough_memory
+
+    with enough_memory():
+        return _run(config, run_dir, resume, overrides)
+
+
+def _run(config: Config, run_dir: Path, resume: bool, overrides: Sequence[str]) -> dict[str, Any]:
     if isinstance(config, PrepareConfig):
         from metarec.verbs.prepare import run_prepare
 

@@ -13,7 +13,6 @@ was killed is taken up again under its number, in its directory, from its last c
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import sys
@@ -24,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from metarec import trackers
+from metarec import strict_json, trackers
 from metarec.config.arguments import new_directory
 from metarec.config.compose import config_to_yaml, slug
 from metarec.config.overrides import check_words
@@ -279,7 +278,7 @@ class _Trials:
         sync(best.parent)
 
     def _best_document(self, row: Row, best: Path, runs: Mapping[str, list[str]]) -> dict[str, Any]:
-        found = {name: json.loads((best / name / "metrics.json").read_text(encoding="utf-8")) for name in runs}
+        found = {name: strict_json.loads((best / name / "metrics.json").read_bytes()) for name in runs}
         test = [m.headline(one, self.monitor) for one in found.values()]
         return {
             "trial": row.number,
@@ -296,7 +295,7 @@ class _Trials:
         """Write summary.json and print the table; the exit code of the first trial that failed, or 0."""
         rows = self.study.rows()
         best = self.directory / BEST_FILE
-        chosen = json.loads(best.read_text(encoding="utf-8")) if best.exists() else None
+        chosen = strict_json.loads(best.read_bytes()) if best.exists() else None
         found = trials_document(
             rows, metric=self.monitor, n_trials=self.search.n_trials, best=chosen, importance=self.study.importance()
         )

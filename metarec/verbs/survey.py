@@ -6,7 +6,6 @@ Runs are ordinary runs in RUN/jobs/; what is there and whole is not run again, s
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from metarec import strict_json
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import CompareConfig, TrainConfig
 from metarec.errors import Stopped
@@ -143,5 +143,5 @@ class _Work:
 
 def validation_value(run: Run) -> float:
     """The best monitored validation figure of a run."""
-    training = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))["training"]
+    training = strict_json.loads((run.path / "metrics.json").read_bytes())["training"]
     return float(training[f"val_{run.monitor}"])

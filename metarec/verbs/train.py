@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -10,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from metarec import build, trackers
+from metarec import build, strict_json, trackers
 from metarec.benches import AnyBench
 from metarec.config.compose import config_to_yaml
 from metarec.config.overrides import given_keys
@@ -27,6 +26,7 @@ from metarec.runs.guard import FILE, PRETRAIN_FILE, counted
 from metarec.runs.history import History, read_history, truncate_after
 from metarec.runs.lock import hold
 from metarec.runs.memory import Peak
+from metarec.runs.memory_need import enough_memory
 from metarec.runs.signals import ShouldStop, Stop, stop_on_signals
 from metarec.runs.stored import check_state
 from metarec.runs.timescales import PRETRAIN_FILE as PRETRAIN_TIMESCALES
@@ -78,7 +78,8 @@ def _silent(line: str) -> None:
 
 
 def _run(config: TrainConfig, run_dir: Path, resume: bool, stop: Stop, given: Collection[str] = ()) -> dict[str, Any]:
-    with tracked(backend_of(config, run_dir), run_dir, group_of(run_dir, Path(config.output_dir))) as tracker:
+    group = group_of(run_dir, Path(config.output_dir))
+    with enough_memory(), tracked(backend_of(config, run_dir), run_dir, group) as tracker:
         return _told(config, run_dir, resume, stop, tracker, given)
 
 
@@ -236,7 +237,7 @@ def _guarded(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
 def _timescales(run_dir: Path, scales: dict[str, Any], cost: Cost) -> dict[str, Any]:
     """What each loop tells of its timescales; nothing where none does. What a step of pretraining took stands in `cost`."""
     path = run_dir / PRETRAIN_TIMESCALES
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = strict_json.loads(path.read_bytes()) if path.exists() else {}
     cost.pretraining = before.pop("cost", None)
     found = {"training": scales, "pretraining": before}
     return {"timescales": {loop: own for loop, own in found.items() if own}} if scales or before else {}

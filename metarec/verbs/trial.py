@@ -7,7 +7,6 @@ that started it, however that ends: at its next step, after a checkpoint, and wi
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import sys
@@ -19,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from metarec import strict_json
 from metarec.config.compose import config_from_yaml
 from metarec.config.schema import TrainConfig
 from metarec.config.sweep import recorded
@@ -99,5 +99,5 @@ def _ask(search: Connection, step: int, value: float) -> bool:
 
 def best_value(run: Path, monitor: str) -> float:
     """The best validation value of a finished run."""
-    found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    found = strict_json.loads((run / "metrics.json").read_bytes())
     return float(found["training"][f"val_{monitor}"])

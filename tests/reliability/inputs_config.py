@@ -79,6 +79,25 @@ LINES = [
     Line("a report of nothing", ("report", "nowhere"), ("no such run directory",)),
     Line("a misspelt option of report", ("report", ".", "metrik=hr@10"), ("did you mean metric?",)),
     Line("an unknown option", ("train", "--steps", "5"), ("not understood",)),
+    Line("a number of 5,000 digits", ("train", f"seed={'9' * 5000}"), ("seed: 999", "4300 digits")),
+    Line("a list with such a number", ("train", f"evaluation.control.steps=[{'9' * 5000}]"), ("4300 digits",)),
+    Line(
+        "a whole number that is no float",
+        ("train", "train.steps=99999999999999999999999"),
+        ("at most 9007199254740992",),
+    ),
+    Line("no key", ("train", "=5"), ("command line: =5", "no key before the =")),
+    Line(
+        "more threads than any machine has",
+        ("train", "hardware.threads=100000"),
+        ("hardware.threads: 100000", "<= 1024"),
+    ),
+    Line("a world of 10^12 users", ("train", "dataset.world.n_users=1000000000000"), ("n_users", "<= 10000000")),
+    Line(
+        "shares that add up to almost 1",
+        ("train", "dataset.split.fractions=[0.000001,0.5,0.5]"),
+        ("add up to 1.000001",),
+    ),
     Line("several mistakes at once", ("train", "train.stpes=1", "seed=x", "residual=maybe"), ("seed: x",), 3),
 ]
 
@@ -137,6 +156,28 @@ def cut(run: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+DEEP = "[" * 100_000
+
+
+def written(name: str, text: str, *, finished: bool = True) -> Callable[[Path], None]:
+    """A file of the run with this text, sealed where the run is `finished`; else without its seal."""
+
+    def make(run: Path) -> None:
+        (run / name).write_text(text)
+        if finished:
+            h.reseal(run)
+        else:
+            unfinished(run)
+
+    return make
+
+
+def no_record(run: Path) -> None:
+    """An unfinished run whose record is a directory."""
+    unfinished(run)
+    (run / "job.json").mkdir()
+
+
 def no_figures(run: Path) -> None:
     """metrics.json without its figures, sealed."""
     path = run / "metrics.json"
@@ -164,6 +205,15 @@ STORED = [
            ("model.hiden_dim",), 2),
     Stored("a report of an unfinished run", unfinished, ("report", "RUN"), ("did not finish", "resume=RUN")),
     Stored("a report without figures", no_figures, ("report", "RUN"), ("metrics is missing",)),
+    Stored("a report of figures without end", written("metrics.json", DEEP), ("report", "RUN"), ("metrics.json", "nested deeper")),
+    Stored("a report of a history without end", written("history.jsonl", f'{{"step": 1, "x": {DEEP}\n'), ("report", "RUN"),
+           ("history.jsonl: line 1", "no record"), 3),
+    Stored("a report of a record without end", written("job.json", DEEP, finished=False), ("report", "RUN"),
+           ("job.json", "nested deeper")),
+    Stored("a report of a record that is a directory", no_record, ("report", "RUN"), ("job.json", "not a regular file")),
+    Stored("a resume of a search without end", written("search.json", DEEP), ("train", "resume=RUN"), ("search.json", "damaged")),
+    Stored("a resume of a tracker without end", written("tracker.json", DEEP, finished=False), ("train", "resume=RUN"),
+           ("tracker.json",), 5),
     Stored("a resume of a finished run", lambda run: None, ("train", "resume=RUN"), ("the run is finished",), 2),
     Stored("a warm start of another width", lambda run: None, ("train", "warm_start=RUN", "model.hidden_dim=24"),
            ("is needed",)),

@@ -103,6 +103,11 @@ def _loop(folder: Path) -> str:
     return "a.csv"
 
 
+def _nowhere(folder: Path) -> str:
+    (folder / "log.csv").symlink_to("nowhere.csv")
+    return "log.csv"
+
+
 def _feather(folder: Path) -> str:
     pyarrow.feather.write_feather(table(), folder / "log.feather")
     return "log.feather"
@@ -193,6 +198,10 @@ FILES = [
     Log("files", "files of one log disagree", _two(table(), table(user_id=list(range(N)))),
         ("b.parquet: column user_id",)),
     Log("files", "files of one log, a column gone", _two(table(), table(item_id=None)), ("b.parquet", "item_id")),
+    Log("files", "a link to nowhere", _nowhere, ("log.csv: not found", "check dataset.path")),
+    Log("files", "JSON lines nested without end", text(
+        '{"user_id":"a","item_id":"b","timestamp":1600000000,"x":' + "[" * 5000 + "]" * 5000 + "}\n", "log.jsonl"),
+        ("log.jsonl: line 1", "nested nested deeper")),
     Log("files", "JSON lines of no object", text("[1,2]\n[3]\n", "log.jsonl"), ("log.jsonl",)),
     Log("files", "JSON lines, one broken", text('{"user_id":"a","item_id":"b","timestamp":1}\n{"user', "log.jsonl"),
         ("log.jsonl", "line 2")),

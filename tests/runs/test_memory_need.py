@@ -8,7 +8,18 @@ import pytest
 
 from metarec.errors import EnvironmentFault
 from metarec.runs import memory_need
-from metarec.runs.memory_need import LIBRARIES, MIB, Batch, Loop, Need, available, compared, estimate, refuse
+from metarec.runs.memory_need import (
+    LIBRARIES,
+    MIB,
+    Batch,
+    Loop,
+    Need,
+    available,
+    compared,
+    enough_memory,
+    estimate,
+    refuse,
+)
 
 # a table of 11 rows, a recurrent layer, a head of 10 items
 BASE = {
@@ -110,3 +121,24 @@ def test_what_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(memory_need, "FREE", tmp_path / "none")
     monkeypatch.setattr(memory_need, "GROUPS", tmp_path / "none")
     assert available() is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 1.46 TiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ],
+)
+def test_memory_that_is_not_there_is_no_bug(error: Exception) -> None:
+    with (
+        pytest.raises(EnvironmentFault, match=r"memory: .*llocate .*: there is not so much -- "),
+        enough_memory(),
+    ):
+        raise error
+
+
+def test_other_errors_of_torch_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shape"), enough_memory():
+        raise RuntimeError("shape mismatch")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 
 import duckdb
 
+from metarec import strict_json
 from metarec.data.formats import text
 from metarec.data.formats.reader import Column, Opened, Reader, mapped
 from metarec.data.formats.recognise import read_here
@@ -90,8 +90,8 @@ def _check_delimiter(path: Path, first: str, names: list[str], delimiter: str, k
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(strict_json.lenient(line), dict)
+    except ValueError:
         return False
 
 

@@ -7,7 +7,6 @@ number, blank ones included. A column is a dotted path: event.product.sku is the
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -194,9 +193,9 @@ def _parsed(con: duckdb.DuckDBPyConnection, path: Path, row: int, line: str) -> 
     """A line as Python has it, by way of the engine, which lets more pass (a comma before a closing bracket)."""
     (plain,) = con.execute("SELECT json(?)::VARCHAR", [line]).fetchone() or ("null",)
     try:
-        value = json.loads(plain, parse_int=float)
+        value = strict_json.lenient(plain, parse_int=float)
         strict_json.check_depth(value)
-    except (ValueError, RecursionError):
+    except ValueError:
         what = f"lists and objects lie more than {strict_json.DEPTH} deep in each other"
         raise DataError(f"{path}: line {row + 1}", shown(line), what, "write the line flatter, or remove it") from None
     return value
