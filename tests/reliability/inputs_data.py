@@ -201,7 +201,7 @@ FILES = [
     Log("files", "a link to nowhere", _nowhere, ("log.csv: not found", "check dataset.path")),
     Log("files", "JSON lines nested without end", text(
         '{"user_id":"a","item_id":"b","timestamp":1600000000,"x":' + "[" * 5000 + "]" * 5000 + "}\n", "log.jsonl"),
-        ("log.jsonl: line 1", "nested nested deeper")),
+        ("log.jsonl: line 1", "deep in each other")),
     Log("files", "JSON lines of no object", text("[1,2]\n[3]\n", "log.jsonl"), ("log.jsonl",)),
     Log("files", "JSON lines, one broken", text('{"user_id":"a","item_id":"b","timestamp":1}\n{"user', "log.jsonl"),
         ("log.jsonl", "line 2")),
