@@ -1,7 +1,7 @@
 """The twelve properties of episodes, over random logs through the real preparation: 20,000 examples each in full, 500 else.
 
 The properties themselves are tests/data/test_properties.py, run with METAREC_PROPERTY_EXAMPLES. They are drawn in parts of
-PART examples with a seed each, and a part that is finished is not done again: all of it takes more than an hour on two
+PART examples with a seed each, and a part that is finished is not done again: all of it takes an hour and a half on two
 cores. What counts is the examples in which a property was looked at and held.
 """
 
