@@ -284,3 +284,22 @@ def test_what_is_done(tmp_path: Path) -> None:
     assert not command.done("train", tmp_path, ["seed=1"])  # not sealed
     seal(tmp_path)
     assert command.done("train", tmp_path, ["seed=1"])
+
+
+def test_a_record_is_left_inside_of_the_sweep_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The marker of a job that ran says where; it may be a stranger's, or damaged."""
+    sweep, outside = tmp_path / "sweep", tmp_path / "outside"
+    (sweep / "1").mkdir(parents=True)
+    outside.mkdir()
+    for number, directory in enumerate((outside, sweep / ".." / "outside", sweep / "1")):
+        command.write_json(
+            sweep / f"{command.RUNNING}{number}", vars(Record(number, [], "interrupted", directory=str(directory)))
+        )
+    (sweep / f"{command.RUNNING}3").write_text("[" * 5_000)
+    assert command.left(sweep, "interrupted", 143, "stopped") == 4
+    assert list(outside.iterdir()) == []
+    found = read_record(sweep / "1")
+    assert found is not None
+    assert (found.status, found.exit_code, found.error) == ("interrupted", 143, "stopped")
+    assert f"{command.RUNNING}3: damaged" in capsys.readouterr().err
+    assert sorted(path.name for path in sweep.iterdir()) == ["1"]
