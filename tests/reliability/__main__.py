@@ -93,7 +93,9 @@ def main() -> int:
     parser.add_argument("driver", nargs="*", help=f"which; none = all of {', '.join(every)}")
     parser.add_argument("--quick", action="store_true", help="the sizes of the test suite")
     parser.add_argument("--again", action="store_true", help="also what was measured before")
-    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "outputs" / "reliability")
+    parser.add_argument(
+        "--out", type=lambda word: Path(word).absolute(), default=HERE.parents[1] / "outputs" / "reliability"
+    )
     asked = parser.parse_args()
     unknown = [name for name in asked.driver if name not in every]
     if unknown:
