@@ -90,8 +90,9 @@ def assert_whole(search: Path, n_trials: int) -> None:
 
 
 def untouched(search: Path) -> dict[str, int]:
-    """When each result was written."""
-    return {str(path): path.stat().st_mtime_ns for path in search.rglob("metrics.json")}
+    """When each finished run's result was written; a run killed after its result and before its manifest is none."""
+    finished = [path for path in search.rglob("metrics.json") if (path.parent / "manifest.json").exists()]
+    return {str(path): path.stat().st_mtime_ns for path in finished}
 
 
 def killed(work: Work, *command: str, number: int = signal.SIGKILL, at_least: int = 1) -> Path:
