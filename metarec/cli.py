@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from metarec.config.overrides import Checked
     from metarec.config.schema import Config
 
-# what a disk or an owner does, wherever it happens; other OSErrors are bugs
-ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+# what a disk, an owner, a path of theirs or a limit does, wherever it happens; other OSErrors are bugs
+ENVIRONMENT = (
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
 KNOWN = (*VERBS, "report")
 RESUMABLE = ("train", "compare")
 
@@ -103,6 +106,8 @@ def dispatch(words: list[str]) -> int:
     from metarec.config import help
     from metarec.config.reading import reads_runs
 
+    for word in words:
+        refuse_bytes(word)
     if not words or words[0] in ("-h", "--help", "help"):
         print(help.overview())
         return 0
@@ -120,6 +125,14 @@ def dispatch(words: list[str]) -> int:
         print(help.verb_help(verb))
         return 0
     return read(verb, rest) if reads_runs(verb, rest) else launch(verb, rest)
+
+
+def refuse_bytes(word: str) -> None:
+    """ConfigError for a word that is no text, which a run card in JSON cannot hold."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("command line", word, "its bytes are no UTF-8", "give names in UTF-8") from None
 
 
 def read(verb: str, words: list[str]) -> int:

@@ -20,6 +20,8 @@ from metarec.data.formats import FORMATS
 from metarec.data.spec import DELIMITERS
 from metarec.errors import ConfigError
 
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, of Linux and most file systems
+
 # Allowed values of the group `dataset`, whose dataclasses (metarec.data.spec) know nothing of configuration.
 DATASET_RANGES: dict[str, dict[str, Any]] = {
     "dataset.source": {"choices": ("log", "synthetic", "episode_tables", "omniglot", "prompts", "characters")},
@@ -182,6 +184,8 @@ def check_range(limits: Mapping[str, Any], value: object) -> None:
         return
     if (limits.get("path") or limits.get("filled")) and value == "":
         raise Wrong("empty", "name it, or leave the key out")
+    if limits.get("path") and isinstance(value, str):
+        check_path(value)
     if "choices" in limits and value not in limits["choices"]:
         raise Wrong("not a choice", choose(value, limits["choices"]))
     if "pattern" in limits and not re.fullmatch(limits["pattern"], str(value)):
@@ -196,6 +200,19 @@ def check_range(limits: Mapping[str, Any], value: object) -> None:
             bounds = [] if low is None else [f"{'>' if 'min' in open_ends else '>='} {low}"]
             bounds += [] if high is None else [f"{'<' if 'max' in open_ends else '<='} {high}"]
             raise Wrong("out of range", f"give a value {' and '.join(bounds)}")
+
+
+def check_path(value: str) -> None:
+    """`Wrong` for what no file system takes as a path, which is asked nowhere else before files are looked for."""
+    if "\0" in value:
+        raise Wrong("a NUL in a path", "give the path of a file or directory")
+    try:
+        encoded = value.encode()
+    except UnicodeEncodeError:  # a run card in JSON cannot hold it
+        raise Wrong("its bytes are no UTF-8", "give the path in UTF-8") from None
+    if len(encoded) >= LONGEST_PATH or any(len(part) > LONGEST_NAME for part in encoded.split(b"/")):
+        what = f"too long: a name has at most {LONGEST_NAME} bytes, a path fewer than {LONGEST_PATH}"
+        raise Wrong(what, "give a shorter path")
 
 
 class Walk:

@@ -21,6 +21,7 @@ CHOICES = ("hydra/launcher", "hydra/sweeper", "hydra/job_logging", "hydra/hydra_
 SECTIONS = ("hydra.launcher", "hydra.sweeper")
 VALUES = ("hydra.searchpath", "hydra.verbose")
 SET_BY_METAREC = ("hydra.run.dir", "hydra.sweep.dir", "hydra.mode")  # refused by `metarec.cli`, which says what to use
+MOST_AT_A_TIME = 1024
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 
@@ -47,6 +48,26 @@ def check_hydra_word(o: Override) -> Iterator[ConfigError]:
         hint = f"did you mean {near}? " if near else ""
         fix = f"{hint}the words are {', '.join((*CHOICES, *VALUES))} and {'.*, '.join(SECTIONS)}.*"
         yield ConfigError(key, show(value), "is not among the words for Hydra that may be typed", fix)
+
+
+def check_joblib(parsed: Sequence[Override]) -> Iterator[ConfigError]:
+    """What is wrong with the options of ``hydra/launcher=joblib``: jobs at a time are the one that may be set, for those of
+    joblib's backends share a process between jobs, drop jobs that take long, or are read late and told by a traceback."""
+    if not any(o.key_or_group == "hydra/launcher" and not o.is_delete() and o.value() == "joblib" for o in parsed):
+        return
+    for o in parsed:
+        key = o.key_or_group
+        if not key.startswith("hydra.launcher.") or o.is_delete():
+            continue
+        value, fix = o.value(), f"give 1 to {MOST_AT_A_TIME}, or -1 for all cores"
+        if key != "hydra.launcher.n_jobs":
+            yield ConfigError(key, show(value), "cannot be set: the jobs run by joblib as they are", "drop it")
+        elif o.is_sweep_override():
+            yield ConfigError(key, o.get_value_string(), "one number for the whole sweep", fix)
+        elif type(value) is not int:
+            yield ConfigError(key, show(value), "wrong type", fix)
+        elif value == 0 or abs(value) > MOST_AT_A_TIME:
+            yield ConfigError(key, show(value), "out of range", fix)
 
 
 def search_directories(parsed: Sequence[Override]) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,12 @@ from metarec import parts
 from metarec.config.check import check, raise_all
 from metarec.config.compose import DEFAULTS, Composer, composer, from_hydra, plain, quoted
 from metarec.config.fields import alternatives, explain_unknown, groups, keys
-from metarec.config.hydra_words import check_hydra_word, search_directories
+from metarec.config.hydra_words import check_hydra_word, check_joblib, search_directories
 from metarec.config.own_files import check_directory
 from metarec.config.paths import conf_dir
 from metarec.config.schema import GROUPS, Config
 from metarec.config.show import choose, show
+from metarec.config.space import MOST_VALUES, endless
 from metarec.errors import ConfigError, nearest
 
 SWITCH = {"true": "on", "yes": "on", "on": "on", "false": "off", "no": "off", "off": "off"}
@@ -40,6 +42,8 @@ PATHS = {
     "algorithm.teacher.path",
 }
 SWEEPER = "hydra/sweeper"
+MOST_JOBS = MOST_VALUES  # of a sweep: each is composed and checked before the first runs
+FEWER = f"give at most {MOST_JOBS:,}, or search them: -m {SWEEPER}=optuna and interval(LOW,HIGH)"
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def checks(
 ) -> Iterator[tuple[Checks, list[Override]]]:
     """What checks jobs of these normalised words, and the words parsed; the errors so far stand in its `errors`."""
     parsed, errors = _parse(words, verb)
-    raise_all([error for o in parsed if is_hydra(o) for error in check_hydra_word(o)])
+    raise_all([error for o in parsed if is_hydra(o) for error in check_hydra_word(o)] + list(check_joblib(parsed)))
     search = [str(path) for path in search_directories(parsed)]
     for name, own in (("--config-dir", config_dir), *(("hydra.searchpath", Path(path)) for path in search)):
         if own is not None:
@@ -206,6 +210,9 @@ class Checks:
             if other_sweeper and override.is_sweep_override():
                 continue  # only that sweeper knows which values it will draw; each job checks its own
             lists.append(self.elements(override))
+        if (count := math.prod(map(len, lists))) > MOST_JOBS:
+            self.fail("command line", "-m", f"asks for {count:,} jobs", FEWER)
+            return []
         found = (self.job([o for o, _ in pairs], [word for _, word in pairs]) for pairs in itertools.product(*lists))
         return [job for job in found if job is not None]
 
@@ -249,6 +256,9 @@ class Checks:
             texts = cast(Glob, o.value()).filter(names)
             if not texts:
                 self.fail(key, o.get_value_string(), "matches no alternative", "glob(...) takes names of a group")
+        elif (trouble := endless(o)) is not None:
+            self.fail(key, o.get_value_string(), trouble, FEWER)
+            texts = []
         else:
             texts = [str(text) for text in o.sweep_string_iterator()]
         parser = OverridesParser.create()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metarec.config.check import Wrong, check_range, convert, raise_all
+from metarec.config.check import Wrong, check_path, check_range, convert, raise_all
 from metarec.config.fields import keys, type_hints
 from metarec.config.show import show
 from metarec.errors import ConfigError, nearest
@@ -45,8 +45,8 @@ Reading = CompareRuns | Report
 READING: dict[str, type] = {"compare": CompareRuns, "report": Report}
 MEANING = {
     "metric": "of the table; null = what the runs were monitored by",
-    "methods": "rows of the table, such as [fewshot,control]; null = all",
-    "against": "what differences are taken from: a method or a run; null = the control, and the first run's few-shot",
+    "methods": "of several runs: rows of the table, such as [fewshot,control]; null = all",
+    "against": "of several runs: a method or a run to take differences from; null = control, and the first run's few-shot",
     "output": "FILE.html; null = OUTPUT_DIR/report/<timestamp>_<random>/report.html",
     "formats": "of [html,md,tex], the tables beside the page",
     "output_dir": "the result goes to OUTPUT_DIR/{verb}/<timestamp>_<random>/",
@@ -85,6 +85,10 @@ def parse_reading(verb: str, words: Sequence[str]) -> tuple[list[str], Reading]:
     for word in words:
         key, equals, text = word.partition("=")
         if is_run(word):
+            try:
+                check_path(word)
+            except Wrong as wrong:
+                errors.append(ConfigError("RUN", show(word), *wrong.args))
             runs.append(word)
         elif not equals or word.startswith("-"):
             errors.append(ConfigError("command line", word, "not understood", f"see `metarec {verb} --help`"))

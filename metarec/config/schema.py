@@ -118,7 +118,7 @@ class EvaluationConfig:
     latency: bool = False
     divergence: bool = False
     monitor: str = ranged("ndcg@10", choices=METRICS)
-    bootstrap: int = ranged(2000, min=1)
+    bootstrap: int = ranged(2000, min=1, max=10**6)
     confidence: float = ranged(0.95, min=0, max=1, exclusive=["min", "max"])
     ties: str = ranged("conservative", choices=["conservative", "first", "last"])
     task_chunk: int = ranged(32, min=1)
@@ -283,7 +283,7 @@ class CompareConfig:
     contrasts: list[list[str]] | None = None  # pairs of variants: the first against the second
     metric: str = ranged("monitor", choices=["monitor", "perplexity"])  # of the table of contrasts
     reported: str | None = ranged(None, choices=REPORTED)
-    parallel: int = ranged(1, min=1)
+    parallel: int = ranged(1, min=1, max=1024)
     tune: TuneSection = field(default_factory=TuneSection)
     inner: CompareInner = field(default_factory=CompareInner)
     warm_start: str = ranged("auto", path=True)  # auto | none | PATH

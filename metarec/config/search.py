@@ -19,6 +19,7 @@ from metarec import strict_json
 from metarec.config.arguments import SEARCH
 from metarec.config.check import Walk, raise_all
 from metarec.config.fields import type_hints
+from metarec.config.hydra_words import MOST_AT_A_TIME
 from metarec.config.overrides import SWEEPER, Checks, checks, is_hydra, normalise
 from metarec.config.schema import SEED_MAX, TrainConfig
 from metarec.config.show import show
@@ -44,8 +45,8 @@ SETTINGS = ("evaluation.test_steps", "evaluation.control")  # of the run itself,
 class SearchOptions:
     """The keys ``hydra.sweeper.*``."""
 
-    n_trials: int | None = ranged(None, min=1)  # None = 20, and with sampler=grid the whole grid
-    n_jobs: int = ranged(1, min=1)  # trials at a time, each in a process of its own
+    n_trials: int | None = ranged(None, min=1, max=10**6)  # None = 20, and with sampler=grid the whole grid
+    n_jobs: int = ranged(1, min=1, max=MOST_AT_A_TIME)  # trials at a time, each in a process of its own
     sampler: str = ranged("tpe", choices=["tpe", "random", "grid"])
     pruner: str = ranged("none", choices=["none", "median", "hyperband"])
     startup_trials: int = ranged(10, min=0)  # drawn at random before tpe begins; finished before median prunes

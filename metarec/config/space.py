@@ -21,6 +21,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from metarec.errors import ConfigError
 
 TAGS = {"int", "log"}
+MOST_VALUES = 10_000  # of a list that is gone through
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,21 @@ def grid(space: Sequence[Dimension]) -> Iterator[dict[str, Any]]:
         yield {one.key: value for one, value in zip(space, values, strict=True)}
 
 
+def endless(override: Override) -> str | None:
+    """What is wrong with a range whose end nobody waits for; it is not counted through."""
+    found = override.value()
+    if not isinstance(found, RangeSweep):
+        return None
+    if found.step == 0:
+        return "its step is 0"
+    assert found.start is not None
+    assert found.stop is not None
+    count = (found.stop - found.start) / found.step
+    if not math.isfinite(count):
+        return "has no number of values"
+    return f"has {math.ceil(count):,} values" if count > MOST_VALUES else None
+
+
 def dimension(override: Override, texts: Sequence[str]) -> Dimension:
     """A word with several values; `texts`: those of a list, as typed. Raises ConfigError."""
     key, found = override.get_key_element(), override.value()
@@ -77,6 +93,11 @@ def dimension(override: Override, texts: Sequence[str]) -> Dimension:
     if isinstance(found, IntervalSweep):
         low, high, step = found.start, found.end, None
     elif isinstance(found, RangeSweep):
+        if (trouble := endless(override)) is not None:
+            raise refused(
+                trouble,
+                f"give at most {MOST_VALUES:,}, or interval(LOW,HIGH), of whole numbers int(interval(LOW,HIGH))",
+            )
         elements: list[Any] = list(override.sweep_iterator())
         steps = sorted(float(value) if isinstance(value, float) else int(value) for value in elements)
         if not steps:

@@ -28,6 +28,7 @@ from metarec.durable import sync
 from metarec.errors import DataError, EnvironmentFault
 
 RECIPE = 1  # of preparation; raised by every change that moves a result
+_ELSEWHERE = "set cache_dir=DIR to a directory of yours"
 FINGERPRINT_LENGTH = 32  # hexadecimal digits: 128 bits
 _NO_MATTER = (
     "path",
@@ -63,28 +64,30 @@ def open_or_build(cache_dir: Path, name: str, build: Callable[[Path], None], rep
     """
     home = cache_dir.expanduser().absolute() / "prepared"
     place = home / name
-    with _environment(home):
+    try:
         home.mkdir(parents=True, exist_ok=True)
-        with _lock(home / f"{name}.lock", report):
-            if place.exists():
-                try:
-                    return open_prepared(place)
-                except DataError as damage:
-                    report(f"cache {damage}; preparing again")
-            for leftover in home.glob(f".tmp-{name}-*"):
-                shutil.rmtree(leftover)
-            work = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=home))
+    except OSError as error:  # of the user's own path, whichever it is
+        raise EnvironmentFault(home, error.strerror, "the cache cannot be made", _ELSEWHERE) from error
+    with _environment(home), _lock(home / f"{name}.lock", report):
+        if place.exists():
             try:
-                build(work)
-                if place.exists():
-                    # a reader may hold maps of the damaged files: they stay valid after the removal
-                    place.rename(work.with_name(f"{work.name}-damaged"))
-                work.rename(place)
-                sync(home)
-            finally:
-                for leftover in home.glob(f"{work.name}*"):
-                    shutil.rmtree(leftover)
-            return open_prepared(place, verify=False)  # written a moment ago
+                return open_prepared(place)
+            except DataError as damage:
+                report(f"cache {damage}; preparing again")
+        for leftover in home.glob(f".tmp-{name}-*"):
+            shutil.rmtree(leftover)
+        work = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=home))
+        try:
+            build(work)
+            if place.exists():
+                # a reader may hold maps of the damaged files: they stay valid after the removal
+                place.rename(work.with_name(f"{work.name}-damaged"))
+            work.rename(place)
+            sync(home)
+        finally:
+            for leftover in home.glob(f"{work.name}*"):
+                shutil.rmtree(leftover)
+        return open_prepared(place, verify=False)  # written a moment ago
 
 
 @contextmanager
@@ -112,7 +115,5 @@ def _environment(home: Path) -> Iterator[None]:
                 home, "no space left", "the disk of the cache is full", "free space or set cache_dir=DIR"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EIO):
-            raise EnvironmentFault(
-                home, error.strerror, "the cache cannot be written", "set cache_dir=DIR to a directory of yours"
-            ) from error
+            raise EnvironmentFault(home, error.strerror, "the cache cannot be written", _ELSEWHERE) from error
         raise

@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from metarec import plain_files
 from metarec.data.prompt_file import SPLITS
 from metarec.data.prompts import Prompts
 from metarec.data.spec import CharacterSpec, PromptSpec
@@ -119,7 +120,7 @@ def _cut(text: str) -> list[str]:
 
 def _of_parquet(path: Path) -> list[Document]:
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(plain_files.require_plain(path))
     except (pa.ArrowException, OSError) as error:
         raise DataError(path, str(error).splitlines()[0], "not readable as Parquet", FORM) from None
     missing = [column for column in COLUMNS if column not in table.column_names]

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from metarec import plain_files
 from metarec.core.batch import EpisodeBatch, ImageBatch
 from metarec.data.spec import ImageSpec
 from metarec.errors import ConfigError, DataError
@@ -77,7 +78,7 @@ class Omniglot:
         """Raises DataError naming the file that is missing or not what it should be."""
         path, table = directory / "omniglot28.npz", directory / "classes.parquet"
         try:
-            held = np.load(path, allow_pickle=False)
+            held = np.load(plain_files.require_plain(path), allow_pickle=False)
             if isinstance(held, np.ndarray):
                 raise ValueError("one array, not an archive of three")
             with held:
@@ -85,7 +86,7 @@ class Omniglot:
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as reason:
             raise DataError(path, reason, "not readable as the Omniglot archive", FIX) from reason
         try:
-            columns = pq.read_table(table, columns=["class_id", "vinyals_split"]).to_pydict()
+            columns = pq.read_table(plain_files.require_plain(table), columns=["class_id", "vinyals_split"]).to_pydict()
         except (OSError, pa.ArrowException, KeyError) as reason:
             raise DataError(table, reason, "not readable as the list of classes", FIX) from reason
         n_classes = len(columns["class_id"])

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metarec import strict_json
+from metarec import plain_files, strict_json
 from metarec.data.faults import shown
 from metarec.errors import DataError, nearest
 
@@ -37,7 +37,7 @@ class Example:
 def read_examples(path: Path) -> list[Example]:
     """Every example of the file, in its order. Raises DataError naming file and line of the first that is not sound."""
     try:
-        content = path.read_bytes()
+        content = plain_files.read_bytes(path)
     except FileNotFoundError:
         others = [p.name for p in path.parent.iterdir() if p.exists()] if path.parent.is_dir() else []
         near = nearest(path.name, others)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from metarec import strict_json
+from metarec import plain_files, strict_json
 from metarec.data.faults import engine_faults
 from metarec.errors import DataError
 
@@ -127,7 +127,7 @@ def read_numbers(directory: Path) -> tuple[list[str], int] | None:
     if not path.exists():
         return None
     try:
-        numbers = strict_json.loads(path.read_bytes())
+        numbers = strict_json.loads(plain_files.read_bytes(path))
     except (OSError, ValueError) as error:
         raise DataError(path, error, "not a JSON file in UTF-8", "write it again: {item id: number}") from None
     if not isinstance(numbers, dict) or not numbers or not all(type(n) is int for n in numbers.values()):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metarec import strict_json
+from metarec import plain_files, strict_json
 from metarec.durable import replace_file
 from metarec.errors import ConfigError, DataError, EnvironmentFault
 
@@ -146,7 +146,7 @@ FIX = "give another tokenizer, or use bytes"
 def _ends(path: Path, made: Any) -> tuple[tuple[int, ...], int]:
     """(BOS or nothing, EOS): as the configuration beside the file says; without one, the first usual name it has."""
     try:
-        config = strict_json.lenient((path.parent / CONFIG).read_text(encoding="utf-8"))
+        config = strict_json.lenient(plain_files.read_text(path.parent / CONFIG))
         names = [config.get(f"{which}_token") for which in ("bos", "eos")]
     except FileNotFoundError:
         names = [next((n for n in usual if made.token_to_id(n) is not None), None) for usual in (BEGINS, ENDS)]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarec import strict_json
+from metarec import plain_files, strict_json
 from metarec.contained import plain_file
 from metarec.errors import CheckpointError, ConfigError, nearest
 
@@ -147,7 +147,7 @@ def _json(path: Path, directory: Path) -> dict[str, Any]:
         fix = f"did you mean {directory.parent / near}?" if near else WAY
         raise ConfigError(KEY, directory, "no such directory (models are read from the disk, none is fetched)", fix)
     try:
-        content = strict_json.lenient((plain_file(path) if path.is_symlink() else path).read_text(encoding="utf-8"))
+        content = strict_json.lenient(plain_files.read_text(plain_file(path) if path.is_symlink() else path))
     except FileNotFoundError:
         raise ConfigError(KEY, directory, f"it has no {path.name}", WAY) from None
     except (ValueError, OSError) as reason:

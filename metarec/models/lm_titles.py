@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarec import plain_files
 from metarec.errors import ConfigError, DataError, nearest
 
 SEPARATORS = ("::", "\t", ";", "|", ",")
@@ -67,10 +68,10 @@ def _table(path: Path, columns: Sequence[str]) -> Any:
 
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
-            table = pd.read_parquet(path)
+            table = pd.read_parquet(plain_files.require_plain(path))
         else:
             try:
-                raw, encoding = path.read_text(encoding="utf-8"), "utf-8"
+                raw, encoding = plain_files.read_text(path), "utf-8"
             except UnicodeDecodeError:  # MovieLens' own files; of no byte does it say that it is none
                 raw, encoding = path.read_text(encoding="latin-1"), "latin-1"
             first = raw.split("\n", 1)[0]

@@ -54,9 +54,10 @@ def report(
     runs: Sequence[Run], *, defaults: Defaults, metric: str | None = None, methods: Sequence[str] | None = None,
     against: str | None = None,
 ) -> Page:  # fmt: skip
-    """The page of one run, or of several with what sets them apart."""
+    """The page of one run, or of several with what sets them apart. ConfigError for options that would do nothing."""
     if len(runs) == 1:
         (run,) = runs
+        _no_table(methods, against, "there is one run")
         own = metric or run.monitor
         return Page(_title(run), [Section("Summary", sections.summary(run, own)), *_of_run(run, own)])
     head, compared = _compared(runs, defaults, metric, methods, against)
@@ -67,6 +68,13 @@ def report(
             opening = [*sections.summary(run, own), Text(str(run.path))]
             each.append(Section(f"{one.name}, seed {run.seed}", opening, _of_run(run, own)))
     return Page(head.title, [head, *compared, *each])
+
+
+def _no_table(methods: Sequence[str] | None, against: str | None, why: str) -> None:
+    """ConfigError for an option of the comparison where the page has none."""
+    for key, value in (("methods", methods and ", ".join(methods)), ("against", against)):
+        if value is not None:
+            raise ConfigError(key, value, f"does nothing: it is of the comparison of runs, and {why}", "drop it")
 
 
 def _title(run: Run) -> str:
@@ -107,6 +115,7 @@ def _compared(
     between = appendix.between(found)
     datasets = list(dict.fromkeys(run.document["dataset"] for run in runs))
     if errors:
+        _no_table(methods, against, "these runs have different protocols")
         head = Section(f"{len(runs)} runs on {', '.join(datasets)}", [
             Text(f"{len(runs)} runs of different protocols, so that no table can put them side by side.", "lead"),
             *[Text(f"Not compared: {error}", "warning") for error in errors],

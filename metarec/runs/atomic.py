@@ -23,6 +23,10 @@ _WAY_OUT = {
     errno.EACCES: "grant the permission, or use a directory of your own (output_dir, cache_dir)",
     errno.EPERM: "grant the permission, or use a directory of your own (output_dir, cache_dir)",
     errno.EROFS: "the file system is read-only; set output_dir to a writable one",
+    errno.ELOOP: "its links lead to themselves; give the directory itself",
+    errno.ENAMETOOLONG: "give a shorter path (output_dir, cache_dir)",
+    errno.EMFILE: "raise the limit of open files, ulimit -n",
+    errno.ENFILE: "the machine has too many open files: end what holds them",
     errno.EIO: "the disk reports a hardware error; use another one and check its health",
 }
 

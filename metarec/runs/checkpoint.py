@@ -155,7 +155,7 @@ def resolve(path: Path) -> Path:
     Nothing is verified here but the pointer; ``load_checkpoint`` does the rest.
     """
     if not path.exists():
-        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        names = [entry.name for entry in path.parent.iterdir() if entry.exists()] if path.parent.is_dir() else []
         near = nearest(path.name, names)
         hint = f"did you mean {path.parent / near}?" if near else "give a run directory or a checkpoint directory"
         raise CheckpointError(path, "missing", "no such run or checkpoint", hint)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metarec import build
+from metarec import build, plain_files
 from metarec.benches import AnyBench, AnyEpisodes, ImageBench
 from metarec.config.compose import config_from_dict, config_to_yaml
 from metarec.config.overrides import given_keys
@@ -102,6 +102,9 @@ def opened(config: EvalConfig | ExportConfig, given: Collection[str]) -> Opened:
     on = build.hardware(config.hardware)
     spec = trained_as.dataset
     if config.dataset_path is not None:
+        if spec.source == "synthetic":
+            what = f"does nothing: the run was trained on dataset={spec.name}, which is generated"
+            raise ConfigError("dataset_path", config.dataset_path, what, "drop it")
         spec = replace(spec, path=config.dataset_path, in_data_dir=False)
     if config.data_dir is None:
         config.data_dir = trained_as.data_dir
@@ -161,27 +164,31 @@ def _is_given(key: str, given: Collection[str]) -> bool:
     return any(name == key or name.startswith(f"{key}.") for name in given)
 
 
+def _listed(path: Path) -> list[str]:
+    """The ids of a text file, one a line; DataError where it is none or lists nobody."""
+    fix = "give a text file with one id a line"
+    try:
+        found = [line.strip() for line in plain_files.read_text(path, "utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as reason:
+        why = reason.strerror if isinstance(reason, OSError) else f"byte {reason.start}: {reason.reason}"
+        raise DataError(path, why, "not a readable list of users", fix) from reason
+    if not any(found):
+        raise DataError(path, "empty", "it lists no user", fix)
+    return [user for user in found if user]
+
+
 def _rows(config: EvalConfig | ExportConfig, bench: AnyBench) -> np.ndarray | None:
     """The rows of the wanted users; None = all. DataError names the first user that has no episode in the split."""
     if config.users is None:
         return None
-    if isinstance(config.users, str):
-        path = Path(config.users).expanduser()
-        try:
-            wanted = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as reason:
-            raise DataError(
-                path, reason, "not a readable list of users", "give a text file with one id a line"
-            ) from reason
-    else:
-        wanted = list(config.users)
+    wanted = _listed(Path(config.users).expanduser()) if isinstance(config.users, str) else list(config.users)
     ids = bench.user_ids(bench.episodes(config.split).user).tolist()
     of: dict[str, list[int]] = {}  # a domain has several episodes
     for number, user in enumerate(ids):
         of.setdefault(user, []).append(number)
     missing = [user for user in wanted if user not in of]
-    if missing or not wanted:
-        name = missing[0] if missing else "none"
+    if missing:
+        name = missing[0]
         near = nearest(name, list(of)[:10_000])
         raise DataError(
             "users", name, f"no episode of this user in the {config.split} split ({len(of)} users have one)",

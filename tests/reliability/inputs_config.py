@@ -6,6 +6,7 @@ Of a run, `change` is made to a copy of a small finished one (`hostile_making` s
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ class Stored:
 
 
 LINES = [
+    Line("a path too long", ("eval", f"ckpt={'a' * 300}"), ("ckpt: aaa", "too long", "give a shorter path")),
+    Line("a path of bytes", ("train", "output_dir=\udcff"), ("command line: output_dir=?", "no UTF-8")),
+    Line("runs too long", ("report", "/".join(["run"] * 1100)), ("RUN: run/run", "too long")),
     Line("a misspelt key", ("train", "train.stesp=5"), ("train.stesp", "did you mean train.steps?")),
     Line(
         "a key of another choice",
@@ -97,6 +101,36 @@ LINES = [
         "shares that add up to almost 1",
         ("train", "dataset.split.fractions=[0.000001,0.5,0.5]"),
         ("add up to 1.000001",),
+    ),
+    Line(
+        "a sweep without end", ("train", "-m", "seed=range(1,1000000000)"), ("seed", "999,999,999 values", "interval(")
+    ),
+    Line("a sweep without steps", ("train", "-m", "seed=range(1,5,0)"), ("seed", "its step is 0")),
+    Line("a sweep of nan", ("train", "-m", "optimizer.lr=range(0,nan)"), ("optimizer.lr", "no number of values")),
+    Line(
+        "a sweep of a million jobs",
+        ("train", "-m", "seed=range(0,1000)", "optimizer.lr=range(1,1001)"),
+        ("-m", "1,000,000 jobs"),
+    ),
+    Line(
+        "a search of a range without end",
+        ("train", "-m", "hydra/sweeper=optuna", "train.steps=range(1,1000000000)"),
+        ("train.steps", "999,999,999 values", "int(interval(LOW,HIGH))"),
+    ),
+    Line(
+        "a million trials at a time",
+        ("train", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1000000", "optimizer.lr=interval(0.1,1)"),
+        ("hydra.sweeper.n_jobs: 1000000", "<= 1024"),
+    ),
+    Line(
+        "no jobs at a time",
+        ("train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=1,2"),
+        ("hydra.launcher.n_jobs: 0", "out of range"),
+    ),
+    Line(
+        "jobs in threads",
+        ("train", "-m", "hydra/launcher=joblib", "hydra.launcher.backend=threading", "seed=1,2"),
+        ("hydra.launcher.backend: threading", "cannot be set"),
     ),
     Line("several mistakes at once", ("train", "train.stpes=1", "seed=x", "residual=maybe"), ("seed: x",), 3),
 ]
@@ -204,6 +238,16 @@ STORED = [
     Stored("a key of its configuration misspelt", state(config__model={"name": "gru4rec", "hiden_dim": 3}), EVAL,
            ("model.hiden_dim",), 2),
     Stored("a report of an unfinished run", unfinished, ("report", "RUN"), ("did not finish", "resume=RUN")),
+    Stored("a report of one run with an option of several", lambda run: None, ("report", "RUN", "methods=[foo]"),
+           ("methods: foo", "there is one run"), 2),
+    Stored("users from a FIFO", lambda run: os.mkfifo(run / "users"), ("eval", "ckpt=RUN", "users=RUN/users"),
+           ("no plain file", "one id a line"), 3),
+    Stored("users from a device", lambda run: None, ("eval", "ckpt=RUN", "users=/dev/zero"), ("/dev/zero: a device", "no plain file"), 3),
+    Stored("an empty list of users", written("users", "\n\n"), ("eval", "ckpt=RUN", "users=RUN/users"),
+           ("lists no user",), 3),
+    Stored("a list of users that is no text", lambda run: (run / "users").write_bytes(b"a\n\xff"),
+           ("eval", "ckpt=RUN", "users=RUN/users"), ("byte 2",), 3),
+    Stored("a log for a world", lambda run: None, ("eval", "ckpt=RUN", "dataset_path=x.csv"), ("dataset_path: x.csv", "generated"), 2),
     Stored("a report without figures", no_figures, ("report", "RUN"), ("metrics is missing",)),
     Stored("a report of figures without end", written("metrics.json", DEEP), ("report", "RUN"), ("metrics.json", "nested deeper")),
     Stored("a report of a history without end", written("history.jsonl", f'{{"step": 1, "x": {DEEP}\n'), ("report", "RUN"),

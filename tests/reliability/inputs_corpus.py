@@ -22,7 +22,7 @@ def log(case: Log, folder: Path, *, apart: bool = False) -> list[str]:
     """What is wrong with how a bad log is met."""
     name = case.make(folder)
     path = name if name.startswith("/") else str(folder / name)
-    words = ["prepare", "dataset=events", f"dataset.path={path}", *case.words]
+    words = ["prepare", f"dataset={case.dataset}", f"dataset.path={path}", *case.words]
     return faults([*words, *_places(folder)], folder, 3, case.parts, apart=apart)
 
 

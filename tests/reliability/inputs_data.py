@@ -34,6 +34,7 @@ class Log:
     make: Callable[[Path], str]
     parts: tuple[str, ...]
     words: tuple[str, ...] = ()
+    dataset: str = "events"
 
 
 def rows(n_users: int = 30, n_events: int = 24, line: str = "{user},{item},{time}") -> str:
@@ -312,4 +313,15 @@ EVENTS = [
     Log("events", "an order that is no number", text(HEAD.strip() + ",o\n" + rows(line="{user},{item},{time},1.5")),
         ("row 1: column o", "not a whole number"), ("dataset.ties=order", "dataset.columns.order=o")),
 ]  # fmt: skip
-LOGS = [*FILES, *CSV, *IDS, *TIMES, *EVENTS]
+OTHERS = [
+    Log("other files", "prompts from a FIFO", _fifo, ("log.csv: a FIFO, no plain file", "give a JSONL file"),
+        dataset="prompts"),
+    Log("other files", "prompts without end", lambda folder: "/dev/zero", ("/dev/zero: a device", "no plain file"),
+        dataset="prompts"),
+    Log("other files", "prompts that are a log", text(HEAD + rows()), ("line 1", "not JSON"), dataset="prompts"),
+    Log("other files", "a FIFO for tables", _fifo, ("log.csv: not a directory",), dataset="episode_tables"),
+    Log("other files", "no tables", _empty_directory, ("pairs_train.parquet", "a table is missing"),
+        dataset="episode_tables"),
+    Log("other files", "running text from a FIFO", _fifo, ("log.csv: ", "a FIFO, no plain file"), dataset="wikitext2"),
+]  # fmt: skip
+LOGS = [*FILES, *CSV, *IDS, *TIMES, *EVENTS, *OTHERS]

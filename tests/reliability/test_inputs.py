@@ -27,7 +27,7 @@ def names(cases: list[Log] | list[Line] | list[Stored]) -> list[str]:
 
 def test_the_corpus_is_large_and_of_all_kinds() -> None:
     assert len(LOGS) + len(LINES) + len(STORED) >= 90
-    assert {case.kind for case in LOGS} == {"files", "csv", "ids", "times", "events"}
+    assert {case.kind for case in LOGS} == {"files", "csv", "ids", "times", "events", "other files"}
     assert len({(case.kind, case.name) for case in LOGS}) == len(LOGS)
 
 
