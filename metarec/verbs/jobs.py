@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from metarec.config.compose import config_to_yaml
 from metarec.config.schema import TrainConfig
@@ -43,12 +44,8 @@ def run_job(directory: Path, job: TrainConfig, overrides: Sequence[str], way_out
         rundir.write_run_card(directory, config_yaml=config_to_yaml(job), overrides=overrides)
     else:
         wait_free(directory, parent.GONE)
-    command = [sys.executable, "-m", "metarec", "train", f"resume={directory}"]
     with (directory / "output.log").open("a") as out, (directory / "errors.log").open("w+") as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, parent.STDIN: "1"},
-        )  # fmt: skip
+        process = _start(["train", f"resume={directory}"], out)
         assert process.stderr is not None
         assert process.stdin is not None
         with _lock:
@@ -80,6 +77,14 @@ def run_job(directory: Path, job: TrainConfig, overrides: Sequence[str], way_out
     if code:
         reason = said[-1] if said else f"exit code {code}, see {directory / 'errors.log'}"
         raise Failed("job", directory.name, "failed", reason, code)
+
+
+def _start(words: Sequence[str], out: IO[str]) -> subprocess.Popen[str]:
+    """`metarec WORDS...`, which ends with this process; what it prints goes to `out`, its stderr comes here."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "metarec", *words], stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, parent.STDIN: "1"},
+    )  # fmt: skip
 
 
 def ended_by(number: int) -> str:

@@ -53,6 +53,14 @@ def _start_server() -> None:
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
+def forked(target: Callable[..., None], *args: Any, daemon: bool = True) -> ForkServerProcess:
+    """`target(*args)` in a process that is forked from the server."""
+    _start_server()
+    process = _FORKS.Process(target=target, args=args, daemon=daemon)
+    process.start()
+    return process
+
+
 def tiny(*words: str) -> list[str]:
     """TINY less the options that would do nothing beside `words`, which are refused; FOMAML over a residual, the
     simplest pair, where `words` choose none."""
@@ -111,10 +119,7 @@ class Work:
 
         A search has processes of its own, which a daemon may not.
         """
-        _start_server()
-        process = _FORKS.Process(target=_child, args=(list(words), str(self.root)), daemon=daemon)
-        process.start()
-        return process
+        return forked(_child, list(words), str(self.root), daemon=daemon)
 
     def start_train(self, *words: str) -> ForkServerProcess:
         return self.start(*self.words("train", *tiny(*words), *words))

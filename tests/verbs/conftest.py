@@ -12,6 +12,7 @@ from reference.composed_once import shipped_files_composed_once as shipped_files
 from reference.image_runs import archive as archive
 from reference.image_runs import train as train
 from reference.tiny_runs import Work
+from reference.warm_jobs import warm
 
 from metarec.core import fused
 
@@ -32,6 +33,13 @@ def work(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
 def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """A finished run with the default algorithm and residual; not to be changed."""
     return Work(tmp_path_factory.mktemp("finished"), cache).train("logger.plots=true")
+
+
+@pytest.fixture(scope="module")
+def warm_jobs() -> Iterator[None]:
+    """Jobs of comparisons that cost no import."""
+    with warm():
+        yield
 
 
 @pytest.fixture(autouse=True)

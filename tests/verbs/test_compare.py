@@ -17,6 +17,8 @@ from metarec.errors import ConfigError
 from metarec.runs import rundir
 from metarec.verbs import run_verb
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
+
 WORDS = ("algorithms=[fomaml,maml]", "inner.steps=2", "train.steps=2", "train.eval_every=1")
 
 

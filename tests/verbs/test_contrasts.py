@@ -15,6 +15,8 @@ from metarec.config.overrides import check_words
 from metarec.errors import ConfigError
 from metarec.verbs.cells import cells
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
+
 TEXT = (
     "dataset=wikitext2", "dataset.in_data_dir=false", "dataset.characters.length=7", "dataset.characters.n_support=3",
     "dataset.characters.n_query=2", "dataset.characters.n_episodes=2", "hardware=cpu", "hardware.threads=1",

@@ -16,6 +16,8 @@ from metarec.config.schema import CompareConfig
 from metarec.errors import ConfigError
 from metarec.verbs.cells import cells, is_survey, settings, with_setting
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
+
 SMALL = (
     *TINY, "algorithms=[fomaml,anil]", "seeds=[1,2]",
     "residuals=[off]", "evaluation.panel=[markov]", "parallel=2", "tune.outer_lrs=[0.001,0.02]",

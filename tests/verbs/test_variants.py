@@ -14,6 +14,8 @@ from metarec.config.schema import CompareConfig
 from metarec.errors import ConfigError
 from metarec.verbs.cells import Cell, cells, is_survey, settings
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
+
 
 def found(*words: str) -> dict[str, Cell]:
     (job,) = check_words("compare", words).jobs
