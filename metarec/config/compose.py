@@ -148,6 +148,10 @@ def from_hydra(trouble: BaseException, value: str) -> ConfigError:
     if trouble.__cause__ is not None and _reason(trouble.__cause__) not in reasons[0]:
         reasons.append(_reason(trouble.__cause__))
     message = "; ".join(reason for reason in reasons if reason != "ConfigCompositionException")
+    if group := re.search(r"Could not override '(\w+)'\.? No match in the defaults list", message):
+        return ConfigError(
+            "configuration", value, f"chooses a {group[1]} too, and this command has none", "metarec train does"
+        )
     return ConfigError("configuration", value, message, "`metarec --help` shows what can be composed")
 
 

@@ -50,11 +50,13 @@ def check_hydra_word(o: Override) -> Iterator[ConfigError]:
         yield ConfigError(key, show(value), "is not among the words for Hydra that may be typed", fix)
 
 
-def check_joblib(parsed: Sequence[Override]) -> Iterator[ConfigError]:
-    """What is wrong with the options of ``hydra/launcher=joblib``: jobs at a time are the one that may be set, for those of
-    joblib's backends share a process between jobs, drop jobs that take long, or are read late and told by a traceback."""
+def check_joblib(parsed: Sequence[Override], *, multirun: bool) -> Iterator[ConfigError]:
+    """What is wrong with ``hydra/launcher=joblib`` and its options: jobs at a time are the one that may be set, for others
+    share a process between jobs, drop jobs that take long, or are read late and told by a traceback."""
     if not any(o.key_or_group == "hydra/launcher" and not o.is_delete() and o.value() == "joblib" for o in parsed):
         return
+    if not multirun:
+        yield ConfigError("hydra/launcher", "joblib", "runs several jobs side by side", "add -m, or drop it")
     for o in parsed:
         key = o.key_or_group
         if not key.startswith("hydra.launcher.") or o.is_delete():

@@ -115,7 +115,11 @@ def checks(
 ) -> Iterator[tuple[Checks, list[Override]]]:
     """What checks jobs of these normalised words, and the words parsed; the errors so far stand in its `errors`."""
     parsed, errors = _parse(words, verb)
-    raise_all([error for o in parsed if is_hydra(o) for error in check_hydra_word(o)] + list(check_joblib(parsed)))
+    several = options.get("multirun", False) or not options.get("rules", True)
+    raise_all(
+        [error for o in parsed if is_hydra(o) for error in check_hydra_word(o)]
+        + list(check_joblib(parsed, multirun=several))
+    )
     search = [str(path) for path in search_directories(parsed)]
     for name, own in (("--config-dir", config_dir), *(("hydra.searchpath", Path(path)) for path in search)):
         if own is not None:

@@ -132,6 +132,8 @@ LINES = [
         ("train", "-m", "hydra/launcher=joblib", "hydra.launcher.backend=threading", "seed=1,2"),
         ("hydra.launcher.backend: threading", "cannot be set"),
     ),
+    Line("a choice for another verb", ("prepare", "dataset=omniglot"), ("dataset=omniglot: chooses a model",)),
+    Line("jobs side by side, and one", ("train", "hydra/launcher=joblib"), ("hydra/launcher: joblib", "add -m")),
     Line("several mistakes at once", ("train", "train.stpes=1", "seed=x", "residual=maybe"), ("seed: x",), 3),
 ]
 
