@@ -6,6 +6,8 @@ In float64, for each of the 105 cells: the engine's meta-loss of every task and 
 gradient equals central differences of the meta-loss to 1e-6, along random directions over all that is trained and along one
 through each tensor alone; of first order it fails that same test. iMAML, whose gradient holds at the solution of its inner
 problem, is given one that has converged.
+
+The scope "module" has a cell's tests stand side by side, so that of two processes one computes its slow reference, once.
 """
 
 from __future__ import annotations
@@ -51,14 +53,14 @@ MATRIX = [*some("clip"), *some("prox"), *some("cut")]
 NAMES = ("model", "algorithm", "residual", "setting", "seed")
 
 
-@pytest.mark.parametrize(NAMES, MATRIX)
+@pytest.mark.parametrize(NAMES, MATRIX, scope="module")
 def test_meta_losses_are_those_of_one_task_at_a_time(
     model: str, algorithm: str, residual: str, setting: str, seed: int
 ) -> None:
     check_losses(found(model, algorithm, residual, setting, seed))
 
 
-@pytest.mark.parametrize(NAMES, MATRIX)
+@pytest.mark.parametrize(NAMES, MATRIX, scope="module")
 def test_the_meta_gradient_is_that_of_one_task_at_a_time(
     model: str, algorithm: str, residual: str, setting: str, seed: int
 ) -> None:
@@ -94,7 +96,7 @@ def test_a_wide_matrix_is_kept_in_blocks_and_changes_no_number(
 SECOND = ("maml", "maml_pp", "anil", "meta_sgd")
 
 
-@pytest.mark.parametrize(NAMES, [*some("clip", SECOND), *some("prox", (*SECOND, "imaml"))])
+@pytest.mark.parametrize(NAMES, [*some("clip", SECOND), *some("prox", (*SECOND, "imaml"))], scope="module")
 def test_the_meta_gradient_is_the_slope_of_the_meta_loss(
     model: str, algorithm: str, residual: str, setting: str, seed: int
 ) -> None:
@@ -109,7 +111,7 @@ def test_the_meta_gradient_is_the_slope_of_the_meta_loss(
 FIRST = ("fomaml", "reptile")
 
 
-@pytest.mark.parametrize(NAMES, [*some("cut"), *some("clip", FIRST), *some("prox", FIRST)])
+@pytest.mark.parametrize(NAMES, [*some("cut"), *some("clip", FIRST), *some("prox", FIRST)], scope="module")
 def test_the_first_order_gradient_is_not(model: str, algorithm: str, residual: str, setting: str, seed: int) -> None:
     it, result = cell(model, algorithm, residual, setting, seed), found(model, algorithm, residual, setting, seed)
     assert any(slope_error(it, result.grads, along, DIFFERENCES[-1:]) > 1e-3 for along in jointly(it, 3))
