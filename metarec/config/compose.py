@@ -149,9 +149,8 @@ def from_hydra(trouble: BaseException, value: str) -> ConfigError:
         reasons.append(_reason(trouble.__cause__))
     message = "; ".join(reason for reason in reasons if reason != "ConfigCompositionException")
     if group := re.search(r"Could not override '(\w+)'\.? No match in the defaults list", message):
-        return ConfigError(
-            "configuration", value, f"chooses a {group[1]} too, and this command has none", "metarec train does"
-        )
+        what = f"chooses a {group[1]} too, and this command has none"
+        return ConfigError("configuration", value, what, "it is for metarec train, or mend the file if it is yours")
     return ConfigError("configuration", value, message, "`metarec --help` shows what can be composed")
 
 
