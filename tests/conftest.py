@@ -42,8 +42,8 @@ def _root_logger() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With -n a file's tests go to one process, in the order of files: what they share (runs, references, composed
-    configurations) is made once and not in every process. Another --dist is left as it was asked for."""
+    """With -n a file's tests go to one process, in the order of files: what they share (runs, references, compositions of the
+    configuration) is made once and not in every process. Another --dist is left as it was asked for."""
     if config.getoption("dist") != "load":
         return None
     from xdist.scheduler import LoadFileScheduling
