@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 # Tiny tensors: a second thread only spins, and pytest -n has the cores at work already. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,18 +37,6 @@ def _root_logger() -> Iterator[None]:
     yield
     root.setLevel(level)
     root.handlers[:] = [handler for handler in root.handlers if handler in handlers]
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With -n a file's tests go to one process, in the order of files: what they share (runs, references, compositions of the
-    configuration) is made once and not in every process. Another --dist is left as it was asked for."""
-    if config.getoption("dist") != "load":
-        return None
-    from xdist.scheduler import LoadFileScheduling
-
-    config.option.loadscopereorder = False  # the files of most tests are not those that take longest
-    return LoadFileScheduling(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
