@@ -36,7 +36,7 @@ quick = settings(
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a failing example is small already; shrinking takes minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-properties = settings(quick, max_examples=int(ASKED or 500))  # of episodes: an example takes a third of a second
+properties = settings(quick, max_examples=int(ASKED or 300))  # of episodes: one takes up to a third of a second
 
 
 @st.composite
