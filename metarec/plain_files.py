@@ -11,8 +11,12 @@ class NotPlain(OSError):
     """A FIFO, device or socket in the place of a file."""
 
     def __init__(self, path: Path, mode: int) -> None:
-        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a device or socket"
-        super().__init__(errno.EINVAL, f"{kind}, no plain file", str(path))
+        super().__init__(errno.EINVAL, f"{kind(mode)}, no plain file", str(path))
+
+
+def kind(mode: int) -> str:
+    """What something is that is neither a file nor a directory, for a message."""
+    return "a FIFO" if stat.S_ISFIFO(mode) else "a device or socket"
 
 
 def require_plain(path: Path) -> Path:

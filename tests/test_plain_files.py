@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,22 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+def fifo(path: Path) -> Path:
+    """With somebody who writes to it whenever it is opened: who reads it is seen, and does not wait."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                file = os.open(path, os.O_WRONLY)
+                os.write(file, b"{}\n")
+                os.close(file)
+                time.sleep(0.01)
+
+    os.mkfifo(path)
+    threading.Thread(target=write, daemon=True).start()
+    return path
+
+
 def test_a_plain_file_is_read_and_a_link_to_one(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("\ufeffx", encoding="utf-8")
     (tmp_path / "b").symlink_to("a")
@@ -35,7 +54,7 @@ def test_a_plain_file_is_read_and_a_link_to_one(tmp_path: Path) -> None:
 def test_anything_else_is_an_oserror(what: str, tmp_path: Path) -> None:
     path = Path("/dev/zero") if what == "device" else tmp_path / "x"
     if what == "fifo":
-        os.mkfifo(path)
+        fifo(path)
     if what == "directory":
         path.mkdir()
     kinds: dict[str, type[OSError]] = {"directory": IsADirectoryError, "nothing": FileNotFoundError}
@@ -46,7 +65,6 @@ def test_anything_else_is_an_oserror(what: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_readers_of_named_files_do_not_wait(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "course2id.json"
-    os.mkfifo(path)
+    path = fifo(tmp_path / "course2id.json")
     with pytest.raises(DataError, match="a FIFO, no plain file"):
         READERS[name](path)

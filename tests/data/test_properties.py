@@ -45,8 +45,8 @@ from metarec.data.spec import DatasetSpec, Sessions
 
 ORDERS = st.sampled_from([Sessions(), Sessions(order="shuffled")])
 SPLIT_RULES = ["user_time", "user_disjoint", "user_disjoint", "leave_one_out", "column", "column"]
-# 8 to 11 prepare the log once more each: in the suite one log in four is asked for them
-ALL_OF_THEM = st.sampled_from([True, False, False, False]) if ASKED is None else st.just(True)
+# 8 to 11 prepare the log once more each: in the suite one log in three is asked for them
+ALL_OF_THEM = st.sampled_from([True, False, False]) if ASKED is None else st.just(True)
 CHECKED: Counter[str] = Counter()
 
 

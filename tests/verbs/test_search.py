@@ -123,6 +123,7 @@ def killed_and_resumed(work: Work, n_trials: int, *command: str) -> Path:
     before, finished = stored(search), untouched(search)
     running = {number for number, (state, _, _) in before.items() if state == "RUNNING"}
     assert running
+    assert finished
     assert cli.main(["train", f"resume={search}"]) == 0
     after = stored(search)
     for number, (state, params, value) in before.items():  # none lost, none drawn again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from metarec import plain_files
 from metarec.data.formats import readers
 from metarec.errors import DataError
 
@@ -88,11 +89,8 @@ def read_here() -> str:
 def format_of(path: Path, mode: int, asked: str) -> tuple[str, bool]:
     """(format, whether gzip) of one file; ``asked``: dataset.format."""
     if not stat.S_ISREG(mode):
-        # opening a FIFO would wait for a writer that may never come
-        what = "a FIFO" if stat.S_ISFIFO(mode) else "a device or socket"
-        raise DataError(
-            path, what, "the log is read more than once, so it must be a plain file", "write it to a file first"
-        )
+        what = "the log is read more than once, so it must be a plain file"
+        raise DataError(path, plain_files.kind(mode), what, "write it to a file first")
     try:
         with path.open("rb") as stream:
             head = stream.read(HEAD)
